@@ -1,0 +1,39 @@
+# unplugd: `make` alone says what there is.
+
+PYTHON := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint unit integration docs-check bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: ## see unplugd do its job here, without Xen (90 seconds at most)
+	@scripts/setup.sh demo
+	@$(PYTHON) -m unplugd.demo
+
+test: ## set up all that is needed, then run everything: lint, types, unit and integration tests
+	@scripts/test.sh lint types docs unit integration
+
+setup: ## only set up: .venv, and as root the Debian packages that the tests need
+	@scripts/setup.sh test
+
+lint: ## ruff and mypy --strict
+	@scripts/test.sh lint types
+
+unit: ## the unit tests
+	@scripts/test.sh unit
+
+integration: ## against the real xenstored, journald, systemd and Prometheus
+	@scripts/test.sh integration
+
+docs-check: ## generated documentation is what the code says
+	@scripts/test.sh docs
+
+bench: ## how fast it is here
+	@scripts/setup.sh test
+	@$(PYTHON) -m benchmarks
+
+clean: ## take away what setup and tests made
+	rm -rf .venv .cache .hypothesis build dist daemon/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,164 @@
+#!/usr/bin/env bash
+# setup.sh demo|test : what `make demo` or `make test` needs, made ready in this checkout.
+#
+# Idempotent; quick when there is nothing to do. As root, what is missing comes from apt; without root, it says what is
+# missing and what the project then does without. Beside apt's packages, only .venv and .cache are written.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+mode=${1:-test}
+case $mode in demo | test) ;; *) echo "usage: scripts/setup.sh demo|test" >&2; exit 2 ;; esac
+
+log=.cache/setup.log
+minimum=3.11
+mkdir -p .cache
+exec 9>.cache/setup.lock
+flock 9     # two `make`s at a time: the second waits and then finds it all done
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() { printf 'setup: %s\n' "$@" >&2; exit 2; }
+
+# run DESCRIPTION COMMAND... : one line for a person; the command's own output goes to the log, its end to the terminal
+# if it fails.
+run() {
+    local what=$1 begin=$SECONDS
+    shift
+    printf '=== %s\n' "$what" >>"$log"
+    if "$@" >>"$log" 2>&1 9>&-; then
+        say "$what ($((SECONDS - begin)) s)"
+    else
+        printf 'setup: %s: failed. The end of %s:\n' "$what" "$log" >&2
+        tail -n 15 "$log" | sed 's/^/    /' >&2
+        return 1
+    fi
+}
+
+# --- Python -----------------------------------------------------------------------------------------------------------
+
+suits() {
+    "$1" -c "import sys; sys.exit(sys.version_info < tuple(map(int, '$minimum'.split('.'))))" 2>/dev/null
+}
+
+python=
+for candidate in python3 python3.11 python3.12 python3.13 python3.14; do
+    if suits "$candidate"; then
+        python=$(command -v "$candidate")
+        break
+    fi
+done
+[ -n "$python" ] || fail "unplugd needs Python $minimum or newer; $(python3 --version 2>&1 || true) is what is here." \
+    "Debian 12 and later have it: apt-get install python3"
+
+# --- what only apt can give -------------------------------------------------------------------------------------------
+
+packages=()     # missing packages
+lacks=()        # and what is done without each of them
+need() { packages+=("$1"); lacks+=("$1: $2"); }
+
+survey() {
+    packages=() lacks=()
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || need python3-venv 'no virtual environment, so nothing runs'
+    [ "$mode" = test ] || return 0
+    command -v cc >/dev/null || {
+        need gcc 'no systemd-python, and no xenstored in the tests'
+        need libc6-dev 'as gcc'
+    }
+    "$python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+        need python3-dev 'no systemd-python: sockets passed by systemd are not tested'
+    command -v pkg-config >/dev/null || need pkg-config 'as libsystemd-dev'
+    pkg-config --exists libsystemd 2>/dev/null ||
+        need libsystemd-dev 'no systemd-python: sockets passed by systemd are not tested'
+    { [ -x /usr/lib/systemd/systemd-journald ] || [ -x /lib/systemd/systemd-journald ]; } &&
+        command -v systemd-analyze >/dev/null || need systemd 'no journald and no systemd in the tests'
+}
+
+# Somebody else's apt may hold a lock that DPkg::Lock::Timeout does not cover (that of the package lists), and a mirror
+# may fail once.
+apt() {
+    local try
+    for try in 1 2 3 4 5; do
+        if DEBIAN_FRONTEND=noninteractive apt-get -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null; then
+            return 0
+        fi
+        echo "apt-get $1: attempt $try failed"
+        sleep $((try * 2))
+    done
+    return 1
+}
+
+install_packages() {
+    # The lists at hand may do; when they are absent or older than the mirror, they are read anew.
+    DEBIAN_FRONTEND=noninteractive apt-get -y -o DPkg::Lock::Timeout=300 install --no-install-recommends \
+        "${packages[@]}" </dev/null && return 0
+    apt update
+    apt install --no-install-recommends "${packages[@]}"
+}
+
+survey
+if [ ${#packages[@]} -gt 0 ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        run "apt-get install ${packages[*]}" install_packages || exit 1
+        survey
+    fi
+    for line in "${lacks[@]}"; do say "missing $line"; done
+    if [ ${#packages[@]} -gt 0 ]; then
+        say "an administrator adds it with: apt-get install ${packages[*]}"
+    fi
+fi
+
+# --- the virtual environment ------------------------------------------------------------------------------------------
+
+extras=
+if [ "$mode" = test ]; then
+    extras='[test]'
+    case " ${packages[*]-} " in
+        *' gcc '* | *' python3-dev '* | *' pkg-config '* | *' libsystemd-dev '*) ;;
+        *) extras='[systemd,test]' ;;
+    esac
+fi
+
+# A stamp is the hash of all that the environment depends on; a checkout that has moved has a new one, since scripts in
+# a virtual environment name it by its absolute path.
+stamp_of() { # extras
+    { pwd; "$python" -c 'import sys; print(sys.executable, sys.version)'; echo "$1"; cat pyproject.toml scripts/setup.sh; } |
+        sha256sum | cut -d ' ' -f 1
+}
+
+is_ready() {
+    local stamp
+    [ -x .venv/bin/python ] && [ -f .venv/.setup ] || return 1
+    stamp=$(cat .venv/.setup)
+    [ "$stamp" = "$(stamp_of "$extras")" ] && return 0
+    # What serves the tests serves the demo.
+    [ "$mode" = demo ] && { [ "$stamp" = "$(stamp_of '[test]')" ] || [ "$stamp" = "$(stamp_of '[systemd,test]')" ]; }
+}
+
+if ! is_ready; then
+    : >"$log"
+    if ! .venv/bin/python -c 'import sys, pip; sys.exit(sys.argv[1] != sys.prefix)' "$PWD/.venv" 2>/dev/null ||
+        ! suits .venv/bin/python; then
+        "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+            fail "Python's venv module is not here, and only an administrator can add it:" "    apt-get install python3-venv"
+        run '.venv' "$python" -m venv --clear .venv || exit 1
+    fi
+    rm -f .venv/.setup
+    run ".venv: unplugd$extras and what it stands on" \
+        .venv/bin/python -m pip install --no-input --disable-pip-version-check --retries 5 -e ".$extras" || exit 1
+    stamp_of "$extras" >.venv/.setup
+fi
+
+# --- the tests' neighbours: each script fetches or builds what it needs under .cache, and is quick when it has it ---------
+
+if [ "$mode" = test ]; then
+    for script in tests/lab/get-*.sh; do
+        [ -f "$script" ] || continue
+        begin=$SECONDS
+        bash "$script" >>"$log" 2>&1 9>&- || {
+            printf 'setup: %s failed; its tests will say what they miss. The end of %s:\n' "$script" "$log" >&2
+            tail -n 5 "$log" | sed 's/^/    /' >&2
+        }
+        [ $((SECONDS - begin)) -lt 2 ] || say "$script ($((SECONDS - begin)) s)"
+    done
+fi
+say "ready for $mode"

@@ -1,0 +1,1 @@
+"""Tests against real neighbours: xenstored, journald, systemd, Prometheus."""

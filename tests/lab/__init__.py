@@ -1,0 +1,1 @@
+"""The lab: fixtures that run the daemon's real neighbours on a machine without Xen."""
