@@ -2,7 +2,7 @@
 
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = [
+pytest_plugins: list[str] = [
 ]
 
 # A slow and busy machine must not make a property false.
