@@ -1,0 +1,83 @@
+"""The service manager: readiness, status, watchdog, and the sockets that it passes.
+
+This room speaks sd_notify(3), sd_listen_fds(3) and sd_watchdog_enabled(3), no more. When to say that the service is
+ready, what its status is and whether the event loop makes enough progress to be called alive is service.py's business.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from unplugd.errors import HostError
+
+
+def notify(*assignments: str) -> bool:
+    """Send assignments such as "READY=1" or "STATUS=7 domains" to the service manager, in one datagram.
+
+    Never blocks and never raises: without a manager ($NOTIFY_SOCKET), with one whose queue is full or that is gone,
+    nothing is sent and the answer is False. An assignment is one line: line ends within it become spaces. Answers
+    True when the datagram is in the manager's socket. Source: sd_notify(3).
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return False
+    if address.startswith("@"):  # a name in the abstract namespace
+        address = "\0" + address[1:]
+    datagram = "\n".join(" ".join(assignment.splitlines()) for assignment in assignments).encode()
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as manager:
+            manager.sendto(datagram, address)
+    except OSError:
+        return False
+    return True
+
+
+def listen_fds() -> dict[str, list[socket.socket]]:
+    """Take over the sockets that systemd passed to this process, by their names (`FileDescriptorName=`).
+
+    {} when none were passed; a second call answers {} too, and child processes are not told of them. The sockets are
+    non-blocking and close-on-exec. Raises HostError when there are some but systemd-python is not installed, or when
+    one of them is not a socket. Source: sd_listen_fds_with_names(3).
+    """
+    environment = os.environ
+    passed = environment.get("LISTEN_FDS", "0")
+    if passed == "0" or environment.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    try:
+        from systemd.daemon import listen_fds_with_names
+    except ImportError:
+        raise HostError(
+            "sockets passed by systemd",
+            f"LISTEN_FDS={passed}",
+            "the Python module systemd is not installed: it is in Debian's python3-systemd, "
+            "and comes with unplugd[systemd] from PyPI",
+        ) from None
+    try:
+        names: dict[int, str] = listen_fds_with_names(unset_environment=True)
+    except OSError as error:
+        raise HostError("sockets passed by systemd", f"LISTEN_FDS={passed}", error.strerror or str(error)) from None
+    sockets: dict[str, list[socket.socket]] = {}
+    for fd, name in names.items():
+        try:
+            passed_socket = socket.socket(fileno=fd)
+        except OSError as error:
+            raise HostError("socket passed by systemd", f"{name} (fd {fd})", error.strerror or str(error)) from None
+        passed_socket.setblocking(False)
+        sockets.setdefault(name, []).append(passed_socket)
+    return sockets
+
+
+def watchdog_interval() -> float | None:
+    """Seconds between two "WATCHDOG=1", half of what systemd waits for one; None where it does not watch this process.
+
+    Source: sd_watchdog_enabled(3), which recommends the half.
+    """
+    environment = os.environ
+    try:
+        microseconds = int(environment.get("WATCHDOG_USEC", "0"))
+    except ValueError:
+        return None
+    if microseconds <= 0 or environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return microseconds / 2_000_000
