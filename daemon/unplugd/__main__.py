@@ -1,0 +1,7 @@
+"""`python3 -m unplugd` is `unplugd`."""
+
+import sys
+
+from unplugd.cli import main
+
+sys.exit(main())

@@ -1,0 +1,160 @@
+"""One guest as unplugd remembers it: its platform device, its log, and what happened that nobody was told yet.
+
+All connections of a domain share one Guest. What must survive the process is in Snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from unplugd.core.events import (
+    Announced,
+    Blacklisted,
+    BuildWithoutProduct,
+    Event,
+    UndefinedBits,
+    UnplugDenied,
+    Unplugged,
+    WasReset,
+)
+from unplugd.core.guestlog import GuestLog, Limits
+from unplugd.core.protocol import Effect, Platform, Rules
+from unplugd.core.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of looking a build number up."""
+
+    blacklisted: bool
+    reason: str = ""
+    """Why, in an administrator's words; "" if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All of a guest that must survive the process, except the bytes of its partial line."""
+
+    product: int | None
+    build: int | None
+    blacklisted: bool
+    unplugged: int
+    flags: int
+    balance: float
+    balance_at: float
+    """Seconds of the clock that the caller brings."""
+    charged: int
+    unsaid_lines: int
+    unsaid_bytes: int
+    throttled: bool
+
+
+class Guest:
+    """The state of one domain and the events that it caused, oldest first, in `events` (the caller takes them)."""
+
+    __slots__ = ("_told", "changed", "events", "log", "platform", "registry")
+
+    def __init__(self, rules: Rules, limits: Limits, registry: Registry, now: float,
+                 cost: Callable[[bytes], int] = len) -> None:
+        self.events: list[Event] = []
+        self.platform = Platform(rules)
+        self.log = GuestLog(limits, self.events, now, cost)
+        self.registry = registry
+        self.changed = True
+        """Set by everything that changes a Snapshot or the partial line; whoever keeps them clears it."""
+        self._told: set[object] = set()
+
+    def reset(self, now: float) -> None:
+        """The platform device came out of reset (contract section 1)."""
+        self.changed = True
+        self.log.cut(now)
+        self.platform.reset()
+        self.log.product = (None, None)
+        self._told.clear()
+        self.log.record(WasReset(), now)
+
+    def write(self, effect: Effect, value: int, now: float) -> int:
+        """A write whose effect needs nobody else's word; returns what its response carries."""
+        match effect:
+            case Effect.PRODUCT:
+                self.changed = True
+                self.platform.give_product(value)
+                self._identify()
+            case Effect.FLAGS_WRITE:
+                self.changed = True
+                self.platform.write_flags(value)
+            case Effect.UNPLUG | Effect.LEGACY_UNPLUG:
+                return self._unplug(value, now)
+        return 0
+
+    def expects_verdict(self, build: int, now: float) -> bool:
+        """Whether a build number must be looked up: not without a product before it, nor with version 0."""
+        platform = self.platform
+        if platform.rules.protocol_version == 0:
+            return False
+        if platform.product is None:
+            self._tell_once(BuildWithoutProduct(build), BuildWithoutProduct, now)
+            return False
+        return True
+
+    def judge(self, product: int, build: int, verdict: Verdict, now: float) -> None:
+        """A build number has its verdict."""
+        self.changed = True
+        platform = self.platform
+        before = platform.blacklisted
+        platform.judge(build, verdict.blacklisted)
+        self._identify()
+        name = self.registry.name(product)
+        if platform.blacklisted and not before:
+            self.log.record(Blacklisted(product, name, build, verdict.reason), now)
+        key = (product, build, platform.blacklisted)
+        if key not in self._told:
+            self._told = {told for told in self._told if not isinstance(told, tuple)} | {key}
+            self.log.record(Announced(product, name, build, platform.blacklisted, verdict.reason), now)
+
+    def _unplug(self, mask: int, now: float) -> int:
+        self.changed = True
+        ordered = self.platform.unplug(mask)
+        if ordered.undefined:
+            self._tell_once(UndefinedBits(ordered.undefined), UndefinedBits, now)
+        if ordered.refused:
+            denied = UnplugDenied(ordered.refused, self.platform.blacklisted)
+            self._tell_once(denied, denied, now)
+        if ordered.added:
+            self.log.record(Unplugged(ordered.order), now)
+        return ordered.order
+
+    def _tell_once(self, event: Event, key: object, now: float) -> None:
+        """Record an event once between two resets: a driver that repeats itself is no news."""
+        if key not in self._told:
+            self._told.add(key)
+            self.log.record(event, now)
+
+    def _identify(self) -> None:
+        self.log.product = (self.platform.product, self.platform.build)
+
+    def take_events(self) -> list[Event]:
+        """The events so far; from now on they are the caller's."""
+        events = self.events[:]
+        self.events.clear()
+        return events
+
+    def snapshot(self) -> Snapshot:
+        """What must be kept."""
+        platform, log = self.platform, self.log
+        return Snapshot(platform.product, platform.build, platform.blacklisted, platform.unplugged, platform.flags,
+                        log.bucket.balance, log.bucket.at, log.charged, log.unsaid_lines, log.unsaid_bytes,
+                        log.throttled)
+
+    def restore(self, kept: Snapshot, partial: bytes, now: float) -> None:
+        """Go on where an earlier process stopped. A partial line's time counts anew."""
+        platform, log = self.platform, self.log
+        platform.product, platform.build = kept.product, kept.build
+        platform.blacklisted, platform.unplugged, platform.flags = kept.blacklisted, kept.unplugged, kept.flags
+        log.bucket.restore(kept.balance, kept.balance_at, now)
+        log.charged = kept.charged
+        log.unsaid_lines, log.unsaid_bytes, log.throttled = kept.unsaid_lines, kept.unsaid_bytes, kept.throttled
+        log.restore_partial(partial, now)
+        self._identify()
+        self.changed = True

@@ -1,0 +1,218 @@
+"""The HVM emulated device unplug protocol: one table of accesses, and the device that a guest finds behind it.
+
+Everything that a port access can do is in TABLE; what is not there reads as all ones and is ignored when written.
+Sources: xen.git docs/misc/hvm-emulated-unplug.pandoc (numbers in brackets are the steps of the original mail of
+2008), contract section 1, "What each access does". The table in docs/protocol.md is generated from this one.
+
+The order that a driver follows, all of it on ports 0x10-0x13:
+
+    [1] read magic -> [2] read version -> [3] write product -> [4] write build -> [5] read magic again
+    -> [6] write unplug mask;  log bytes at any time after [1]
+
+No I/O and no clock here; who looks a build number up is the caller's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum, IntFlag
+from typing import NamedTuple
+
+from unplugd.core.ioreq import BAR
+
+MAGIC = 0x49D2
+"""[1] The unplug protocol is there and this guest's driver is welcome."""
+MAGIC_BLACKLISTED = 0xD249
+"""[5] The driver that announced itself is blacklisted and must not load: the magic with its bytes swapped."""
+
+FLAG_ROM_LOCK = 0x01
+"""PFFLAG_ROM_LOCK: the only platform flag that is kept. Locking the ROM is the device model's work."""
+
+
+class Unplug(IntFlag):
+    """Bits of the unplug mask (step 6)."""
+
+    IDE_DISKS = 1
+    """All IDE and SCSI disks, but no CD drives."""
+    NICS = 2
+    """All emulated network cards."""
+    AUX_IDE_DISKS = 4
+    """All IDE disks but the primary master; overridden by IDE_DISKS."""
+    NVME_DISKS = 8
+    """All NVMe disks."""
+
+
+DEVICES: Mapping[str, Unplug] = {
+    "ide-disks": Unplug.IDE_DISKS,
+    "nics": Unplug.NICS,
+    "aux-ide-disks": Unplug.AUX_IDE_DISKS,
+    "nvme-disks": Unplug.NVME_DISKS,
+}
+"""The bits under their names in configuration, metrics and output."""
+
+ALL_DEVICES = 15
+
+
+def device_names(mask: int) -> str:
+    """The names of a mask's devices, comma separated; `nothing` for 0."""
+    return ", ".join(name for name, bit in DEVICES.items() if mask & bit) or "nothing"
+
+
+class Effect(Enum):
+    """What an access does; the value is its kind in `unplugd_ioreqs_total`, before a slash."""
+
+    MAGIC = "magic"
+    VERSION = "version"
+    PRODUCT = "product"
+    BUILD = "build"
+    UNPLUG = "unplug"
+    LOG = "log"
+    FLAGS_READ = "flags/read"
+    FLAGS_WRITE = "flags/write"
+    LEGACY_UNPLUG = "unplug/legacy"
+    NONE = "other"
+
+    @property
+    def kind(self) -> str:
+        """The value of the label `kind`."""
+        return self.value.partition("/")[0]
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    read: bool
+    addr: int
+    size: int
+    effect: Effect
+    meaning: str
+    answer: str
+
+
+READ, WRITE = True, False
+
+TABLE: tuple[Row, ...] = (
+    Row(READ, 0x10, 2, Effect.MAGIC, "magic number",
+        "0x49d2, or 0xd249 once this guest's driver is blacklisted"),
+    Row(READ, 0x12, 1, Effect.VERSION, "protocol version", "1, or what `protocol_version` says"),
+    Row(WRITE, 0x12, 2, Effect.PRODUCT, "product number; 0 counts as not given", "0"),
+    Row(WRITE, 0x10, 4, Effect.BUILD, "build number; the verdict stands before the answer", "0"),
+    Row(WRITE, 0x10, 2, Effect.UNPLUG, "unplug mask", "the order: what the device model must unplug"),
+    Row(WRITE, 0x12, 1, Effect.LOG, "one byte of guest log", "0"),
+    Row(READ, 0x10, 1, Effect.FLAGS_READ, "platform flags", "the flags"),
+    Row(WRITE, 0x10, 1, Effect.FLAGS_WRITE, "platform flags, bit 0 (ROM lock) is kept", "0"),
+    Row(WRITE, BAR + 8, 1, Effect.LOG, "one byte of guest log (platform BAR)", "0"),
+    Row(READ, BAR, 1, Effect.FLAGS_READ, "platform flags (platform BAR)", "the flags"),
+    Row(WRITE, BAR, 1, Effect.FLAGS_WRITE, "platform flags (platform BAR)", "0"),
+)
+
+LEGACY_TABLE: tuple[Row, ...] = (
+    Row(WRITE, BAR + 4, 4, Effect.LEGACY_UNPLUG, "1 unplugs disks and NICs (old SUSE, VMDP)", "the order"),
+    Row(WRITE, BAR + 8, 4, Effect.LEGACY_UNPLUG, "1 unplugs disks, 2 unplugs NICs (VMDP)", "the order"),
+)
+"""What `policy.legacy_unplug` adds: the protocol's predecessors on the platform device's BAR."""
+
+LEGACY_MASKS: Mapping[tuple[int, int], int] = {
+    (BAR + 4, 1): Unplug.IDE_DISKS | Unplug.NICS,
+    (BAR + 8, 1): Unplug.IDE_DISKS,
+    (BAR + 8, 2): Unplug.NICS,
+}
+"""Address and value of a legacy write to the mask it stands for; any other value does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the configuration decides about the protocol."""
+
+    protocol_version: int = 1
+    """What VERSION reads as; with 0 a driver sends no product and build, and any that come are ignored."""
+    allow_unplug: int = ALL_DEVICES
+    """Mask of what may be unplugged at all."""
+    blacklisted_unplug: bool = True
+    """Whether a blacklisted driver that unplugs all the same is obeyed, as qemu-traditional did."""
+    legacy_unplug: bool = False
+    """Whether LEGACY_TABLE is served."""
+
+    def rows(self) -> Iterator[Row]:
+        """The accesses that have an effect under these rules."""
+        yield from TABLE
+        if self.legacy_unplug:
+            yield from LEGACY_TABLE
+
+    def effects(self) -> dict[tuple[bool, int, int], Effect]:
+        """The same as a map: (read, addr, size) to effect."""
+        return {(row.read, row.addr, row.size): row.effect for row in self.rows()}
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """What came of an unplug mask."""
+
+    order: int
+    """What the device model must unplug: asked for, defined and allowed."""
+    added: int
+    """The part of it that was not ordered before (since reset)."""
+    undefined: int
+    """Bits of the mask that mean nothing."""
+    refused: int
+    """Defined bits that policy refused."""
+
+
+class Platform:
+    """The state of one guest's platform device, from reset to reset."""
+
+    __slots__ = ("blacklisted", "build", "flags", "product", "rules", "unplugged")
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.reset()
+
+    def reset(self) -> None:
+        """As after power-on: nothing was announced, nothing is unplugged."""
+        self.product: int | None = None
+        self.build: int | None = None
+        self.blacklisted = False
+        self.unplugged = 0
+        self.flags = 0
+
+    def read(self, effect: Effect, size: int) -> int:
+        """What a read of `size` bytes with this effect answers."""
+        match effect:
+            case Effect.MAGIC:
+                return MAGIC_BLACKLISTED if self.blacklisted else MAGIC
+            case Effect.VERSION:
+                return self.rules.protocol_version
+            case Effect.FLAGS_READ:
+                return self.flags
+            case _:
+                return (1 << 8 * size) - 1
+
+    def give_product(self, number: int) -> None:
+        """[3] A product number; 0 takes back what was given."""
+        if self.rules.protocol_version:
+            self.product = number or None
+
+    def expects_build(self) -> bool:
+        """Whether a build number counts now: a product number came before it."""
+        return self.product is not None
+
+    def judge(self, build: int, blacklisted: bool) -> None:
+        """[4] A build number with its verdict. A guest once blacklisted stays so until reset."""
+        self.build = build
+        self.blacklisted = self.blacklisted or blacklisted
+
+    def unplug(self, mask: int) -> Ordered:
+        """[6] An unplug mask. The same mask gets the same order again: device models treat it as idempotent."""
+        defined = mask & ALL_DEVICES
+        allowed = self.rules.allow_unplug
+        if self.blacklisted and not self.rules.blacklisted_unplug:
+            allowed = 0
+        order = defined & allowed
+        added = order & ~self.unplugged
+        self.unplugged |= order
+        return Ordered(order, added, mask & ~ALL_DEVICES, defined & ~allowed)
+
+    def write_flags(self, value: int) -> None:
+        """Keep the flags that are defined."""
+        self.flags = value & FLAG_ROM_LOCK

@@ -1,0 +1,248 @@
+"""The bytes of one connection: requests in, responses out, in order, whatever pieces they come in.
+
+Sans I/O. The caller feeds what it read and the time, writes what it gets, and looks at two things: `waiting` (a frame
+waits for a verdict or for tokens: read no more, and resume() when it is there) and `fault` (close the connection).
+
+Nearly all accesses of a running guest are magic reads and log bytes, each in a frame of its own; receive() answers these
+without a Request object. Everything else takes the slow path, which is the specification in the open.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from unplugd.core.guest import Guest, Verdict
+from unplugd.core.guestlog import LINE_LIMIT
+from unplugd.core.ioreq import FRAME_SIZE, Request, State, decode, response
+from unplugd.core.protocol import LEGACY_MASKS, Effect, Rules
+from unplugd.errors import ClientFault
+
+
+@dataclass(frozen=True, slots=True)
+class NeedVerdict:
+    """A build number must be looked up before the frame goes on."""
+
+    product: int
+    build: int
+    first: bool
+    """True for the first build number of a frame: all of a frame's lookups share one deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeedTokens:
+    """The frame's response must wait until the guest's bucket is not negative (`log.on_limit` = delay)."""
+
+    seconds: float
+
+
+Waiting = NeedVerdict | NeedTokens
+_Job = Generator[Waiting, Verdict | None, bytes]
+
+_FAST = struct.Struct("<QQQ6xH")
+_ZERO = bytes(8)
+_NEWLINE = 0x0A
+
+
+def _shape(size: int, *, read: bool) -> tuple[int, int]:
+    """Third and fourth field of _FAST for a single port access of `size` bytes: count and size, state and type."""
+    return 1 | size << 32, int(State.READY) | (0x20 if read else 0)
+
+
+class Dispatch:
+    """The protocol's table under given rules, ready for lookup. One serves all connections."""
+
+    def __init__(self, rules: Rules, *, delay: bool) -> None:
+        self.effects = rules.effects()
+        self.fast: dict[tuple[int, int, int], Effect] = {}
+        for row in rules.rows():
+            # with `delay` each frame is charged and may be held back: that is the slow path's
+            if row.effect is Effect.MAGIC or (row.effect is Effect.LOG and not delay):
+                self.fast[(row.addr, *_shape(row.size, read=row.read))] = row.effect
+
+
+class IoreqStream:
+    """One connection of a domain's device model.
+
+    `tally` counts frames by kind (contract section 4, `unplugd_ioreqs_total`) before their response is handed out.
+    """
+
+    __slots__ = ("_builds", "_dispatch", "_guest", "_job", "_now", "_rest", "_tally", "fault", "waiting")
+
+    def __init__(self, guest: Guest, dispatch: Dispatch, tally: dict[str, int]) -> None:
+        self._guest = guest
+        self._dispatch = dispatch
+        self._tally = tally
+        self._rest = b""
+        self._job: _Job | None = None
+        self._now = 0.0
+        self._builds = 0
+        self.waiting: Waiting | None = None
+        self.fault: ClientFault | None = None
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes received that have no response yet."""
+        return len(self._rest)
+
+    def use(self, dispatch: Dispatch) -> None:
+        """Go on under other rules, from the next frame on."""
+        self._dispatch = dispatch
+
+    def receive(self, data: bytes, now: float) -> bytes | bytearray:
+        """Take bytes in and return the responses that are ready.
+
+        Must not be called while `waiting`; after a `fault` it does nothing.
+        """
+        self._now = now
+        if self.fault is not None:
+            return b""
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        guest = self._guest
+        log = guest.log
+        partial = log.partial
+        fast = self._dispatch.fast
+        unpack = _FAST.unpack_from
+        out = bytearray(data)
+        pieces: list[bytes | bytearray] = []
+        done = position = magics = logged = 0
+        last = len(data) - FRAME_SIZE
+        while position <= last:
+            addr, value, shape, bits = unpack(data, position)
+            effect = fast.get((addr, shape, bits))
+            if effect is Effect.LOG:
+                byte = value & 0xFF
+                if byte == _NEWLINE:
+                    log.end_line(now)
+                else:
+                    partial.append(byte)
+                    if len(partial) >= LINE_LIMIT:
+                        log.cut(now)
+                out[position + 8:position + 16] = _ZERO
+                out[position + 30] = 0x03
+                logged += 1
+            elif effect is Effect.MAGIC:
+                out[position + 8:position + 16] = guest.platform.read(effect, 2).to_bytes(8, "little")
+                out[position + 30] = 0x23
+                magics += 1
+            else:
+                pieces.append(out[done:position])
+                done = position
+                position = self._slow(data, position, pieces)
+                if position == done or self.waiting is not None:
+                    done = position
+                    break
+                done = position
+                continue
+            position += FRAME_SIZE
+        if logged:
+            log.heard(now)
+            guest.changed = True
+            self._tally["log"] += logged
+        if magics:
+            self._tally["magic"] += magics
+        if position < len(data) and self.fault is None:
+            self._rest = data[position:]
+        if not pieces:
+            return out if position == len(out) else out[:position]
+        pieces.append(out[done:position])
+        return b"".join(pieces)
+
+    def resume(self, verdict: Verdict | None, now: float) -> bytes | bytearray:
+        """Go on with the frame that was `waiting` (with its verdict, if it waited for one), then with what follows."""
+        assert self._job is not None
+        self._now = now
+        pieces: list[bytes | bytearray] = []
+        self._advance(verdict, pieces)
+        if self.waiting is None:
+            rest, self._rest = self._rest, b""
+            pieces.append(self.receive(rest, now))
+        return b"".join(pieces)
+
+    def _slow(self, data: bytes, position: int, pieces: list[bytes | bytearray]) -> int:
+        """Serve any frame at `position` and return where the next one begins; `position` itself if it isn't all there."""
+        try:
+            request = decode(data[position:position + FRAME_SIZE])
+        except ClientFault as fault:
+            self.fault = fault
+            return position
+        begin = position + FRAME_SIZE
+        end = begin + request.payload_size
+        if end > len(data):
+            return position
+        self._job = self._serve(request, data[begin:end])
+        self._builds = 0
+        self._advance(None, pieces)
+        return end
+
+    def _advance(self, verdict: Verdict | None, pieces: list[bytes | bytearray]) -> None:
+        assert self._job is not None
+        try:
+            self.waiting = self._job.send(verdict)
+        except StopIteration as stop:
+            self.waiting = self._job = None
+            pieces.append(stop.value)
+
+    def _serve(self, request: Request, payload: bytes) -> _Job:
+        """Carry one frame out, element by element; the generator's value is the response."""
+        guest = self._guest
+        if request.reset:
+            self._tally["reset"] += 1
+            guest.reset(self._now)
+            return response(request, 0)
+        effect = self._dispatch.effects.get((request.read, request.addr, request.size), Effect.NONE)
+        if effect is Effect.LEGACY_UNPLUG and not _legacy_masks(request, payload):
+            effect = Effect.NONE
+        self._tally[effect.kind] += 1
+        if request.read:
+            answer = guest.platform.read(effect, request.size)
+            if request.string:
+                return response(request, 0, answer.to_bytes(request.size, "little") * request.count)
+            return response(request, answer)
+        if effect is Effect.LOG:
+            yield from self._log(payload if request.string else bytes((request.data,)))
+            return response(request, 0)
+        order = 0
+        for value in _elements(request, payload):
+            if effect is Effect.BUILD:
+                yield from self._build(value)
+            elif effect is Effect.LEGACY_UNPLUG:
+                mask = LEGACY_MASKS.get((request.addr, value), 0)
+                order |= guest.write(effect, mask, self._now) if mask else 0
+            else:
+                order |= guest.write(effect, value, self._now)
+        return response(request, order)
+
+    def _log(self, data: bytes) -> Generator[Waiting, Verdict | None, None]:
+        log = self._guest.log
+        self._guest.changed = True
+        if log.limits.delay:
+            log.charge_frame(len(data), self._now)
+        log.write(data, self._now)
+        while seconds := log.hold(self._now):
+            yield NeedTokens(seconds)
+
+    def _build(self, build: int) -> Generator[Waiting, Verdict | None, None]:
+        guest = self._guest
+        if not guest.expects_verdict(build, self._now):
+            return
+        product = guest.platform.product
+        assert product is not None
+        self._builds += 1
+        verdict = yield NeedVerdict(product, build, first=self._builds == 1)
+        assert verdict is not None
+        guest.judge(product, build, verdict, self._now)
+
+
+def _elements(request: Request, payload: bytes) -> list[int]:
+    if not request.string:
+        return [request.data]
+    size = request.size
+    return [int.from_bytes(payload[at:at + size], "little") for at in range(0, len(payload), size)]
+
+
+def _legacy_masks(request: Request, payload: bytes) -> bool:
+    return any((request.addr, value) in LEGACY_MASKS for value in _elements(request, payload))
