@@ -1,0 +1,346 @@
+"""One log file a guest: `<directory>/guest-<name>.log`, size-capped, with one older generation beside it (`.1`).
+
+This room knows how a file is named after a domain, and keeps what is done to the files in the right order. The work
+itself is done by a few threads of its own (through aiofiles): a disk that hangs stops guest files and nothing else.
+
+The directory holds guest logs only. Names come from dom0, contents from guests; neither is trusted: no name leads out
+of the directory, no symbolic link is followed, and nothing but a regular file is written to.
+
+Every append opens its file anew. So a file that was removed or moved away (logrotate) is simply made again, nothing is
+held open for a thousand idle guests, and SIGHUP has only the directory to look after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from pathlib import Path
+
+from aiofiles.os import wrap
+
+from unplugd.core.escape import escape_text
+from unplugd.errors import HostError
+
+LONGEST_NAME = 200
+"""Bytes of an encoded name that a file name keeps."""
+FILE_MODE, DIRECTORY_MODE = 0o640, 0o750
+DEADLINE = 10.0
+"""Seconds that an append may take before its caller is told that the disk hangs."""
+THREADS = 2
+"""More would only queue on the same disk; the second lets small appends pass beside a large one."""
+
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._+-")
+
+
+def file_name(name: str, domid: int, *, taken: Callable[[str], bool] = lambda _: False) -> str:
+    """Return the name of the log file of the domain `domid` called `name` (contract section 3).
+
+    Bytes outside `A-Za-z0-9._+-` become `%NN`. A name over 200 bytes so encoded is cut and gets `-<domid>`, and so does
+    one whose file is `taken` already, again until it is not. The result is a plain file name of at most 255 bytes
+    (with `.1`), never `.` or `..`; without `taken` two names never give one file, unless both are cut and the domid is
+    the same.
+    """
+    encoded = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in _name_bytes(name))
+    if len(encoded) > LONGEST_NAME:
+        # Exactly so many bytes, be it in the middle of a %NN: what is cut stays longer than all that is not.
+        encoded = f"{encoded[:LONGEST_NAME]}-{domid}"
+    while taken(f"guest-{encoded}.log"):
+        encoded = f"{encoded}-{domid}"
+    return f"guest-{encoded}.log"
+
+
+def _name_bytes(name: str) -> bytes:
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # no decoder makes such a string, but no string may be a way to raise here
+        return name.encode("utf-8", "surrogatepass")
+
+
+def format_line(time: float, raw: bytes) -> bytes:
+    """Return the line of a text log: RFC 3339 UTC time with milliseconds, space, escaped `raw`, newline.
+
+    `time` is CLOCK_REALTIME in seconds.
+    """
+    milliseconds = int(time * 1000)
+    second, rest = divmod(milliseconds, 1000)
+    return f"{_second(second)}.{rest:03d}Z {escape_text(raw)}\n".encode("ascii")
+
+
+@lru_cache(maxsize=4)  # lines come in bursts
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
+
+
+class _Guest:
+    """A domain's file. `file` is where the next append goes; `claimed` is what rename() made of it since."""
+
+    __slots__ = ("appending", "claimed", "file", "last", "name")
+
+    def __init__(self, name: str, file: str, last: asyncio.Task[None] | None) -> None:
+        self.name = name
+        self.file = file
+        self.claimed = file
+        self.last = last
+        self.appending: asyncio.Task[None] | None = None
+
+
+class GuestFiles:
+    """The files of all domains in `directory`, each of at most `max_bytes` (and as much again in `.1`).
+
+    The directory is made if it is missing; HostError says what is wrong with it. All methods belong to the thread of
+    the event loop. What is done to one file happens in the order of the calls. `rename_failed` is called with the
+    domid and the error when a file could not follow its domain's new name; the lines that come go to the new name.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        max_bytes: int,
+        rename_failed: Callable[[int, OSError], None] = lambda domid, error: None,
+    ) -> None:
+        self.directory = directory
+        self.max_bytes = max_bytes
+        self._rename_failed = rename_failed
+        self._guests: dict[int, _Guest] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_rename: asyncio.Task[None] | None = None
+        self.reopen()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="guest-files")
+
+    def reopen(self) -> None:
+        """Make sure of the directory (SIGHUP): files are opened at each append anyway. Raises HostError."""
+        try:
+            _make_directory(self.directory)
+        except OSError as error:
+            raise HostError("directory of guest logs", str(self.directory), str(error.strerror)) from error
+        if not os.access(self.directory, os.W_OK | os.X_OK):
+            raise HostError("directory of guest logs", str(self.directory), "not writable for this process")
+
+    def open(self, domid: int, name: str) -> None:
+        """Say which domain there is and what it is called; nothing is made before its first line.
+
+        For a domain that is open already this is `rename`.
+        """
+        if domid in self._guests:
+            self.rename(domid, name)
+            return
+        # The name may be another domain's until just now: its file must be out of the way first.
+        self._guests[domid] = _Guest(name, self._free_file(domid, name), self._last_rename)
+
+    def rename(self, domid: int, name: str) -> None:
+        """Let the file follow the domain's new name, after what is on its way to it. Raises KeyError if not open."""
+        guest = self._guests[domid]
+        if name == guest.name:
+            return
+        guest.name = name
+        guest.claimed = ""
+        guest.claimed = self._free_file(domid, name)
+        # Renames wait for each other: one domain often takes the name that another has just given up.
+        work = partial(self._rename, domid, guest, guest.claimed)
+        self._last_rename = self._after(guest, work, self._last_rename)
+
+    def close(self, domid: int) -> None:
+        """Forget a domain; its file stays, and what is on its way still arrives. Raises KeyError if not open."""
+        del self._guests[domid]
+
+    def file_of(self, domid: int) -> Path:
+        """Return the path that the domain's lines go to, once renames are done. Raises KeyError if not open."""
+        return self.directory / self._guests[domid].claimed
+
+    async def append(self, domid: int, lines: Sequence[bytes], deadline: float = DEADLINE) -> None:
+        """Append `lines`, each complete with its newline (see `format_line`), to the domain's file.
+
+        Raises OSError (ENOSPC, EROFS, ELOOP, ...) if they could not be written: then none of them is in the file,
+        unless together they are more than `max_bytes`. Raises KeyError for a domain that is not open.
+
+        One append of a domain is in flight at a time, so what waits for a slow disk is bounded: another one meanwhile
+        raises OSError (EBUSY) at once and writes nothing. TimeoutError (an OSError too) after `deadline` seconds, like
+        a cancelled call, leaves open whether the lines are written: the thread goes on with what it has begun.
+        """
+        guest = self._guests[domid]
+        if guest.appending is not None and not guest.appending.done():
+            raise OSError(errno.EBUSY, "the disk has not answered yet", str(self.directory / guest.file))
+        task = self._after(guest, partial(self._append, guest, list(lines)))
+        guest.appending = task
+        done, _ = await asyncio.wait({task}, timeout=deadline)
+        if not done:
+            raise TimeoutError(errno.ETIMEDOUT, "the disk does not answer", str(self.directory / guest.file))
+        task.result()
+
+    async def aclose(self) -> None:
+        """Wait for everything on its way, then let the threads go."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self._threads.shutdown(wait=False)
+
+    def _free_file(self, domid: int, name: str) -> str:
+        in_use = {guest.claimed for guest in self._guests.values()}
+        return file_name(name, domid, taken=in_use.__contains__)
+
+    def _after(
+        self, guest: _Guest, work: Callable[[], Awaitable[None]], also: asyncio.Task[None] | None = None
+    ) -> asyncio.Task[None]:
+        """Start `work` as a task that waits for the guest's earlier work, and for `also`."""
+        before = [task for task in (guest.last, also) if task is not None and not task.done()]
+        task = asyncio.get_running_loop().create_task(_run_after(before, work))
+        guest.last = task
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # append() raises it to its caller; one who was cancelled does not want it
+
+    async def _append(self, guest: _Guest, lines: list[bytes]) -> None:
+        await _append_in_thread(self.directory / guest.file, lines, self.max_bytes, executor=self._threads)
+
+    async def _rename(self, domid: int, guest: _Guest, target: str) -> None:
+        source, guest.file = guest.file, target
+        try:
+            await _rename_in_thread(
+                self.directory / source, self.directory / target, self.max_bytes, executor=self._threads
+            )
+        except OSError as error:
+            self._rename_failed(domid, error)
+
+
+async def _run_after(before: list[asyncio.Task[None]], work: Callable[[], Awaitable[None]]) -> None:
+    if before:
+        await asyncio.wait(before)
+    await work()
+
+
+# What follows runs in the threads.
+
+
+def _make_directory(directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(mode=DIRECTORY_MODE)
+    except FileExistsError:
+        if not directory.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory)) from None
+
+
+def _older(path: Path) -> Path:
+    return path.with_name(path.name + ".1")
+
+
+def _open_regular(path: Path, flags: int) -> int:
+    """Open `path` for reading and appending. O_NONBLOCK: a FIFO in its place must not hang the thread."""
+    flags |= os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    descriptor = os.open(path, flags, FILE_MODE)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def _append(path: Path, lines: list[bytes], max_bytes: int) -> None:
+    try:
+        _append_batches(path, lines, max_bytes)
+    except FileNotFoundError:
+        _make_directory(path.parent)  # somebody removed it, with our file in it
+        _append_batches(path, lines, max_bytes)
+
+
+def _append_batches(path: Path, lines: list[bytes], max_bytes: int) -> None:
+    batch: list[bytes] = []
+    size = 0
+    for line in lines:
+        if batch and size + len(line) > max_bytes:
+            _append_batch(path, b"".join(batch), max_bytes)
+            batch, size = [], 0
+        batch.append(line)
+        size += len(line)
+    if batch:
+        _append_batch(path, b"".join(batch), max_bytes)
+
+
+def _append_batch(path: Path, data: bytes, max_bytes: int) -> None:
+    descriptor, size = _open_at_end(path)
+    try:
+        if size and size + len(data) > max_bytes:
+            os.replace(path, _older(path))
+            full, (descriptor, size) = descriptor, _open_at_end(path)
+            os.close(full)
+        _write_whole(descriptor, size, data)
+    finally:
+        os.close(descriptor)
+
+
+def _open_at_end(path: Path) -> tuple[int, int]:
+    descriptor = _open_regular(path, os.O_CREAT)
+    return descriptor, os.fstat(descriptor).st_size
+
+
+def _write_whole(descriptor: int, size: int, data: bytes) -> None:
+    """Write all of `data` at the end of a file of `size` bytes, or leave the file as it was and raise OSError."""
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        data = b"\n" + data  # a process that was killed left half a line: ours begins on its own
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    except OSError:
+        if len(rest) < len(data):
+            os.ftruncate(descriptor, size)
+        raise
+
+
+def _rename(source: Path, target: Path, max_bytes: int) -> None:
+    """Move the file and its older generation to another name.
+
+    A file that an earlier domain of that name left there is this guest's past (a guest that migrates comes back as
+    `<name>--incoming`): it is continued while it has room, else it becomes the older generation.
+    """
+    try:
+        if not _continue(source, target, max_bytes):
+            if os.path.lexists(target):
+                os.replace(target, _older(target))
+            if os.path.lexists(_older(source)):
+                os.replace(_older(source), _older(target))
+            os.replace(source, target)
+    except FileNotFoundError:
+        if os.path.lexists(source):
+            raise  # else the domain has not said a word yet, or its file was taken away
+
+
+def _continue(source: Path, target: Path, max_bytes: int) -> bool:
+    """Append `source` to `target` and remove it, if both are there and one file can hold both."""
+    if os.path.lexists(_older(source)) or not os.path.lexists(target):
+        return False
+    text = _read_whole(source, max_bytes)
+    if len(text) + os.lstat(target).st_size > max_bytes:
+        return False
+    try:
+        descriptor = _open_regular(target, 0)
+    except OSError:  # a link or worse: it goes out of the way instead
+        return False
+    try:
+        _write_whole(descriptor, os.fstat(descriptor).st_size, text)
+    finally:
+        os.close(descriptor)
+    os.unlink(source)
+    return True
+
+
+def _read_whole(path: Path, max_bytes: int) -> bytes:
+    """Return the contents of `path`, or more than `max_bytes` of them if it has more."""
+    descriptor = _open_regular(path, 0)
+    try:
+        return os.pread(descriptor, max_bytes + 1, 0)
+    finally:
+        os.close(descriptor)
+
+
+_append_in_thread = wrap(_append)
+_rename_in_thread = wrap(_rename)

@@ -1,0 +1,187 @@
+"""The journal: entries as datagrams in journald's native protocol (systemd.io, "Native Journal Protocol").
+
+This room knows how an entry becomes a datagram and when journald's socket can take it. systemd-python's
+`journal.send()` is not used: it holds the GIL while journald is stopped or its queue is full, and loses the entry
+without a word while the socket is absent.
+
+What `send` took is in journald's socket: it survives the death of this process. Nothing is queued here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from unplugd.core.escape import escape_journal
+
+if TYPE_CHECKING:
+    from unplugd.records import Entry
+
+SOCKET = "/run/systemd/journal/socket"
+LATE = 1.0
+"""An entry older than this, in seconds, when it is sent carries the time at which it was said."""
+FIRST_RETRY, LAST_RETRY = 0.05, 1.0
+"""Seconds until a socket that could not be reached is tried again: doubled from the first to the last."""
+
+_FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
+_GONE = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.EDESTADDRREQ})
+
+
+@lru_cache(maxsize=1024)  # the fields of one guest's lines change only when its driver says what it is
+def encode_fields(fields: tuple[tuple[str, str], ...]) -> bytes:
+    r"""Encode journal fields: `NAME=value\n`, or name, 64-bit little-endian length and value if it has a newline."""
+    parts = []
+    for name, text in fields:
+        value = text.encode("utf-8", "backslashreplace")
+        if b"\n" in value:
+            parts.append(b"%s\n%s%s\n" % (name.encode(), len(value).to_bytes(8, "little"), value))
+        else:
+            parts.append(b"%s=%s\n" % (name.encode(), value))
+    return b"".join(parts)
+
+
+def encode(entry: Entry, now: float) -> bytes:
+    """Encode `entry` as one datagram.
+
+    journald stamps an entry with the time at which it arrived. One that had to wait longer than `LATE` therefore
+    carries UNPLUG_TIMESTAMP, the RFC 3339 UTC time with milliseconds at which it was said. `now` is CLOCK_REALTIME.
+    """
+    # The escaped message has no newline, so the short form is always right for it.
+    data = b"%sMESSAGE=%s\n" % (encode_fields(entry.fields), escape_journal(entry.message))
+    if now - entry.time > LATE:
+        said = datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="milliseconds")
+        data += b"UNPLUG_TIMESTAMP=%sZ\n" % said.removesuffix("+00:00").encode()
+    return data
+
+
+class Journal:
+    """One non-blocking datagram socket to the journald that listens at `path`.
+
+    `problem` says why the last `send` took nothing, and is None while it takes entries. All methods belong to the
+    thread of the event loop.
+    """
+
+    def __init__(self, path: str = SOCKET) -> None:
+        self.problem: str | None = None
+        self._path = path
+        self._socket: socket.socket | None = None
+        self._inode: tuple[int, int] | None = None
+        self._full = False
+        self._delay = FIRST_RETRY
+        self._waiting: list[Callable[[], None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._writer: tuple[asyncio.AbstractEventLoop, int] | None = None
+
+    def send(self, entry: Entry) -> bool:
+        """Hand `entry` to journald: True if it is in journald's socket, False if that is not possible now.
+
+        Never blocks. Raises OSError (EMSGSIZE) for an entry that is too big for any datagram: it can never be sent.
+        """
+        data = encode(entry, time.time())
+        # A socket that was connected may belong to a journald that is gone: one new connection, then it is the host's.
+        for again in (True, False):
+            try:
+                if self._socket is None:
+                    self._socket = self._connect()
+                self._socket.send(data)
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE:
+                    raise
+                if self._socket is not None and error.errno in _GONE and again:
+                    self._disconnect()
+                    continue
+                self._refused(error)
+                return False
+            break
+        self.problem = None
+        self._full = False
+        self._delay = FIRST_RETRY
+        return True
+
+    def when_writable(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, from the running event loop, when another `send` makes sense.
+
+        That is when the full socket has room, when a retry is due, or soon if the last `send` succeeded. A callback
+        that is waiting already is not added again.
+        """
+        if callback in self._waiting:
+            return
+        self._waiting.append(callback)
+        if self._timer is not None:
+            return
+        loop = asyncio.get_running_loop()
+        if self.problem is None:
+            self._timer = loop.call_later(0, self._wake)
+        elif self._full and self._socket is not None:
+            self._writer = (loop, self._socket.fileno())
+            loop.add_writer(self._writer[1], self._wake)
+            self._timer = loop.call_later(LAST_RETRY, self._look_for_another)
+        else:
+            self._timer = loop.call_later(self._delay, self._wake)
+            self._delay = min(self._delay * 2, LAST_RETRY)
+
+    def close(self) -> None:
+        """Close the socket and forget who waits. What was sent stays sent."""
+        self._waiting.clear()
+        self._disconnect()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            self._inode = self._inode_now()
+            connection.connect(self._path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _disconnect(self) -> None:
+        self._stop_writer()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _refused(self, error: OSError) -> None:
+        self._full = error.errno in _FULL
+        self.problem = f"{self._path}: {error.strerror}"
+        if not self._full:
+            self._disconnect()
+
+    def _inode_now(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def _look_for_another(self) -> None:
+        # A full socket that nobody will ever read can be held open after another one took its place at the path.
+        inode = self._inode_now()
+        if inode is not None and inode != self._inode:
+            self._disconnect()
+        self._wake()
+
+    def _stop_writer(self) -> None:
+        if self._writer is not None:
+            loop, descriptor = self._writer
+            loop.remove_writer(descriptor)
+            self._writer = None
+
+    def _wake(self) -> None:
+        self._stop_writer()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, []
+        for callback in waiting:
+            callback()
