@@ -1,0 +1,68 @@
+"""config/unplugd.toml: every key, each with its default, and examples that can be used as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+from unplugd import config
+
+EXAMPLE = Path(__file__).parents[2] / "config" / "unplugd.toml"
+TEXT = EXAMPLE.read_text()
+
+DEFAULTS = re.sub(r"^#(?=[a-z_]+ = )", "", TEXT, flags=re.MULTILINE)
+EXAMPLES = re.sub(r"^#: ", "", DEFAULTS, flags=re.MULTILINE)
+
+# A list of tables is named by one of them in the file, by all of them in the daemon.
+TABLES = {"domains": "domain", "entries": "entry", "ranges": "range"}
+
+
+def load(tmp_path: Path, text: str) -> config.Config:
+    file = tmp_path / "unplugd.toml"
+    file.write_text(text)
+    return config.load(file)
+
+
+def test_as_it_is_it_changes_nothing(tmp_path: Path) -> None:
+    assert load(tmp_path, TEXT) == config.Config()
+
+
+def test_what_it_calls_defaults_are_the_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path, DEFAULTS) == config.Config()
+
+
+def test_its_examples_can_be_used(tmp_path: Path) -> None:
+    used = load(tmp_path, EXAMPLES)
+    assert [domain.domid for domain in used.xenstore.domains] == [7]
+    assert [(entry.product, entry.build) for entry in used.blacklist.entries] == [("xensource-windows", 86451)]
+    assert [(r.product, r.first, r.last) for r in used.blacklist.ranges] == [("experimental", 0x080000, 0x0801FF)]
+    assert used.products == {"my-drivers": 0x1234}
+
+
+def test_every_key_is_there() -> None:
+    document = tomllib.loads(EXAMPLES)
+    missing = []
+    for field in dataclasses.fields(config.Config):
+        value = getattr(config.Config(), field.name)
+        if field.name not in document:
+            missing.append(field.name)
+        elif dataclasses.is_dataclass(value):
+            missing += [
+                f"{field.name}.{key}"
+                for key in (TABLES.get(inner.name, inner.name) for inner in dataclasses.fields(value))
+                if key not in document[field.name]
+            ]
+    assert missing == []
+
+
+def test_every_key_is_explained() -> None:
+    """Above each key, or the run of keys it stands in, is a comment in words."""
+    lines = TEXT.splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"#[a-z_]+ = |#: \[\[|#: \"", line):
+            above = number - 1
+            while re.match(r"#[a-z_]+ = |#: ", lines[above]):
+                above -= 1
+            assert lines[above].startswith("# "), line
