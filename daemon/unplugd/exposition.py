@@ -1,0 +1,225 @@
+"""The text of /metrics: Prometheus' text format 0.0.4 and OpenMetrics 1.0, in slices that do not hold the event loop.
+
+prometheus_client writes what is there once (and its `process_*` family). It takes 12 us a line, so the series that
+every domain has are written here: 12 lines a domain, a thousand domains in some 15 ms, and the loop runs on after each
+slice. What is counted is not here (metrics.py), nor how the text is sent (http.py).
+
+Sources: prometheus.io "Exposition formats"; OpenMetrics 1.0 (github.com/prometheus/OpenMetrics).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import cast
+
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from unplugd.core.protocol import DEVICES
+from unplugd.metrics import CATALOGUE, DROPS, DURATION_BOUNDS, DomainView, HostView, Metric, Type
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+SLICE = 100
+"""Domains written between two turns of the event loop."""
+
+_EOF = b"# EOF\n"
+_BOUNDS = (*(repr(bound) for bound in DURATION_BOUNDS), "+Inf")
+
+
+def choose(accept: str) -> str:
+    """The content type that serves an Accept header best: OPENMETRICS or TEXT; TEXT also where neither is asked for."""
+    best = {OPENMETRICS: 0.0, TEXT: 0.0}
+    for item in accept.split(",", 32)[:32]:
+        media, *parameters = (part.strip().lower() for part in item.split(";", 8))
+        options = dict(part.split("=", 1) for part in parameters if "=" in part)
+        try:
+            quality = float(options.get("q", "1"))
+        except ValueError:
+            continue
+        if media == "application/openmetrics-text" and options.get("version", "1.0.0") == "1.0.0":
+            best[OPENMETRICS] = max(best[OPENMETRICS], quality)
+        elif media in ("text/plain", "text/*", "*/*"):
+            best[TEXT] = max(best[TEXT], quality)
+    return OPENMETRICS if best[OPENMETRICS] > 0 and best[OPENMETRICS] >= best[TEXT] else TEXT
+
+
+# A NUL ends the input for Prometheus' scanner, a lone surrogate has no UTF-8; neither may cost the whole scrape.
+_UNFIT = re.compile("[\x00\ud800-\udfff]")
+_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+
+
+def legible(text: str) -> str:
+    """Any string as one that both formats can carry: what they cannot becomes U+FFFD."""
+    return _UNFIT.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def escape(text: str) -> str:
+    """A label's value as it stands between its quotes in both formats."""
+    return legible(text).translate(_ESCAPES)
+
+
+# --- what is there once: by prometheus_client -----------------------------------------------------
+
+_HOST: dict[str, Callable[[HostView], Iterable[tuple[Sequence[str], float]]]] = {
+    "unplugd_build_info": lambda host: [([legible(host.version)], 1)],
+    "unplugd_xenstore_up": lambda host: [([], host.xenstore_up)],
+    "unplugd_xenstore_reconnects_total": lambda host: [([], host.counters.xenstore_reconnects)],
+    "unplugd_domains": lambda host: [([], len(host.domains))],
+    "unplugd_connections": lambda host: [([], host.connections)],
+    "unplugd_ioreqs_total": lambda host: _by_label(host.counters.ioreqs),
+    "unplugd_blacklist_entries": lambda host: [([], host.blacklist_entries)],
+    "unplugd_blacklist_lookups_total": lambda host: _by_label(host.counters.blacklist_lookups),
+    "unplugd_protocol_errors_total": lambda host: _by_label(host.counters.protocol_errors),
+    "unplugd_denied_connections_total": lambda host: [([], host.counters.denied_connections)],
+}
+"""Name of a metric to its series: label values and value. Histograms apart."""
+
+
+def _by_label(values: dict[str, int]) -> Iterable[tuple[Sequence[str], float]]:
+    return [([label], count) for label, count in values.items()]
+
+
+class _HostCollector(Collector):
+    """The host's metrics as prometheus_client's families."""
+
+    def __init__(self, host: HostView) -> None:
+        self._host = host
+
+    def collect(self) -> Iterator[Family]:
+        for metric in CATALOGUE:
+            if not metric.per_domain:
+                yield self._family(metric)
+
+    def _family(self, metric: Metric) -> Family:
+        if metric.type is Type.HISTOGRAM:
+            counters = self._host.counters
+            buckets = list(zip(_BOUNDS, accumulate(counters.duration_counts), strict=True))
+            return HistogramMetricFamily(metric.family, metric.help, buckets, counters.duration_sum)
+        family: CounterMetricFamily | GaugeMetricFamily | InfoMetricFamily
+        match metric.type:
+            case Type.COUNTER:
+                family = CounterMetricFamily(metric.family, metric.help, labels=metric.labels)
+            case Type.INFO:
+                family = InfoMetricFamily(metric.family, metric.help, labels=metric.labels)
+            case Type.GAUGE:
+                family = GaugeMetricFamily(metric.family, metric.help, labels=metric.labels)
+        for values, value in _HOST[metric.name](self._host):
+            if isinstance(family, InfoMetricFamily):
+                family.add_metric([], dict(zip(metric.labels, values, strict=True)))
+            else:
+                family.add_metric(values, value)
+        return family
+
+
+class _Process(ProcessCollector):
+    """The `process_*` family, also where the unit's ProcSubset=pid hides /proc/stat and so the time of boot."""
+
+    def _boot_time(self) -> float:
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _by_library(collector: Collector, content_type: str) -> bytes:
+    # Both generators only call collect(), but one is untyped and the other asks for a registry in older versions.
+    generate: Callable[[Collector], bytes] = generate_latest
+    if content_type == OPENMETRICS:
+        generate = openmetrics.generate_latest
+    return generate(cast(CollectorRegistry, collector)).removesuffix(_EOF)
+
+
+# --- what every domain has ------------------------------------------------------------------------
+
+
+def _by_reason(name: str, ids: str, counts: Callable[[str], int]) -> str:
+    return "".join(f'{name}{{{ids},reason="{reason}"}} {counts(reason)}\n' for reason in DROPS)
+
+
+_DOMAIN: dict[str, Callable[[str, DomainView], str]] = {
+    "unplugd_domain_info": lambda ids, domain: (
+        f'unplugd_domain_info{{{ids},name="{escape(domain.name)}",product="{escape(domain.label_product)}",'
+        f'build="{escape(domain.label_build)}"}} 1\n'
+    ),
+    "unplugd_domain_blacklisted": lambda ids, domain: (
+        f"unplugd_domain_blacklisted{{{ids}}} {1 if domain.blacklisted else 0}\n"
+    ),
+    "unplugd_domain_unplugged": lambda ids, domain: _devices(ids, domain.unplugged),
+    "unplugd_log_lines_total": lambda ids, domain: f"unplugd_log_lines_total{{{ids}}} {domain.log_lines}\n",
+    "unplugd_log_bytes_total": lambda ids, domain: f"unplugd_log_bytes_total{{{ids}}} {domain.log_bytes}\n",
+    "unplugd_log_dropped_lines_total": lambda ids, domain: (
+        _by_reason("unplugd_log_dropped_lines_total", ids, lambda reason: domain.dropped_lines.get(reason, 0))
+    ),
+    "unplugd_log_dropped_bytes_total": lambda ids, domain: (
+        _by_reason("unplugd_log_dropped_bytes_total", ids, lambda reason: domain.dropped_bytes.get(reason, 0))
+    ),
+}
+"""Name of a metric to a domain's lines of it, given the text of the labels that say which domain it is."""
+
+
+def _devices(ids: str, mask: int) -> str:
+    return "".join(
+        f'unplugd_domain_unplugged{{{ids},device="{device}"}} {1 if mask & bit else 0}\n'
+        for device, bit in _DEVICE_BITS
+    )
+
+
+_DEVICE_BITS = tuple((device, int(bit)) for device, bit in DEVICES.items())
+
+
+def _header(metric: Metric, content_type: str) -> str:
+    name, kind = metric.name, metric.type.value
+    if content_type == OPENMETRICS:
+        name = metric.family
+    elif metric.type is Type.INFO:
+        kind = "gauge"
+    return f"# HELP {name} {metric.help}\n# TYPE {name} {kind}\n"
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+
+class Exposition:
+    """The text of one service's metrics."""
+
+    def __init__(self, host: HostView) -> None:
+        self._host = host
+        self._collector = _HostCollector(host)
+        self._process = _Process(registry=None)
+
+    def pieces(self, content_type: str) -> Iterator[bytes]:
+        """The whole text in pieces, each of them quickly made; the caller lets the event loop run between two.
+
+        `content_type` is what choose() said. A piece may be empty. The domains are those at the third piece; what they
+        count is read when a piece is made.
+        """
+        yield _by_library(self._collector, content_type)
+        yield _by_library(self._process, content_type)
+        views = list(self._host.domains.values())
+        domains: list[tuple[str, DomainView]] = []
+        for start in range(0, len(views), SLICE):
+            domains += [
+                (f'domid="{domain.domid}",uuid="{escape(domain.uuid)}"', domain)
+                for domain in views[start : start + SLICE]
+            ]
+            yield b""
+        for metric in CATALOGUE:
+            if not metric.per_domain:
+                continue
+            head, write = _header(metric, content_type), _DOMAIN[metric.name]
+            yield head.encode()
+            for start in range(0, len(domains), SLICE):
+                yield "".join([write(ids, domain) for ids, domain in domains[start : start + SLICE]]).encode()
+        if content_type == OPENMETRICS:
+            yield _EOF

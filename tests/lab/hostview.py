@@ -1,0 +1,56 @@
+"""A HostView without a service behind it: what metrics and HTTP are tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from unplugd.metrics import DROPS, Counters
+
+
+@dataclass
+class StandInDomain:
+    """A domain whose every value is what the test says."""
+
+    domid: int = 7
+    uuid: str = "4f0e0c5e-0000-4000-8000-000000000007"
+    name: str = "web-01"
+    product: int | None = None
+    build: int | None = None
+    label_product: str = ""
+    label_build: str = ""
+    blacklisted: bool = False
+    unplugged: int = 0
+    connections: int = 0
+    log_lines: int = 0
+    log_bytes: int = 0
+    dropped_lines: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROPS, 0))
+    dropped_bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROPS, 0))
+
+
+class StandInHost:
+    """A service with these domains."""
+
+    def __init__(self, domains: Iterable[StandInDomain] = ()) -> None:
+        self.version = "0.1.0"
+        self.domains: dict[int, StandInDomain] = {domain.domid: domain for domain in domains}
+        self.connections = 3
+        self.xenstore_up = True
+        self.blacklist_entries = 2
+        self.counters = Counters()
+        self.awaited = ""
+
+    def describe(self, domid: int) -> dict[str, object]:
+        domain = self.domains[domid]
+        return {"domid": domid, "uuid": domain.uuid, "name": domain.name, "unplugged": domain.unplugged}
+
+
+def many(count: int) -> StandInHost:
+    """A host with that many domains, each with a product, a build and figures of its own."""
+    return StandInHost(
+        StandInDomain(
+            domid, f"4f0e0c5e-0000-4000-8000-{domid:012}", f"guest-{domid}", 3, 1, "3", "1",
+            unplugged=3, connections=2, log_lines=domid, log_bytes=64 * domid,
+        )
+        for domid in range(1, count + 1)
+    )  # fmt: skip
