@@ -6,6 +6,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 pytest_plugins: list[str] = [
+    "tests.lab.journald",
+    "tests.lab.systemd",
+    "tests.lab.prometheus",
 ]
 
 # A slow and busy machine must not make a property false; CI says the same of the same commit every time.
