@@ -141,7 +141,7 @@ def why_not() -> str:
 
 
 def bindings() -> str:
-    """Settings by which a unit with ProtectHome=yes and PrivateTmp=yes sees this checkout and its Python all the same."""
+    """Settings by which a unit with ProtectHome= and PrivateTmp= sees this checkout and its Python all the same."""
     return "\n".join(["ProtectHome=tmpfs", *(f"BindReadOnlyPaths={path}" for path in KEPT)])
 
 
@@ -308,7 +308,7 @@ class Systemd:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside. With `check`, a status other than 0 is a LabError that has its output."""
         done = subprocess.run(
-            [*"nsenter --mount --pid --cgroup --ipc --uts --net --target".split(), str(self._pid), *command],
+            ["nsenter", f"--target={self._pid}", "--mount", "--pid", "--cgroup", "--ipc", "--uts", "--net", *command],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout, check=False,
         )  # fmt: skip
         if check and done.returncode != 0:
