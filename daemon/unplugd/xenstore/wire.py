@@ -1,0 +1,144 @@
+"""xenstore's wire protocol: requests to bytes, bytes to replies and events (xen/include/public/io/xs_wire.h).
+
+The table of operations, the header's layout and the rules for paths and permissions are pyxs's. Its `Packet` is not
+used for what comes back: it raises for a directory over 4096 bytes, which oxenstored sends. Pure: no socket, no clock;
+connections are `connection`'s business.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from pyxs._internal import Op, Packet
+from pyxs.exceptions import InvalidPath, InvalidPermission
+from pyxs.helpers import check_path, check_perms, check_watch_path
+
+from unplugd.errors import NoSuchNode, StoreError, StoreRefused, TransactionConflict
+
+DIRECTORY_PART = 22
+"""XS_DIRECTORY_PART, which came after pyxs's table: a slice of a directory, by byte offset (C xenstored only)."""
+
+HEADER: Final[struct.Struct] = Packet._struct
+"""struct xsd_sockmsg: type, req_id, tx_id, len; 32 bits each, in the byte order of the machine."""
+
+MAX_PAYLOAD = 4096
+"""XENSTORE_PAYLOAD_MAX. xenstored ends the connection of a client whose request is longer."""
+
+MAX_REPLY = 16 << 20
+"""The longest reply that is believed: oxenstored has no limit of its own for directories."""
+
+_KNOWN = frozenset(Op) | {DIRECTORY_PART}
+
+
+class WireFault(Exception):
+    """What came from the other side is not xenstore's protocol; nothing after it can be understood."""
+
+
+class Message(NamedTuple):
+    """A reply, an error or an event, as it came."""
+
+    op: int
+    """What it answers, or `Op.ERROR`, or `Op.WATCH_EVENT`."""
+    request_id: int
+    """The number of the request that it answers; 0 in an event."""
+    payload: bytes
+
+
+def request(op: int, request_id: int, tx: int, payload: bytes) -> bytes:
+    """The bytes of one request. `request_id` and `tx` are below 2**32; the payload is at most MAX_PAYLOAD long."""
+    return HEADER.pack(op, request_id, tx, len(payload)) + payload
+
+
+def strings(*parts: bytes) -> bytes:
+    """A payload of NUL-terminated strings."""
+    return b"\0".join(parts) + b"\0"
+
+
+def node_path(path: str) -> bytes:
+    """An absolute path as it goes over the wire.
+
+    NoSuchNode for one that xenstore cannot hold: it would answer EINVAL, and a NUL or newline must not get that far.
+    """
+    raw = path.encode("ascii", "replace")
+    try:
+        check_path(raw)
+    except InvalidPath:
+        raise NoSuchNode(path) from None
+    if not raw.startswith(b"/") or raw.endswith((b"\0", b"\n")):  # which pyxs's pattern lets through
+        raise NoSuchNode(path)
+    return raw
+
+
+def watch_path(path: str) -> bytes:
+    """As `node_path`, and the special watches "@introduceDomain" and "@releaseDomain" too."""
+    if not path.startswith("@"):
+        return node_path(path)
+    raw = path.encode("ascii", "replace")
+    try:
+        check_watch_path(raw)
+    except InvalidPath:
+        raise NoSuchNode(path) from None
+    if not raw[-1:].isalpha():
+        raise NoSuchNode(path)
+    return raw
+
+
+def permission_list(permissions: Sequence[str]) -> list[bytes]:
+    """Permissions as they go over the wire. ValueError for an empty list or one that has something else."""
+    raw = [permission.encode("ascii", "replace") for permission in permissions]
+    if not raw or any(not permission[-1:].isdigit() for permission in raw):
+        raise ValueError(f"not xenstore permissions: {list(permissions)!r}")
+    try:
+        check_perms(raw)
+    except InvalidPermission:
+        raise ValueError(f"not xenstore permissions: {list(permissions)!r}") from None
+    return raw
+
+
+def names(payload: bytes) -> list[str]:
+    """The children in a reply to DIRECTORY."""
+    return [name for name in payload.decode("ascii").split("\0") if name]
+
+
+def refusal(path: str, payload: bytes) -> StoreError:
+    """The error in a reply of type ERROR; `path` is what the request was about."""
+    code = payload.rstrip(b"\0").decode("ascii", "replace")
+    if code in ("ENOENT", "EINVAL"):
+        return NoSuchNode(path)
+    if code == "EAGAIN":
+        return TransactionConflict("xenstored answered EAGAIN: somebody else wrote in between")
+    return StoreRefused(path, code)
+
+
+class Decoder:
+    """Bytes as they come, in any pieces, to messages."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._needed = HEADER.size
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that `data` completes. WireFault if it cannot be xenstore speaking; then feed no more."""
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._needed:
+                return []
+            data = bytes(self._rest)
+            self._rest.clear()
+        messages: list[Message] = []
+        at, end = 0, len(data)
+        self._needed = HEADER.size
+        while end - at >= HEADER.size:
+            op, request_id, _tx, length = HEADER.unpack_from(data, at)
+            if op not in _KNOWN or length > MAX_REPLY:
+                raise WireFault(f"a message of type {op} and {length} bytes")
+            begin = at + HEADER.size
+            if end - begin < length:
+                self._needed = HEADER.size + length
+                break
+            at = begin + length
+            messages.append(Message(op, request_id, data[begin:at]))
+        self._rest += data[at:]
+        return messages
