@@ -139,8 +139,10 @@ class GuestFiles:
         if name == guest.name:
             return
         guest.name = name
-        guest.claimed = ""
+        before, guest.claimed = guest.claimed, ""
         guest.claimed = self._free_file(domid, name)
+        if guest.claimed == before:
+            return  # both names are cut, where they differ
         # Renames wait for each other: one domain often takes the name that another has just given up.
         work = partial(self._rename, domid, guest, guest.claimed)
         self._last_rename = self._after(guest, work, self._last_rename)
@@ -222,8 +224,8 @@ async def _run_after(before: list[asyncio.Task[None]], work: Callable[[], Awaita
 
 
 def _make_directory(directory: Path) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
     try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
         directory.mkdir(mode=DIRECTORY_MODE)
     except FileExistsError:
         if not directory.is_dir():
@@ -303,6 +305,8 @@ def _rename(source: Path, target: Path, max_bytes: int) -> None:
     `<name>--incoming`): it is continued while it has room, else it becomes the older generation.
     """
     try:
+        if not stat.S_ISREG(os.lstat(source).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(source))
         if not _continue(source, target, max_bytes):
             if os.path.lexists(target):
                 os.replace(target, _older(target))

@@ -72,7 +72,7 @@ class Journal:
         self.problem: str | None = None
         self._path = path
         self._socket: socket.socket | None = None
-        self._inode: tuple[int, int] | None = None
+        self._file: tuple[int, int, int] | None = None
         self._full = False
         self._delay = FIRST_RETRY
         self._waiting: list[Callable[[], None]] = []
@@ -138,7 +138,7 @@ class Journal:
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
-            self._inode = self._inode_now()
+            self._file = self._file_now()
             connection.connect(self._path)
         except BaseException:
             connection.close()
@@ -157,17 +157,17 @@ class Journal:
         if not self._full:
             self._disconnect()
 
-    def _inode_now(self) -> tuple[int, int] | None:
+    def _file_now(self) -> tuple[int, int, int] | None:
         try:
             status = os.stat(self._path)
         except OSError:
             return None
-        return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino, status.st_ctime_ns  # inode numbers come back
 
     def _look_for_another(self) -> None:
         # A full socket that nobody will ever read can be held open after another one took its place at the path.
-        inode = self._inode_now()
-        if inode is not None and inode != self._inode:
+        there = self._file_now()
+        if there is not None and there != self._file:
             self._disconnect()
         self._wake()
 

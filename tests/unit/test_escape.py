@@ -1,0 +1,103 @@
+import re
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from unplugd.core.escape import escape_journal, escape_text
+
+NAMED = {"t": b"\t", "n": b"\n", "r": b"\r", "\\": b"\\"}
+
+
+def unescape_text(text: str) -> bytes:
+    """The inverse that an administrator's script would use."""
+
+    def byte(match: re.Match[str]) -> str:
+        code = match[1]
+        return chr(int(code[1:], 16)) if code[0] == "x" else NAMED[code].decode()
+
+    return re.sub(r"\\(x[0-9a-f]{2}|[tnr\\])", byte, text).encode("latin-1")
+
+
+@given(st.binary(max_size=300))
+@example(bytes(range(256)))
+@example(rb"C:\x41\t")
+def test_text_is_printable_ascii_and_can_be_had_back(raw: bytes) -> None:
+    text = escape_text(raw)
+    assert text.isascii()
+    assert not text or text.isprintable()
+    assert unescape_text(text) == raw
+
+
+@given(st.binary(max_size=20), st.binary(max_size=20))
+def test_text_of_two_inputs_is_never_the_same(one: bytes, other: bytes) -> None:
+    assert (escape_text(one) == escape_text(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"", ""),
+        (b"XENBUS|Initialize: ok", "XENBUS|Initialize: ok"),
+        (b"a\tb\nc\rd", r"a\tb\nc\rd"),
+        (b"C:\\temp", r"C:\\temp"),
+        (b"\x1b[2J\x00\x7f", r"\x1b[2J\x00\x7f"),
+        ("é".encode(), r"\xc3\xa9"),
+        (b"\xff", r"\xff"),
+    ],
+)
+def test_text_examples(raw: bytes, text: str) -> None:
+    assert escape_text(raw) == text
+
+
+@given(st.one_of(st.binary(max_size=300), st.text(max_size=100).map(str.encode)))
+@example(bytes(range(256)))
+@example(b"\xed\xa0\x80")  # a surrogate, encoded
+@example(b"\xed\xb2\x80")  # the one that "surrogateescape" uses
+@example(b"\xc0\x80")  # NUL, too long
+@example(b"\xf4\x90\x80\x80")  # past the last character
+def test_journal_is_utf8_without_control_characters(raw: bytes) -> None:
+    text = escape_journal(raw).decode("utf-8")
+    for character in text:
+        assert unicodedata.category(character) not in {"Cc", "Cs", "Zl", "Zp"}
+        assert unicodedata.bidirectional(character) not in {
+            "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI",
+        }  # fmt: skip
+
+
+@given(st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=100))
+def test_journal_keeps_what_people_write(text: str) -> None:
+    assert escape_journal(text.encode()) == text.encode()
+
+
+@given(st.binary(max_size=300))
+def test_journal_escapes_once(raw: bytes) -> None:
+    assert escape_journal(escape_journal(raw)) == escape_journal(raw)
+
+
+@given(st.binary(max_size=300))
+def test_neither_grows_more_than_four_times(raw: bytes) -> None:
+    assert len(escape_text(raw)) <= 4 * len(raw)
+    assert len(escape_journal(raw)) <= 4 * len(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "journal"),
+    [
+        (b"", ""),
+        (b"C:\\temp", r"C:\temp"),
+        (b"a\tb\nc", r"a\x09b\x0ac"),
+        (b"\x00\x1b[31m\x7f", r"\x00\x1b[31m\x7f"),
+        ("Grüße \u85ad".encode(), "Grüße \u85ad"),
+        ("\u0085\u009b".encode(), r"\xc2\x85\xc2\x9b"),
+        ("\u2028\u2029\ufeff".encode(), r"\xe2\x80\xa8\xe2\x80\xa9\xef\xbb\xbf"),
+        ("\u202eevil\u2069".encode(), r"\xe2\x80\xaeevil\xe2\x81\xa9"),
+        ("\u200e\u200f\u061c".encode(), "\u200e\u200f\u061c"),
+        ("\ufdd0\uffff\U0010fffe".encode(), r"\xef\xb7\x90\xef\xbf\xbf\xf4\x8f\xbf\xbe"),
+        (b"\xff\xc3", r"\xff\xc3"),
+        (b"\xc3\x1b\xa9", r"\xc3\x1b\xa9"),
+    ],
+)
+def test_journal_examples(raw: bytes, journal: str) -> None:
+    assert escape_journal(raw).decode() == journal
