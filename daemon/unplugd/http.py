@@ -5,9 +5,9 @@ One Connection serves one client, one request at a time; pages.py says what is a
     FRESH, IDLE --bytes--> READING --request--> ANSWERING --answer sent--> IDLE, READING (pipelined) or LINGERING
     READING --no request, deadline--> LINGERING --end of input, deadline--> CLOSED
 
-What a client may cost: REQUEST_LIMIT bytes for a request's head and READ_SIZE for what comes with it, WRITE_LIMIT and
-one piece for an answer that it does not read, and the time in DEADLINES. A listener has at most CONNECTIONS clients;
-one more takes the place of the one that has longest been without a request, so that idle ones keep nobody out.
+What a client may cost: REQUEST_LIMIT bytes for the head of a request and READ_SIZE for what comes with it, WRITE_LIMIT
+and one piece for an answer that it does not read, and the time in DEADLINES. A listener has at most CONNECTIONS
+clients; one more takes the place of the one that has longest been without a request, so that idle ones keep nobody out.
 
 Sources: RFC 9110, RFC 9112; h11's documentation.
 """
@@ -36,8 +36,8 @@ from unplugd.pages import Page, Pages, fault
 CONNECTIONS = 64
 """Clients of one listener at a time."""
 REQUEST_LIMIT = 8192
-"""Bytes of a request's head."""
-READ_SIZE = 16384
+"""Bytes after which a request's head must have ended."""
+READ_SIZE = 8192
 """Bytes taken from a client at a time."""
 WRITE_LIMIT = 65536
 """Bytes that wait to be read by a client before the making of its answer stops; also the longest page that gets a
@@ -187,10 +187,8 @@ class Connection(asyncio.BufferedProtocol):
         try:
             event = self._http.next_event()
         except h11.RemoteProtocolError as error:
-            if error.error_status_hint == 431:
-                self._refuse(431, "The request's head is too long.")
-            else:
-                self._refuse(400, "This is no HTTP request.")
+            text = "The request's head is too long." if error.error_status_hint == 431 else "This is no HTTP request."
+            self._refuse(error.error_status_hint, text)
             return
         if isinstance(event, h11.ConnectionClosed):
             self._transport.close()

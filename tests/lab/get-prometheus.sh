@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# get-prometheus.sh : Debian's Prometheus server and promtool into the lab's cache, unpacked and not installed, so that
+# no service is started and no user added. Needs no root. Idempotent.
+set -euo pipefail
+cache=${UNPLUGD_LAB_CACHE:-$(cd "$(dirname "$0")/../.." && pwd)/.cache/lab}
+mkdir -p "$cache"
+cache=$(cd "$cache" && pwd)
+[ ! -x "$cache/prometheus/usr/bin/promtool" ] || exit 0
+
+work=$(mktemp -d "$cache/prometheus.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+# apt drops to its own user for a download where it may: let that user write here.
+chmod 755 "$work"
+[ "$(id -u)" != 0 ] || ! id _apt >/dev/null 2>&1 || chown _apt "$work"
+apt-get -q download prometheus || { apt-get -q update && apt-get -q download prometheus; }
+dpkg-deb -x prometheus_*.deb unpacked
+"unpacked/usr/bin/promtool" --version
+mkdir -p tree/usr/bin
+mv unpacked/usr/bin/prometheus unpacked/usr/bin/promtool tree/usr/bin/
+# Somebody else may have been quicker.
+mv -T tree "$cache/prometheus" 2>/dev/null || [ -x "$cache/prometheus/usr/bin/promtool" ]
