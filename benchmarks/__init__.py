@@ -1,0 +1,1 @@
+"""How fast unplugd is: measured, never asserted."""
