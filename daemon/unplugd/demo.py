@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 
 from unplugd import __version__
 from unplugd.devicemodel import DeviceModel
@@ -377,6 +379,11 @@ To look further:
 The configuration is explained in docs/configuration.md, the protocol in docs/protocol.md.""")
 
 
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Told to end: take the daemon along and clean up."""
+    raise SystemExit(128 + number)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 0, or 1 when a claim did not hold or unplugd could not run."""
     parser = argparse.ArgumentParser(
@@ -388,6 +395,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--keep", action="store_true", help="leave the directory with configuration and logs")
     options = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
     stage = Stage(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
     directory = Path(tempfile.mkdtemp(prefix="unplugd-demo-"))
     began = time.monotonic()

@@ -54,6 +54,7 @@ class Trial:
                     stdout=log,
                     stderr=log,
                     env=_environment({"NOTIFY_SOCKET": str(path)}),
+                    process_group=0,  # Ctrl-C is for whoever tries it, and SIGTERM then for the daemon
                 )
             try:
                 self._await_ready(notify, self._process, begin + self.patience)

@@ -40,6 +40,7 @@ def test_a_failure_is_told_and_ends_with_1(
 
     monkeypatch.setattr(demo.Demo, "perform", perform)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
     assert demo.main([]) == 1
     assert "no socket\n" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -35,6 +35,21 @@ def test_a_frame_is_struct_ioreq() -> None:
     assert frame == bytes.fromhex("1000000000000000 0000000000000000 01000000 02000000 04030201 0605 21 00")
 
 
+@pytest.mark.parametrize(
+    ("access", "text"),
+    [
+        (Access(0x10, 2, read=True), "inw 0x10"),
+        (Access(0x12, 1, read=False, data=10), "outb 0x12 0x0a"),
+        (Access(0x10, 8, read=False, data=1), "outq 0x10 0x0000000000000001"),
+        (Access(0x10, 3, read=True), "in<3> 0x10"),
+        (Access(0x12, 1, read=False, count=7, string=True), "rep outsb 0x12 7 elements"),
+        (Access(0x10, 2, read=True, count=2, string=True), "rep insw 0x10 2 elements"),
+    ],
+)
+def test_an_access_in_words(access: Access, text: str) -> None:
+    assert str(access) == text
+
+
 def test_a_string_write_carries_its_payload() -> None:
     frame = encode(Access(0x12, 1, read=False, count=3, string=True, payload=b"a\r\n"))
     assert FRAME.unpack(frame[:32]) == (0x12, 0, 3, 1, 0, 0, 0x11, 0)
@@ -183,6 +198,18 @@ def test_raw_bytes_go_as_they_are_and_the_end_is_seen(path: Path) -> None:
         device.send_raw(frame)
         assert device.receive_raw(32) == b""
     assert server.frames == [frame]
+
+
+def test_raw_bytes_to_a_server_that_reads_no_more_or_is_gone(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        device = DeviceModel(path, timeout=0.1)
+        with pytest.raises(NoAnswer, match="reads no more"):
+            device.send_raw(bytes(4 << 20))
+    with pytest.raises(ConnectionClosed, match="Broken pipe"):
+        device.send_raw(b"x")
+    device.close()
 
 
 def test_nobody_to_connect_to(path: Path) -> None:

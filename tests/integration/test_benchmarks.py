@@ -1,0 +1,31 @@
+"""`make bench` runs: its C programs build, its table and its figures come out. What the figures are is not asserted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: apt-get install gcc libc6-dev")
+def test_one_round(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--rounds", "1", "--json", str(figures)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| one access at a time" in done.stdout
+    rows = json.loads(figures.read_text())["rows"]
+    assert [row["depth"] for row in rows] == [1, 64]
+    assert all(row["ratio"] > 0 and row["rounds"][0]["unplugd"]["frames"] > 0 for row in rows)
