@@ -148,17 +148,28 @@ if ! is_ready; then
     stamp_of "$extras" >.venv/.setup
 fi
 
-# --- the tests' neighbours: each script fetches or builds what it needs under .cache, and is quick when it has it ---------
+# --- the tests' neighbours --------------------------------------------------------------------------------------------
+# Each script fetches or builds what it needs under .cache and is quick when it has it. A test whose neighbour could not
+# be had says so itself.
+
+fetch() { # script
+    bash "$1" || {
+        # Fetching needs apt's package lists too, and nothing above may have needed them.
+        [ "$(id -u)" = 0 ] && apt update && bash "$1"
+    }
+}
 
 if [ "$mode" = test ]; then
     for script in tests/lab/get-*.sh; do
         [ -f "$script" ] || continue
         begin=$SECONDS
-        bash "$script" >>"$log" 2>&1 9>&- || {
-            printf 'setup: %s failed; its tests will say what they miss. The end of %s:\n' "$script" "$log" >&2
-            tail -n 5 "$log" | sed 's/^/    /' >&2
-        }
-        [ $((SECONDS - begin)) -lt 2 ] || say "$script ($((SECONDS - begin)) s)"
+        printf '=== %s\n' "$script" >>"$log"
+        if ! fetch "$script" >>"$log" 2>&1 9>&-; then
+            say "missing what $script fetches; its tests do without. The end of $log:"
+            tail -n 5 "$log" | sed 's/^/    /'
+        elif [ $((SECONDS - begin)) -gt 1 ]; then
+            say "$script ($((SECONDS - begin)) s)"
+        fi
     done
 fi
 say "ready for $mode"
