@@ -88,15 +88,17 @@ class Guest:
                 return self._unplug(value, now)
         return 0
 
-    def expects_verdict(self, build: int, now: float) -> bool:
-        """Whether a build number must be looked up: not without a product before it, nor with version 0."""
+    def expected_product(self, build: int, now: float) -> int | None:
+        """The product number whose build number `build` is; None where it is ignored: nothing to look up.
+
+        That is so without a product number before it, and with protocol version 0.
+        """
         platform = self.platform
-        if platform.rules.protocol_version == 0:
-            return False
+        if not platform.rules.protocol_version:
+            return None
         if platform.product is None:
             self._tell_once(BuildWithoutProduct(build), BuildWithoutProduct, now)
-            return False
-        return True
+        return platform.product
 
     def judge(self, product: int, build: int, verdict: Verdict, now: float) -> None:
         """A build number has its verdict."""
@@ -106,12 +108,12 @@ class Guest:
         platform.judge(build, verdict.blacklisted)
         self._identify()
         name = self.registry.name(product)
-        if platform.blacklisted and not before:
-            self.log.record(Blacklisted(product, name, build, verdict.reason), now)
         key = (product, build, platform.blacklisted)
         if key not in self._told:
             self._told = {told for told in self._told if not isinstance(told, tuple)} | {key}
             self.log.record(Announced(product, name, build, platform.blacklisted, verdict.reason), now)
+        if platform.blacklisted and not before:
+            self.log.record(Blacklisted(product, name, build, verdict.reason), now)
 
     def _unplug(self, mask: int, now: float) -> int:
         self.changed = True

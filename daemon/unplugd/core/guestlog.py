@@ -42,9 +42,11 @@ class Limits:
 class GuestLog:
     """The log of one guest. What it has to say is appended to `events`."""
 
-    __slots__ = ("_cost", "_events", "_last_byte", "_last_drop", "_last_report", "_throttle_unsaid", "bucket",
-                 "charged", "dropped_bytes", "dropped_lines", "limits", "partial", "prefix", "product", "suppressed",
-                 "throttled", "unsaid_bytes", "unsaid_lines")
+    __slots__ = (
+        "_cost", "_events", "_last_byte", "_last_drop", "_last_report", "_throttle_unsaid", "bucket", "charged",
+        "dropped_bytes", "dropped_lines", "limits", "line_number", "partial", "prefix", "product", "suppressed",
+        "throttled", "unsaid_bytes", "unsaid_lines",
+    )
 
     def __init__(self, limits: Limits, events: list[Event], now: float, cost: Callable[[bytes], int] = len) -> None:
         """`cost` tells how many bytes a line takes where it is stored (escaping makes it longer)."""
@@ -52,6 +54,8 @@ class GuestLog:
         self.bucket = TokenBucket(limits.rate, limits.burst, now)
         self.partial = bytearray()
         self.product: tuple[int | None, int | None] = (None, None)
+        self.line_number = 0
+        """How many lines were ended: while it stays the same, `partial` only grows."""
         self.charged = 0
         """With `delay`: what the partial line has been charged so far."""
         self.unsaid_lines = 0
@@ -117,6 +121,7 @@ class GuestLog:
 
     def _finish(self, text: bytes, now: float) -> None:
         self.partial.clear()
+        self.line_number += 1
         if text:
             self._line(text, now)
         self.charged = 0

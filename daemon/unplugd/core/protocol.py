@@ -193,10 +193,6 @@ class Platform:
         if self.rules.protocol_version:
             self.product = number or None
 
-    def expects_build(self) -> bool:
-        """Whether a build number counts now: a product number came before it."""
-        return self.product is not None
-
     def judge(self, build: int, blacklisted: bool) -> None:
         """[4] A build number with its verdict. A guest once blacklisted stays so until reset."""
         self.build = build

@@ -3,8 +3,8 @@
 Sans I/O. The caller feeds what it read and the time, writes what it gets, and looks at two things: `waiting` (a frame
 waits for a verdict or for tokens: read no more, and resume() when it is there) and `fault` (close the connection).
 
-Nearly all accesses of a running guest are magic reads and log bytes, each in a frame of its own; receive() answers these
-without a Request object. Everything else takes the slow path, which is the specification in the open.
+Nearly all accesses of a running guest are magic reads and log bytes, each in a frame of its own; receive() answers
+these without a Request object. Everything else takes the slow path, which is the specification in the open.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ _Job = Generator[Waiting, Verdict | None, bytes]
 
 _FAST = struct.Struct("<QQQ6xH")
 _ZERO = bytes(8)
+
+OUTPUT_LIMIT = 64 * 1024
+"""Bytes of responses to string reads after which receive() stops: 32 bytes of request can ask for 4 KiB of answer."""
+
 _NEWLINE = 0x0A
 
 
@@ -68,7 +72,7 @@ class IoreqStream:
     `tally` counts frames by kind (contract section 4, `unplugd_ioreqs_total`) before their response is handed out.
     """
 
-    __slots__ = ("_builds", "_dispatch", "_guest", "_job", "_now", "_rest", "_tally", "fault", "waiting")
+    __slots__ = ("_builds", "_dispatch", "_guest", "_job", "_now", "_rest", "_tally", "fault", "stopped", "waiting")
 
     def __init__(self, guest: Guest, dispatch: Dispatch, tally: dict[str, int]) -> None:
         self._guest = guest
@@ -80,11 +84,8 @@ class IoreqStream:
         self._builds = 0
         self.waiting: Waiting | None = None
         self.fault: ClientFault | None = None
-
-    @property
-    def unfinished(self) -> int:
-        """Bytes received that have no response yet."""
-        return len(self._rest)
+        self.stopped = False
+        """The responses so far reached OUTPUT_LIMIT: there may be more once they are written, see proceed()."""
 
     def use(self, dispatch: Dispatch) -> None:
         """Go on under other rules, from the next frame on."""
@@ -93,7 +94,7 @@ class IoreqStream:
     def receive(self, data: bytes, now: float) -> bytes | bytearray:
         """Take bytes in and return the responses that are ready.
 
-        Must not be called while `waiting`; after a `fault` it does nothing.
+        Must not be called while `waiting` or `stopped`; after a `fault` it does nothing.
         """
         self._now = now
         if self.fault is not None:
@@ -108,7 +109,7 @@ class IoreqStream:
         unpack = _FAST.unpack_from
         out = bytearray(data)
         pieces: list[bytes | bytearray] = []
-        done = position = magics = logged = 0
+        done = position = magics = logged = answered = 0
         last = len(data) - FRAME_SIZE
         while position <= last:
             addr, value, shape, bits = unpack(data, position)
@@ -132,10 +133,14 @@ class IoreqStream:
                 pieces.append(out[done:position])
                 done = position
                 position = self._slow(data, position, pieces)
-                if position == done or self.waiting is not None:
-                    done = position
-                    break
+                incomplete = position == done
                 done = position
+                if incomplete or self.waiting is not None:
+                    break
+                answered += len(pieces[-1])
+                if answered >= OUTPUT_LIMIT:
+                    self.stopped = True
+                    break
                 continue
             position += FRAME_SIZE
         if logged:
@@ -151,19 +156,23 @@ class IoreqStream:
         pieces.append(out[done:position])
         return b"".join(pieces)
 
+    def proceed(self, now: float) -> bytes | bytearray:
+        """Go on after `stopped`, with what was received before."""
+        self.stopped = False
+        return self.receive(b"", now)
+
     def resume(self, verdict: Verdict | None, now: float) -> bytes | bytearray:
         """Go on with the frame that was `waiting` (with its verdict, if it waited for one), then with what follows."""
-        assert self._job is not None
         self._now = now
         pieces: list[bytes | bytearray] = []
-        self._advance(verdict, pieces)
+        if self._job is not None:
+            self._advance(self._job, verdict, pieces)
         if self.waiting is None:
-            rest, self._rest = self._rest, b""
-            pieces.append(self.receive(rest, now))
+            pieces.append(self.receive(b"", now))
         return b"".join(pieces)
 
     def _slow(self, data: bytes, position: int, pieces: list[bytes | bytearray]) -> int:
-        """Serve any frame at `position` and return where the next one begins; `position` itself if it isn't all there."""
+        """Serve any frame at `position`; returns where the next one begins, or `position` if it is not all there."""
         try:
             request = decode(data[position:position + FRAME_SIZE])
         except ClientFault as fault:
@@ -173,15 +182,15 @@ class IoreqStream:
         end = begin + request.payload_size
         if end > len(data):
             return position
-        self._job = self._serve(request, data[begin:end])
         self._builds = 0
-        self._advance(None, pieces)
+        self._advance(self._serve(request, data[begin:end]), None, pieces)
         return end
 
-    def _advance(self, verdict: Verdict | None, pieces: list[bytes | bytearray]) -> None:
-        assert self._job is not None
+    def _advance(self, job: _Job, verdict: Verdict | None, pieces: list[bytes | bytearray]) -> None:
+        """Run a frame until it is done (its response becomes a piece) or must wait."""
         try:
-            self.waiting = self._job.send(verdict)
+            self.waiting = job.send(verdict)
+            self._job = job
         except StopIteration as stop:
             self.waiting = self._job = None
             pieces.append(stop.value)
@@ -227,14 +236,11 @@ class IoreqStream:
 
     def _build(self, build: int) -> Generator[Waiting, Verdict | None, None]:
         guest = self._guest
-        if not guest.expects_verdict(build, self._now):
-            return
-        product = guest.platform.product
-        assert product is not None
-        self._builds += 1
-        verdict = yield NeedVerdict(product, build, first=self._builds == 1)
-        assert verdict is not None
-        guest.judge(product, build, verdict, self._now)
+        product = guest.expected_product(build, self._now)
+        if product is not None:
+            self._builds += 1
+            verdict = yield NeedVerdict(product, build, first=self._builds == 1)
+            guest.judge(product, build, verdict or Verdict(blacklisted=False), self._now)
 
 
 def _elements(request: Request, payload: bytes) -> list[int]:

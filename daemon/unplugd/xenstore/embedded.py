@@ -69,6 +69,11 @@ class EmbeddedStore:
         self._tree.touched.append((RELEASE_DOMAIN, False))
         self._tell()
 
+    @property
+    def domids(self) -> frozenset[int]:
+        """The domains that there are."""
+        return frozenset(self._domids)
+
     # --- requests ---
 
     @property

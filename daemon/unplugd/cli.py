@@ -1,0 +1,56 @@
+"""The command `unplugd`: arguments, exit status, and what is printed before there is a log."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from unplugd import __version__
+from unplugd.config import files, load
+from unplugd.errors import ConfigError, HostError
+
+EPILOG = """\
+Without --config, /etc/unplugd/unplugd.toml and /etc/unplugd/conf.d/*.toml are read; with it, FILE and FILE.d/*.toml.
+SIGHUP reloads the configuration, SIGTERM stops the service.
+
+Exit status: 0 stopped as asked, or the configuration is valid; 1 a fault of unplugd's own; 2 wrong arguments, a
+configuration that cannot be used, or a host that does not give what the service needs (a directory, a port).
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of `unplugd`."""
+    result = argparse.ArgumentParser(
+        prog="unplugd",
+        description="Serves the HVM emulated device unplug protocol to Xen guests: unplug, driver blacklist, logs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--config", metavar="FILE", type=Path, help="read this configuration file")
+    result.add_argument("--check", action="store_true", help="check the configuration and exit")
+    result.add_argument("--version", action="version", version=f"unplugd {__version__}")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `unplugd`; returns the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        config = load(options.config)
+        if options.check:
+            read = ", ".join(str(path) for path in files(options.config)) or "no file, the defaults"
+            print(f"configuration is valid: {read}")
+            return 0
+        # what --check does not need is not loaded for it
+        from unplugd.service import Service
+
+        return asyncio.run(Service(config, options.config).run())
+    except ConfigError as error:
+        print(f"unplugd: {error}", file=sys.stderr)
+        return 2
+    except HostError as error:
+        print(f"unplugd: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,172 @@
+"""One connection of a device model: reads what came, answers it with one write, and stops reading when it must.
+
+The path of an access that needs nobody else's word is buffer_updated() from begin to end: no task, no await. Framing
+and protocol are core/stream.py's; what an access leaves behind is Domain.settle()'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from unplugd.core.guest import Verdict
+from unplugd.core.stream import IoreqStream, NeedTokens, NeedVerdict
+from unplugd.domain import Domain
+from unplugd.errors import ClientFault
+from unplugd.records import Event
+
+READ_SIZE = 16 * 1024
+"""Bytes taken at a time: at most 512 accesses (under a millisecond) before other guests have their turn."""
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that a client has to read its last responses before its connection is cut."""
+
+Judge = Callable[[Domain, NeedVerdict, float], Awaitable[Verdict]]
+"""Looks a build number up; the float is the time.monotonic() at which the frame's lookups must be over."""
+
+# Read into by every connection and emptied at once: buffer_updated() copies what it got before anything else runs.
+_buffer = memoryview(bytearray(READ_SIZE))
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One accepted connection to a domain's socket."""
+
+    def __init__(self, domain: Domain, judge: Judge, closed: Callable[[Connection], None]) -> None:
+        self.domain = domain
+        self._judge = judge
+        self._closed = closed
+        self._counters = domain.settings.counters
+        self._stream = IoreqStream(domain.guest, domain.settings.dispatch, self._counters.ioreqs)
+        self._transport: asyncio.Transport | None = None
+        self._full = False
+        self._paused = False
+        self._ended = False
+        self._since = 0.0
+        self._deadline = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- asyncio.BufferedProtocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client that may connect has connected."""
+        self._transport = cast(asyncio.Transport, transport)
+        self.domain.connections += 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone. The domain's state stays as it is."""
+        self._transport = None
+        self.domain.connections -= 1
+        if self._task is not None:
+            self._task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._closed(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        return _buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes came: answer all that is complete in them."""
+        self._since = now = time.monotonic()
+        self._answer(self._stream.receive(bytes(_buffer[:nbytes]), now), now)
+
+    def eof_received(self) -> bool:
+        """The client sends no more; what it sent before is still answered."""
+        self._ended = True
+        return self._stream.waiting is not None or self._stream.stopped
+
+    def pause_writing(self) -> None:
+        """The client does not read: neither do we."""
+        self._full = True
+        self._read_or_not()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        self._full = False
+        self._go_on()
+
+    # --- answers
+
+    def _answer(self, out: bytes | bytearray, now: float) -> None:
+        self.domain.settle(now)
+        if out:
+            self._counters.observe(time.monotonic() - self._since)
+            if self._transport is not None:
+                self._transport.write(out)
+        stream = self._stream
+        if stream.waiting is None and stream.fault is None and not stream.stopped:
+            if self._paused or self._ended:
+                self._read_or_not()
+            return
+        self._hold()
+
+    def _hold(self) -> None:
+        """Something else must come first: a verdict, tokens, room for responses, or the end."""
+        stream = self._stream
+        match stream.waiting:
+            case NeedVerdict() as need:
+                if need.first:
+                    self._deadline = time.monotonic() + self.domain.settings.config.blacklist.lookup_timeout
+                self._task = asyncio.get_running_loop().create_task(self._await_verdict(need))
+            case NeedTokens(seconds):
+                self._timer = asyncio.get_running_loop().call_later(seconds, self._tokens)
+            case None if stream.fault is not None:
+                self._refuse(stream.fault)
+                return
+            case None if not self._full:
+                asyncio.get_running_loop().call_soon(self._go_on)
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        stream = self._stream
+        blocked = self._full or stream.waiting is not None or stream.stopped
+        transport = self._transport
+        if transport is None:
+            return
+        if self._ended and not blocked:
+            self.close()
+        elif blocked != self._paused:
+            self._paused = blocked
+            if blocked:
+                transport.pause_reading()
+            else:
+                transport.resume_reading()
+
+    def _go_on(self) -> None:
+        if self._stream.stopped and not self._full and self._transport is not None:
+            self._since = now = time.monotonic()
+            self._answer(self._stream.proceed(now), now)
+        else:
+            self._read_or_not()
+
+    async def _await_verdict(self, need: NeedVerdict) -> None:
+        verdict = await self._judge(self.domain, need, self._deadline)
+        self._task = None
+        now = time.monotonic()
+        self._answer(self._stream.resume(verdict, now), now)
+
+    def _tokens(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        self._answer(self._stream.resume(None, now), now)
+
+    def _refuse(self, fault: ClientFault) -> None:
+        self._counters.protocol_errors[fault.reason] += 1
+        self.domain.complain(Event.PROTOCOL_FAULT, f"connection closed: its device model sent {fault.detail}"
+                                                   f" ({fault.reason})")
+        self.close()
+
+    def close(self) -> None:
+        """Close once the client has read what was answered, at the latest after CLOSE_TIMEOUT."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            transport.close()
+            self._timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)
+
+    def configure(self) -> None:
+        """Follow a reload, from the next frame on."""
+        self._stream.use(self.domain.settings.dispatch)

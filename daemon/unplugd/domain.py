@@ -1,0 +1,418 @@
+"""A domain that unplugd serves: who it is, its guest's state, and what becomes of what the guest caused.
+
+`settle()` is the one place where events turn into records and state is kept; every connection calls it before it sends
+responses. Who may connect is listener.py's, which domains there are is domains.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from unplugd.config import Config
+from unplugd.core.bucket import TokenBucket
+from unplugd.core.events import (
+    Announced,
+    Blacklisted,
+    BuildWithoutProduct,
+    Line,
+    LinesDropped,
+    Resumed,
+    Throttled,
+    UndefinedBits,
+    UnplugDenied,
+    Unplugged,
+    WasReset,
+)
+from unplugd.core.events import Event as CoreEvent
+from unplugd.core.guest import Guest
+from unplugd.core.guestlog import Limits
+from unplugd.core.protocol import DEVICES, Rules
+from unplugd.core.registry import Registry
+from unplugd.core.stream import Dispatch
+from unplugd.metrics import Counters
+from unplugd.records import Entry, Event
+from unplugd.sinks.delivery import Delivery
+from unplugd.state import StateFile, boot_id
+
+LABEL_CHANGES = 8
+"""How often a domain's product and build labels change before they read `other` (contract section 4)."""
+
+COMPLAINTS = 20
+"""Records that one domain's device model can cause at once by faults; one more every COMPLAINT_INTERVAL."""
+COMPLAINT_INTERVAL = 10.0
+
+_KINDS: Mapping[type[CoreEvent], Event] = {
+    Announced: Event.ANNOUNCED,
+    Blacklisted: Event.BLACKLISTED,
+    Unplugged: Event.UNPLUGGED,
+    UnplugDenied: Event.UNPLUG_DENIED,
+    UndefinedBits: Event.UNDEFINED_BITS,
+    BuildWithoutProduct: Event.BUILD_WITHOUT_PRODUCT,
+    WasReset: Event.RESET,
+    Throttled: Event.THROTTLED,
+    Resumed: Event.RESUMED,
+}
+
+
+@dataclass
+class Settings:
+    """What all domains share; `configure` replaces the parts that a reload changes."""
+
+    config: Config
+    delivery: Delivery
+    counters: Counters
+    state_directory: Path
+    published: Callable[[Domain], None]
+    """Called with a domain whose published nodes may be out of date."""
+    throttling: Callable[[], None] = lambda: None
+    """Called when a domain's log came over its limit, or is within it again."""
+    boot: bytes = field(default_factory=boot_id)
+
+    def __post_init__(self) -> None:
+        self.configure(self.config)
+
+    def configure(self, config: Config) -> None:
+        """Take the rules from `config`."""
+        self.config = config
+        self.registry = Registry(config.products)
+        self.rules = Rules(
+            config.protocol_version,
+            config.policy.allow_unplug,
+            config.policy.blacklisted_unplug == "allow",
+            config.policy.legacy_unplug,
+        )
+        self.dispatch = Dispatch(self.rules, delay=config.log.on_limit == "delay")
+
+    def limits(self, *, unlimited: bool) -> Limits:
+        """The limits of a guest's log."""
+        log = self.config.log
+        return Limits(log.rate, log.burst, log.on_limit == "delay", unlimited, log.flush_after)
+
+
+class Domain:
+    """One domain from introduction to release."""
+
+    def __init__(self, domid: int, name: str, uuid: str, settings: Settings) -> None:
+        """`name` and `uuid` are "" as long as xenstore does not have them."""
+        self.domid = domid
+        self.uuid = uuid
+        self.settings = settings
+        self.connections = 0
+        self.unlimited = False
+        self.reason = ""
+        """Why the driver is blacklisted; "" where it isn't or nobody said."""
+        self.log_lines = 0
+        self.log_bytes = 0
+        self._sink_lines = 0
+        self._sink_bytes = 0
+        self._name = name
+        self._label: tuple[str, str] = ("", "")
+        self._label_changes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._was_throttled = False
+        self._complaints = TokenBucket(1 / COMPLAINT_INTERVAL, COMPLAINTS, time.monotonic())
+        self._uncomplained = 0
+        self._suppressed = 0
+        now = time.monotonic()
+        self.guest = Guest(settings.rules, settings.limits(unlimited=False), settings.registry, now,
+                           settings.delivery.cost)
+        self.guest.log.prefix = len(self._prefix())
+        self._update_fields()
+        self._kept_uuid = ""
+        self.state = self._open_state(uuid, now)
+        self.outbox = settings.delivery.open(domid, self.name, uuid, self._lost)
+        self._relabel()
+        self.settle(now)
+
+    def _open_state(self, uuid: str, now: float) -> StateFile:
+        path = self.settings.state_directory / f"dom{self.domid}"
+        try:
+            state = StateFile(path, self.settings.boot)
+        except OSError as error:
+            self._record(Event.SINK_FAILED, f"{path}: {error.strerror}; its state will not survive a restart")
+            return StateFile.in_memory(self.settings.boot)
+        if state.kept_uuid is not None and (not uuid or state.kept_uuid in ("", uuid)):
+            state.restore(self.guest, now)
+            self._kept_uuid = state.kept_uuid
+        state.own(uuid or self._kept_uuid)
+        return state
+
+    # --- who it is
+
+    @property
+    def name(self) -> str:
+        """dom0's name for it; `dom<domid>` until xenstore has one."""
+        return self._name or f"dom{self.domid}"
+
+    def _prefix(self) -> str:
+        return f"{self.name} (domain {self.domid}): "
+
+    def rename(self, name: str) -> None:
+        """xenstore has another name for it."""
+        if name == self._name:
+            return
+        before, self._name = self.name, name
+        self.guest.log.prefix = len(self._prefix())
+        self._update_fields()
+        self.settings.delivery.rename(self.outbox, self.name)
+        if before != f"dom{self.domid}":
+            self._record(Event.RENAMED, f"renamed from {before}")
+
+    def identify(self, uuid: str) -> bool:
+        """xenstore has a uuid for it. False if this is another guest than the one that was known by this domid."""
+        known = self.uuid or self._kept_uuid
+        if known and known != uuid:
+            return False
+        if not self.uuid:
+            self.uuid = uuid
+            self.state.own(uuid)
+            self.state.commit(self.guest)
+            self._update_fields()
+        return True
+
+    def _update_fields(self) -> None:
+        self._fields: tuple[tuple[str, str], ...] = (
+            ("XEN_DOMID", str(self.domid)),
+            ("XEN_DOMAIN_UUID", self.uuid),
+            ("XEN_DOMAIN_NAME", self.name),
+        )
+
+    # --- what metrics and the API show
+
+    @property
+    def product(self) -> int | None:
+        """The product number that the driver gave."""
+        return self.guest.platform.product
+
+    @property
+    def build(self) -> int | None:
+        """The build number that was judged last."""
+        return self.guest.platform.build
+
+    @property
+    def blacklisted(self) -> bool:
+        """Whether the driver is blacklisted, until reset."""
+        return self.guest.platform.blacklisted
+
+    @property
+    def unplugged(self) -> int:
+        """Mask of all that was ordered since reset."""
+        return self.guest.platform.unplugged
+
+    @property
+    def label_product(self) -> str:
+        """Product number as a label value."""
+        return self._label[0]
+
+    @property
+    def label_build(self) -> str:
+        """Build number as a label value."""
+        return self._label[1]
+
+    @property
+    def dropped_lines(self) -> dict[str, int]:
+        """Lines dropped, by reason."""
+        return {"rate-limit": self.guest.log.dropped_lines, "sink": self._sink_lines}
+
+    @property
+    def dropped_bytes(self) -> dict[str, int]:
+        """Bytes of dropped lines, by reason."""
+        return {"rate-limit": self.guest.log.dropped_bytes, "sink": self._sink_bytes}
+
+    @property
+    def throttled(self) -> bool:
+        """Whether its log is over the limit."""
+        return self.guest.log.throttled
+
+    @property
+    def published(self) -> dict[str, str] | None:
+        """The nodes under /local/domain/<domid>/unplug and their values; None where there is nothing to say."""
+        platform = self.guest.platform
+        if platform.build is None and not platform.unplugged:
+            return None
+        nodes = {}
+        if platform.build is not None and platform.product is not None:
+            nodes["product"] = str(platform.product)
+            name = self.settings.registry.name(platform.product)
+            if name is not None:
+                nodes["product-name"] = name
+            nodes["build"] = str(platform.build)
+        nodes["blacklisted"] = str(int(platform.blacklisted))
+        nodes["unplugged"] = str(platform.unplugged)
+        return nodes
+
+    def describe(self) -> dict[str, object]:
+        """The domain as the API shows it (docs/api.md)."""
+        log = self.guest.log
+        return {
+            "domid": self.domid,
+            "name": self.name,
+            "uuid": self.uuid,
+            "product": self.product,
+            "product_name": self.settings.registry.name(self.product),
+            "build": self.build,
+            "blacklisted": self.blacklisted,
+            "blacklist_reason": self.reason if self.blacklisted else "",
+            "unplugged": [name for name, bit in DEVICES.items() if self.unplugged & bit],
+            "unplugged_mask": self.unplugged,
+            "connections": self.connections,
+            "log": {
+                "lines": self.log_lines,
+                "bytes": self.log_bytes,
+                "dropped_lines": self.dropped_lines,
+                "dropped_bytes": self.dropped_bytes,
+                "throttled": log.throttled,
+                "limited": not log.limits.unlimited,
+                "balance": int(log.bucket.balance),
+            },
+        }
+
+    # --- what the guest causes
+
+    def settle(self, now: float) -> None:
+        """Record what happened and keep the state: to be called before the responses that depend on it are sent."""
+        guest = self.guest
+        if guest.events:
+            guest.changed = True
+            for event in guest.take_events():
+                self._tell(event)
+        if guest.changed:
+            self.state.commit(guest)
+        log = guest.log
+        if log.throttled != self._was_throttled:
+            self._was_throttled = log.throttled
+            self.settings.throttling()
+            self._arm(now)
+        elif self._timer is None and (log.partial or log.throttled):
+            self._arm(now)
+
+    def _tell(self, event: CoreEvent) -> None:
+        match event:
+            case Line(text, product, build):
+                self.log_lines += 1
+                self.log_bytes += len(text)
+                self._guest_entry(Event.GUEST_LINE, text, product, build)
+                return
+            case LinesDropped():
+                platform = self.guest.platform
+                self._guest_entry(Event.LINES_DROPPED, str(event).encode(), platform.product, platform.build)
+                return
+            case Blacklisted():
+                self.reason = event.reason
+            case Announced():
+                self._relabel()
+            case WasReset():
+                self.reason = ""
+                self._relabel()
+        self._record(_KINDS[type(event)], str(event), self._driver_fields())
+        if isinstance(event, Announced | Blacklisted | Unplugged | WasReset):
+            self.settings.published(self)
+
+    def _driver_fields(self) -> tuple[tuple[str, str], ...]:
+        platform = self.guest.platform
+        return self._unplug_fields(platform.product, platform.build)
+
+    def _unplug_fields(self, product: int | None, build: int | None) -> tuple[tuple[str, str], ...]:
+        if product is None:
+            return ()
+        fields = [("UNPLUG_PRODUCT", str(product))]
+        name = self.settings.registry.name(product)
+        if name is not None:
+            fields.append(("UNPLUG_PRODUCT_NAME", name))
+        if build is not None:
+            fields.append(("UNPLUG_BUILD", str(build)))
+        return tuple(fields)
+
+    def _guest_entry(self, kind: Event, text: bytes, product: int | None, build: int | None) -> None:
+        self.settings.delivery.put(self.outbox, Entry(time.time(), text, (
+            ("PRIORITY", kind.priority), ("SYSLOG_IDENTIFIER", "unplugd-guest"), ("MESSAGE_ID", kind.message_id),
+            *self._fields, *self._unplug_fields(product, build),
+        )))
+
+    def _record(self, kind: Event, message: str, fields: tuple[tuple[str, str], ...] = ()) -> None:
+        text = (self._prefix() + message).encode("utf-8", "surrogateescape")
+        self.settings.delivery.record(Entry(time.time(), text, (
+            ("PRIORITY", kind.priority), ("SYSLOG_IDENTIFIER", "unplugd"), ("MESSAGE_ID", kind.message_id),
+            *self._fields, *fields,
+        )))
+
+    def record(self, kind: Event, message: str) -> None:
+        """A record about this domain that nobody but dom0 can cause."""
+        self._record(kind, message)
+
+    def complain(self, kind: Event, message: str) -> None:
+        """A record that the domain's device model or a local user can cause: a few at once, then one now and then."""
+        if not self._complaints.take(1, time.monotonic()):
+            self._uncomplained += 1
+            return
+        if self._uncomplained:
+            message += f" ({self._uncomplained} more like this not recorded)"
+            self._uncomplained = 0
+        self._record(kind, message)
+
+    def _lost(self, lines: int, size: int) -> None:
+        self._sink_lines += lines
+        self._sink_bytes += size
+
+    def _relabel(self) -> None:
+        platform = self.guest.platform
+        label = ("", "")
+        if platform.build is not None:
+            label = ("" if platform.product is None else str(platform.product), str(platform.build))
+        if label != self._label and self._label_changes <= LABEL_CHANGES:
+            self._label_changes += 1
+            self._label = label if self._label_changes <= LABEL_CHANGES else ("other", "other")
+
+    # --- time
+
+    def _arm(self, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        seconds = self.guest.log.next_tick(now)
+        if seconds is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(0.01, seconds), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        self.guest.log.tick(now)
+        self.guest.changed = True
+        self.settle(now)
+        if self._timer is None:
+            self._arm(now)
+
+    def configure(self) -> None:
+        """Follow a reload, or a change of `unlimited`."""
+        settings = self.settings
+        self.guest.platform.rules = settings.rules
+        self.guest.registry = settings.registry
+        self.guest.log.configure(settings.limits(unlimited=self.unlimited), time.monotonic())
+
+    def limit(self, *, unlimited: bool) -> None:
+        """The toolstack switched the rate limit of the guest's log off or on."""
+        if unlimited != self.unlimited:
+            self.unlimited = unlimited
+            self.configure()
+
+    def stop(self) -> None:
+        """unplugd stops: all of the state stays for the next process."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.state.commit(self.guest)
+        self.state.close()
+
+    def release(self) -> None:
+        """The domain is gone: its partial line is recorded, the rest forgotten."""
+        if self._timer is not None:
+            self._timer.cancel()
+        now = time.monotonic()
+        self.guest.log.cut(now)
+        for event in self.guest.take_events():
+            if isinstance(event, Line | LinesDropped):
+                self._tell(event)
+        self.state.remove()

@@ -1,0 +1,272 @@
+"""Which domains there are: xenstore's introductions and releases, and what xenstore says about each domain.
+
+The rules (contract section 1) in short:
+
+- A domain is there while XS_IS_DOMAIN_INTRODUCED says T. F is its release, but only while the connection has not been
+  lost since the last T: a xenstored that crashed comes back empty and answers F for everybody.
+- After a loss a domain is kept until a later @releaseDomain finds it gone again, or its domid is introduced anew.
+- A domid whose `vm` names another uuid is another guest: the old one is released, the new one introduced.
+
+Watched is only what dom0 alone can write. Events say that something changed, never what: everything is read anew, and
+a spurious event finds nothing new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from unplugd.errors import NoSuchNode, StoreError
+from unplugd.records import Event
+from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Store
+
+_AT_ONCE = 64
+"""Domains whose nodes are read at the same time: verdicts' neighbours in xenstored should not wait for thousands."""
+
+_PROBED = 256
+"""How far beyond the highest domid that is listed a domain without any node is looked for."""
+
+_NODES = ("name", "vm", "log-throttling", "image/device-model-kill-uid")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What xenstore says about a domain."""
+
+    name: str = ""
+    uuid: str = ""
+    unlimited: bool = False
+    """`log-throttling` is 0."""
+    device_model_uid: int | None = None
+
+
+class Census(Protocol):
+    """Who is told about domains."""
+
+    def introduced(self, domid: int, facts: Facts) -> None:
+        """A domain has come, or was there at start."""
+
+    def changed(self, domid: int, facts: Facts) -> None:
+        """xenstore says something else about it (never another uuid, unless it had none)."""
+
+    def released(self, domid: int) -> None:
+        """A domain has gone."""
+
+
+class _Known:
+    """A domain that was introduced."""
+
+    __slots__ = ("callbacks", "confirmed", "facts", "told")
+
+    def __init__(self) -> None:
+        self.confirmed = True
+        """XS_IS_DOMAIN_INTRODUCED said T on this connection."""
+        self.facts = Facts()
+        self.told = False
+        self.callbacks: dict[str, Callable[[str], None]] = {}
+
+
+class Domains:
+    """Follows xenstore and tells a Census."""
+
+    def __init__(self, store: Store, census: Census, say: Callable[[Event, str], None]) -> None:
+        self._store = store
+        self._census = census
+        self._say = say
+        self._known: dict[int, _Known] = {}
+        self._scan_wanted = asyncio.Event()
+        self._introduce_seen = False
+        self._release_seen = False
+        self._stale: set[int] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def arm(self) -> None:
+        """Watch for comings and goings; once, before the first scan. Raises StoreError."""
+        await asyncio.gather(
+            self._store.watch(INTRODUCE_DOMAIN, self._introduced_event),
+            self._store.watch(RELEASE_DOMAIN, self._released_event),
+        )
+
+    def lost(self) -> None:
+        """The connection is gone: from now on F means nothing about the domains that are known."""
+        for known in self._known.values():
+            known.confirmed = False
+
+    def _introduced_event(self, _path: str) -> None:
+        self._introduce_seen = True
+        self._scan_wanted.set()
+
+    def _released_event(self, _path: str) -> None:
+        self._release_seen = True
+        self._scan_wanted.set()
+
+    async def follow(self) -> None:
+        """Scan whenever something came or went, until cancelled."""
+        while True:
+            await self._scan_wanted.wait()
+            self._scan_wanted.clear()
+            released, self._release_seen = self._release_seen, False
+            introduced, self._introduce_seen = self._introduce_seen, False
+            try:
+                found = await self.scan(after_release=released)
+                if introduced and not found:
+                    await self._probe()
+            except StoreError as error:
+                if self._store.connected:
+                    self._say(Event.STORE_REFUSED, f"the domains could not be read: {error}")
+                    self._release_seen = self._release_seen or released
+                    self._scan_wanted.set()
+                    await asyncio.sleep(1.0)
+
+    async def scan(self, *, after_release: bool) -> bool:
+        """Compare what xenstored knows with what is known here; says whether a domain was found. Raises StoreError.
+
+        `after_release`: a @releaseDomain was seen, so that F is news about the domains from before a loss too, and
+        everybody must be asked about; otherwise only whoever is not known to be there.
+        """
+        domids = await self._listed() | self._known.keys()
+        if not after_release:
+            domids -= {domid for domid, known in self._known.items() if known.confirmed}
+        return await self._ask(sorted(domids), after_release=after_release)
+
+    async def _probe(self) -> None:
+        """Look for a domain that was introduced before it got any node: it is in no directory."""
+        listed = await self._listed() | self._known.keys()
+        last = max(listed, default=0) + _PROBED
+        await self._ask([domid for domid in range(1, last + 1) if domid not in self._known], after_release=False)
+        await asyncio.sleep(0.1)  # events that come in numbers cause few probes
+
+    async def _ask(self, domids: list[int], *, after_release: bool) -> bool:
+        found = False
+        for at in range(0, len(domids), _AT_ONCE):
+            some = domids[at:at + _AT_ONCE]
+            there = await asyncio.gather(*(self._store.is_introduced(domid) for domid in some))
+            fresh = []
+            for domid, introduced in zip(some, there, strict=True):
+                if self._judge(domid, introduced=introduced, after_release=after_release):
+                    fresh.append(domid)
+            found = found or bool(fresh)
+            await asyncio.gather(*(self._meet(domid) for domid in fresh))
+        return found
+
+    async def _listed(self) -> set[int]:
+        try:
+            names = await self._store.directory("/local/domain")
+        except NoSuchNode:
+            return set()
+        return {int(name) for name in names if name.isascii() and name.isdigit() and name != "0" and len(name) <= 5}
+
+    def _judge(self, domid: int, *, introduced: bool, after_release: bool) -> bool:
+        """Note what XS_IS_DOMAIN_INTRODUCED said; true where the domain's nodes must be read."""
+        known = self._known.get(domid)
+        if introduced:
+            if known is None:
+                self._known[domid] = _Known()
+                return True
+            again, known.confirmed = not known.confirmed, True
+            return again
+        if known is not None and (known.confirmed or after_release):
+            self._release(domid)
+        return False
+
+    def _release(self, domid: int) -> None:
+        known = self._known.pop(domid)
+        for path, callback in known.callbacks.items():
+            self._spawn(self._unwatch(path, callback))
+        if known.told:
+            self._census.released(domid)
+
+    async def _unwatch(self, path: str, callback: Callable[[str], None]) -> None:
+        try:
+            await self._store.unwatch(path, callback)
+        except StoreError:
+            pass  # then the watch went with its connection
+
+    async def _meet(self, domid: int) -> None:
+        """Watch and read a domain's nodes, then tell of it. A domain without them is there all the same."""
+        known = self._known.get(domid)
+        if known is None:
+            return
+        armed = []
+        if not known.callbacks:
+            for name in _NODES:
+                path = f"/local/domain/{domid}/{name}"
+                known.callbacks[path] = callback = functools.partial(self._changed, domid)
+                armed.append(self._store.watch(path, callback))
+        # sent after the watches: whatever changes from here on is an event
+        facts = await self._read(domid)
+        if armed:
+            await asyncio.gather(*armed)
+        self._tell(domid, known, facts)
+
+    async def _read(self, domid: int) -> Facts:
+        home = f"/local/domain/{domid}"
+        values = await asyncio.gather(
+            *(self._store.read(f"{home}/{name}") for name in _NODES), return_exceptions=True
+        )
+        name, vm, throttling, uid = (self._text(value) for value in values)
+        uuid = vm.removeprefix("/vm/") if vm.startswith("/vm/") else ""
+        if not uuid.isascii() or len(uuid) > 64 or not uuid.replace("-", "").isalnum():
+            uuid = ""
+        return Facts(
+            name, uuid, unlimited=throttling == "0",
+            device_model_uid=int(uid) if uid.isascii() and uid.isdigit() and int(uid) < 0xFFFFFFFF else None,
+        )
+
+    @staticmethod
+    def _text(value: bytes | BaseException) -> str:
+        if isinstance(value, NoSuchNode):
+            return ""
+        if isinstance(value, BaseException):
+            raise value
+        return value.decode("utf-8", "surrogateescape")
+
+    def _tell(self, domid: int, known: _Known, facts: Facts) -> None:
+        if self._known.get(domid) is not known:
+            return  # released meanwhile
+        before = known.facts
+        if not known.told:
+            known.told, known.facts = True, facts
+            self._census.introduced(domid, facts)
+            return
+        if facts.uuid and before.uuid and facts.uuid != before.uuid:
+            known.facts = facts
+            self._census.released(domid)
+            self._census.introduced(domid, facts)
+            return
+        # what was there and is gone is a domain that is being destroyed, or a xenstored that came back empty
+        kept = Facts(facts.name or before.name, facts.uuid or before.uuid, facts.unlimited,
+                     before.device_model_uid if facts.device_model_uid is None else facts.device_model_uid)
+        if kept != before:
+            known.facts = kept
+            self._census.changed(domid, kept)
+
+    def _changed(self, domid: int, _path: str) -> None:
+        if domid not in self._stale:
+            self._stale.add(domid)
+            self._spawn(self._look_again(domid))
+
+    async def _look_again(self, domid: int) -> None:
+        self._stale.discard(domid)
+        known = self._known.get(domid)
+        if known is None or not known.told:
+            return
+        try:
+            facts = await self._read(domid)
+        except StoreError:
+            return  # the connection is gone; the scan after the next one reads everything
+        self._tell(domid, known, facts)
+
+    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Leave nothing running."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

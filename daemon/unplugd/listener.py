@@ -1,0 +1,174 @@
+"""A domain's socket: made, owned, listened on, and who may connect (contract sections 1 and 6).
+
+The path decides nothing: SO_PEERCRED does. The socket is bound under another name, gets its mode and owner, and only
+then its place, so that nobody ever connects to one that is not ready, and a stale one is replaced at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from unplugd.connection import Connection, Judge
+from unplugd.domain import Domain
+from unplugd.errors import HostError
+from unplugd.records import Event
+
+BACKLOG = 512
+
+CONNECTIONS_A_DOMAIN = 256
+"""Connections that one domain may have: Xen's 128 vCPUs, twice."""
+
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Access:
+    """Which uids may connect to which domain's socket."""
+
+    def __init__(self, listed: Sequence[int] | None) -> None:
+        """`listed` are configuration's uids; None for "auto"."""
+        self._listed = None if listed is None else tuple(listed)
+        self._base = _uid_of("xen-qemuuser-range-base") if listed is None else None
+        self._shared = _uid_of("xen-qemuuser-shared") if listed is None else None
+
+    def device_model_uid(self, domid: int, known: int | None) -> int | None:
+        """The uid of a domain's device model, None for root; `known` is xenstore's device-model-kill-uid."""
+        if self._listed is not None:
+            return self._listed[0]
+        if known is not None:
+            return None if known == self._shared else known
+        return None if self._base is None else self._base + domid
+
+    def allows(self, uid: int, domid: int, known: int | None) -> bool:
+        """Whether a process of `uid` may connect."""
+        if uid == 0:
+            return True
+        if self._listed is not None:
+            return uid in self._listed
+        return uid == self.device_model_uid(domid, known)
+
+
+def _uid_of(user: str) -> int | None:
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return None
+
+
+class Listener:
+    """The socket of one domain and its connections."""
+
+    def __init__(self, domain: Domain, directory: Path, access: Access, judge: Judge) -> None:
+        self.domain = domain
+        self.path = directory / f"dom{domain.domid}.sock"
+        self._access = access
+        self._judge = judge
+        self._known_uid: int | None = None
+        self._server: asyncio.Server | None = None
+        self._inode: tuple[int, int] | None = None
+        self._connections: set[Connection] = set()
+
+    async def start(self, device_model_uid: int | None) -> None:
+        """Make the socket and listen. Raises HostError."""
+        self._known_uid = device_model_uid
+        bound = self._bind()
+        self._server = await asyncio.get_running_loop().create_unix_server(self._accept, sock=bound, backlog=BACKLOG)
+
+    def _bind(self) -> socket.socket:
+        new = self.path.with_suffix(".new")
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                new.unlink()
+            bound.bind(str(new))
+            bound.listen(BACKLOG)
+            new.chmod(0o600)
+            self._own(new)
+            status = new.stat()
+            new.rename(self.path)
+        except OSError as error:
+            bound.close()
+            raise HostError("socket of a domain", str(self.path), error.strerror or str(error)) from error
+        self._inode = status.st_dev, status.st_ino
+        return bound
+
+    def _own(self, path: Path) -> None:
+        uid = self._access.device_model_uid(self.domain.domid, self._known_uid)
+        if uid is None:
+            uid = os.geteuid()
+        if path.stat().st_uid != uid:
+            os.chown(path, uid, -1)
+
+    def configure(self, access: Access, device_model_uid: int | None) -> None:
+        """Another configuration, or xenstore says as whom the device model runs. Connections that exist stay."""
+        self._access = access
+        self._known_uid = device_model_uid
+        try:
+            self._own(self.path)
+        except OSError as error:
+            self.domain.record(Event.SINK_FAILED, f"{self.path}: its owner could not be set: {error.strerror}")
+        for connection in self._connections:
+            connection.configure()
+
+    def _accept(self) -> asyncio.BaseProtocol:
+        return _Newcomer(self)
+
+    def admit(self, transport: asyncio.Transport) -> Connection | None:
+        """The protocol for a new connection, or None where it must be closed at once."""
+        domain = self.domain
+        peer = cast(socket.socket, transport.get_extra_info("socket"))
+        try:
+            pid, uid, _gid = _CREDENTIALS.unpack(
+                peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        except OSError:
+            return None
+        if not self._access.allows(uid & 0xFFFFFFFF, domain.domid, self._known_uid):
+            domain.settings.counters.denied_connections += 1
+            domain.complain(Event.CONNECTION_DENIED, f"connection of uid {uid & 0xFFFFFFFF} (pid {pid}) refused: it is"
+                                                     " not root, nor this domain's device model")
+            return None
+        if len(self._connections) >= CONNECTIONS_A_DOMAIN:
+            domain.complain(Event.CONNECTION_LIMIT, f"connection refused: there are {CONNECTIONS_A_DOMAIN} already")
+            return None
+        connection = Connection(domain, self._judge, self._connections.discard)
+        self._connections.add(connection)
+        return connection
+
+    def close(self) -> None:
+        """The domain is gone: no socket, no connections."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for connection in list(self._connections):
+            connection.close()
+        with contextlib.suppress(OSError):
+            status = self.path.lstat()
+            if (status.st_dev, status.st_ino) == self._inode:  # not a successor's
+                self.path.unlink()
+
+
+class _Newcomer(asyncio.BufferedProtocol):
+    """A connection until it is known who it is."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)
+        connection = self._listener.admit(transport)
+        if connection is None:
+            transport.abort()
+            return
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Never read from: the connection takes over before the first byte, or the transport is gone."""
+        return bytearray(1)

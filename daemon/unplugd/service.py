@@ -1,0 +1,418 @@
+"""The service: one read of this file tells the main job, from xenstore's news to a guest's answer.
+
+    store.run ── connected ─> _synchronize: blacklist into xenstore and mirrored, domains read, READY=1
+    Domains ──── introduced ─> Domain (state, log) + Listener (socket) ── Connection ── core: frames -> answers
+                 released ──> all of it taken down, its partial line recorded
+    Connection ─ build number ─> Blacklist.judge ── xenstored or mirror
+    Domain ───── events ─> Delivery (journal, files, stderr), Publisher (/local/domain/<domid>/unplug)
+
+Nothing here knows a frame or a xenstore packet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+
+from unplugd import __version__
+from unplugd.config import Config, load
+from unplugd.core.guest import Verdict
+from unplugd.core.stream import NeedVerdict
+from unplugd.domain import Domain, Settings
+from unplugd.domains import Domains, Facts
+from unplugd.errors import ConfigError, HostError, StoreError
+from unplugd.http import HttpServer
+from unplugd.listener import Access, Listener
+from unplugd.metrics import Counters
+from unplugd.publish import Publisher
+from unplugd.records import Entry, Event
+from unplugd.sinks.delivery import Delivery
+from unplugd.systemd import listen_fds, notify, watchdog_interval
+from unplugd.verdict import Blacklist
+from unplugd.xenstore import EmbeddedStore, open_store
+from unplugd.xenstore.store import Store
+
+SOCKET_RETRY = 2.0
+"""Seconds until a domain's socket that could not be made is tried again."""
+
+
+class Service:
+    """unplugd, from configuration to the end of the process. It is what metrics, health and API look at (HostView)."""
+
+    version = __version__
+
+    def __init__(self, config: Config, config_path: Path | None = None) -> None:
+        self.config = config
+        self.counters = Counters()
+        self.ready = False
+        self.domains: dict[int, Domain] = {}
+        self._config_path = config_path
+        self._listeners: dict[int, Listener] = {}
+        self._facts: dict[int, Facts] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._awaited = "xenstore"
+        self._synchronizing: asyncio.Task[None] | None = None
+        self._status_timer: asyncio.TimerHandle | None = None
+        self._ended: asyncio.Future[int]
+        self._lock: int | None = None
+
+    # --- from start to end
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; returns the exit status. Raises HostError where the host won't have it."""
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        self._prepare()
+        await self._open_http()
+        self._say(Event.STARTED, f"unplugd {__version__} started")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, 0)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
+        for store in {id(store): store for store in (self._store, self._lookups)}.values():
+            self._keep_running(self._run_store(store))
+        self._keep_running(self._domains.follow())
+        self._keep_running(self._blacklist.follow())
+        interval = watchdog_interval()
+        if interval is not None:
+            self._keep_running(self._ping(interval))
+        self._tell_status()
+        try:
+            return await self._ended
+        finally:
+            await self._stop()
+
+    def _prepare(self) -> None:
+        config = self.config
+        self._state_directory = self._make_runtime_directory(config.runtime_dir)
+        self._delivery = Delivery(config.log, self._state_directory)
+        self.settings = Settings(config, self._delivery, self.counters, self._state_directory, self._published)
+        self.settings.throttling = self._status_soon
+        self._access = Access(config.socket.device_model_uids)
+        self._store = open_store(config.xenstore)
+        embedded = isinstance(self._store, EmbeddedStore)
+        self._lookups: Store = self._store if embedded else open_store(config.xenstore)
+        self._domains = Domains(self._store, self, self._say)
+        self._publisher = Publisher(self._store, self._say, enabled=config.publish)
+        self._blacklist = Blacklist(self._store, self._lookups, config.blacklist, self.settings.registry,
+                                    self.counters, self._state_directory, self.settings.boot, self._say)
+
+    def _make_runtime_directory(self, directory: Path) -> Path:
+        state = directory / "state"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if directory.stat().st_mode & 0o7777 != 0o755:
+                directory.chmod(0o755)
+            state.mkdir(mode=0o700, exist_ok=True)
+            self._lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise HostError("runtime_dir", str(directory), error.strerror or str(error)) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise HostError("runtime_dir", str(directory), "another unplugd uses it") from None
+        return state
+
+    async def _open_http(self) -> None:
+        self._control = HttpServer(self)
+        await self._control.start_unix(self.config.runtime_dir / "control.sock")
+        self._http = HttpServer(self)
+        passed = listen_fds().get("http", [])
+        self._http_passed = bool(passed)
+        if passed:
+            await self._http.start_sockets(passed)
+        elif self.config.http.listen is not None:
+            await self._http.start_tcp(*self.config.http.listen)
+
+    def _end(self, status: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(status)
+
+    async def _stop(self) -> None:
+        notify("STOPPING=1", "STATUS=stopping")
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for listener in self._listeners.values():
+            listener.close()
+        for domain in self.domains.values():
+            domain.stop()
+        await self._domains.stop()
+        await self._publisher.stop()
+        await self._store.close()
+        if self._lookups is not self._store:
+            await self._lookups.close()
+        await self._http.close()
+        await self._control.close()
+        self._say(Event.STOPPED, "unplugd stopped")
+        await self._delivery.stop()
+
+    def _keep_running(self, work: Coroutine[None, None, None]) -> None:
+        """A task that the service cannot do without: if it ends, so does the service, and systemd starts it anew."""
+        self._spawn(work).add_done_callback(self._missed)
+
+    def _missed(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        self._say(Event.INTERNAL, f"unplugd ends because of a fault of its own: {error!r}")
+        self._end(1)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _say(self, event: Event, message: str) -> None:
+        self._delivery.record(Entry(time.time(), message.encode("utf-8", "surrogateescape"), (
+            ("PRIORITY", event.priority), ("SYSLOG_IDENTIFIER", "unplugd"), ("MESSAGE_ID", event.message_id),
+        )))
+
+    # --- xenstore comes and goes
+
+    async def _run_store(self, store: Store) -> None:
+        if store is self._store:
+            await store.run(self._connected, self._lost)
+        else:
+            await store.run(lambda: None, lambda reason: None)
+
+    def _connected(self) -> None:
+        self.counters.xenstore_reconnects = self._store.reconnects
+        self._synchronizing = self._spawn(self._synchronize())
+
+    def _lost(self, reason: str) -> None:
+        if self._synchronizing is not None:
+            self._synchronizing.cancel()
+        self._blacklist.lost()
+        self._domains.lost()
+        self._publisher.lost()
+        self._awaited = f"xenstore: {reason}"
+        self._say(Event.STORE_LOST, f"xenstore: {reason}; trying again")
+        self._status_soon()
+
+    async def _synchronize(self) -> None:
+        """Bring xenstore and what is known here together, after every connect."""
+        self._awaited = "xenstore's domains and blacklist to be read"
+        while True:
+            try:
+                await self._store.watch("/mh/driver-blacklist", self._blacklist.changed)
+                await self._blacklist.sync()
+                await self._domains.arm()
+                await self._domains.scan(after_release=False)
+                break
+            except StoreError as error:
+                if not self._store.connected:
+                    return  # _connected() is called again
+                self._say(Event.STORE_REFUSED, f"xenstore could not be read: {error}; trying again")
+                await asyncio.sleep(1.0)
+        if self._starting:
+            await asyncio.wait(set(self._starting))
+        for domain in self.domains.values():
+            if domain.published is not None:
+                self._publisher.changed(domain)
+        self._say(Event.STORE_CONNECTED, f"xenstore connected: {len(self.domains)} domains,"
+                                         f" {self._blacklist.entries} blacklisted builds")
+        self._awaited = ""
+        if not self.ready:
+            self._delivery.adopt_orphans()
+            self._remove_stale_files()
+            self.ready = True
+            notify("READY=1", self._status())
+        self._status_soon()
+
+    def _remove_stale_files(self) -> None:
+        """Sockets and state of domains that went while no unplugd ran."""
+        for path in [*self.config.runtime_dir.glob("dom*.sock"), *self._state_directory.glob("dom*")]:
+            domid = path.name.removeprefix("dom").removesuffix(".sock")
+            if domid.isdigit() and int(domid) not in self.domains:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    # --- domains come and go (domains.Census)
+
+    def introduced(self, domid: int, facts: Facts) -> None:
+        """xenstore has a domain that was not there."""
+        domain = Domain(domid, facts.name, facts.uuid, self.settings)
+        domain.limit(unlimited=facts.unlimited)
+        listener = Listener(domain, self.config.runtime_dir, self._access, self._judge)
+        self.domains[domid] = domain
+        self._listeners[domid] = listener
+        self._facts[domid] = facts
+        task = self._spawn(self._listen(listener))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+        self._status_soon()
+
+    async def _listen(self, listener: Listener) -> None:
+        domid = listener.domain.domid
+        said = False
+        while self._listeners.get(domid) is listener:
+            try:
+                await listener.start(self._facts[domid].device_model_uid)
+            except HostError as error:
+                if not said:
+                    said = True
+                    # readiness does not wait for it any longer
+                    self._starting = {task for task in self._starting if task is not asyncio.current_task()}
+                    listener.domain.record(Event.SINK_FAILED, f"no socket: {error}; trying again")
+                await asyncio.sleep(SOCKET_RETRY)
+                continue
+            if self._listeners.get(domid) is listener:
+                listener.domain.record(Event.INTRODUCED, f"served at {listener.path}")
+            else:
+                listener.close()
+            return
+
+    def changed(self, domid: int, facts: Facts) -> None:
+        """xenstore says something else about a domain."""
+        domain = self.domains[domid]
+        self._facts[domid] = facts
+        if facts.uuid and not domain.identify(facts.uuid):
+            # what an earlier unplugd left for this domid was another guest's
+            self.released(domid)
+            self.introduced(domid, facts)
+            return
+        if facts.name:
+            domain.rename(facts.name)
+        domain.limit(unlimited=facts.unlimited)
+        self._listeners[domid].configure(self._access, facts.device_model_uid)
+        if domain.published is not None:
+            self._publisher.changed(domain)
+
+    def released(self, domid: int) -> None:
+        """A domain has gone."""
+        domain = self.domains.pop(domid)
+        self._facts.pop(domid)
+        self._listeners.pop(domid).close()
+        self._publisher.forget(domain)
+        self._blacklist.forget(domid)
+        domain.release()
+        domain.record(Event.RELEASED, "released")
+        self._spawn(self._delivery.close(domain.outbox))
+        self._status_soon()
+
+    async def _judge(self, domain: Domain, need: NeedVerdict, deadline: float) -> Verdict:
+        return await self._blacklist.judge(domain, need, deadline)
+
+    def _published(self, domain: Domain) -> None:
+        self._publisher.changed(domain)
+
+    # --- reload
+
+    async def _reload(self) -> None:
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        try:
+            await self._apply(load(self._config_path))
+        except (ConfigError, HostError) as error:
+            self._say(Event.RELOAD_REFUSED, f"configuration not reloaded, the old one holds: {error}")
+        else:
+            self._say(Event.RELOADED, "configuration reloaded")
+        notify("READY=1" if self.ready else "STATUS=", self._status())
+
+    async def _apply(self, config: Config) -> None:
+        """Follow a new configuration. Raises before anything has changed."""
+        self._refuse_what_needs_a_restart(config)
+        http = None
+        if config.http != self.config.http and not self._http_passed:
+            http = HttpServer(self)
+            if config.http.listen is not None:
+                await http.start_tcp(*config.http.listen)
+        try:
+            self._delivery.configure(config.log)
+        except HostError:
+            if http is not None:
+                await http.close()
+            raise
+        if http is not None:
+            http, self._http = self._http, http
+            await http.close()
+        self.config = config
+        self.settings.configure(config)
+        self._access = Access(config.socket.device_model_uids)
+        self._publisher.enabled = config.publish
+        for domid, domain in self.domains.items():
+            domain.configure()
+            self._listeners[domid].configure(self._access, self._facts[domid].device_model_uid)
+        self._blacklist.configure(config.blacklist, self.settings.registry)
+        if isinstance(self._store, EmbeddedStore):
+            self._follow_embedded(self._store, config)
+        if self._store.connected:
+            try:
+                await self._blacklist.put_entries()
+            except StoreError as error:
+                self._say(Event.STORE_REFUSED, f"the configured blacklist is not in xenstore yet: {error}")
+
+    def _refuse_what_needs_a_restart(self, config: Config) -> None:
+        old = self.config
+        for key, before, after in (
+            ("runtime_dir", old.runtime_dir, config.runtime_dir),
+            ("xenstore.backend", old.xenstore.backend, config.xenstore.backend),
+            ("xenstore.socket", old.xenstore.socket, config.xenstore.socket),
+        ):
+            if before != after:
+                file = str(self._config_path or "configuration")
+                raise ConfigError(file, key, f"was {before} at start; to change it, restart unplugd")
+
+    @staticmethod
+    def _follow_embedded(store: EmbeddedStore, config: Config) -> None:
+        wanted = {domain.domid: domain for domain in config.xenstore.domains}
+        for domid in store.domids - wanted.keys():
+            store.release(domid)
+        for domid in sorted(wanted.keys() - store.domids):
+            store.introduce(domid, wanted[domid].name, wanted[domid].uuid)
+
+    # --- what is shown (metrics.HostView, STATUS=)
+
+    @property
+    def connections(self) -> int:
+        """Connections of device models that are open."""
+        return sum(domain.connections for domain in self.domains.values())
+
+    @property
+    def xenstore_up(self) -> bool:
+        """Whether xenstore is connected."""
+        return self._store.connected
+
+    @property
+    def blacklist_entries(self) -> int:
+        """Builds that xenstore blacklists."""
+        return self._blacklist.entries
+
+    @property
+    def awaited(self) -> str:
+        """What readiness waits for; "" when ready."""
+        return self._awaited
+
+    def describe(self, domid: int) -> Mapping[str, object]:
+        """A domain as the API shows it; KeyError if there is none."""
+        return self.domains[domid].describe()
+
+    def _status(self) -> str:
+        throttled = sum(domain.throttled for domain in self.domains.values())
+        xenstore = f"waiting for {self._awaited}" if self._awaited else "xenstore connected"
+        problem = self._delivery.problem
+        return f"STATUS={len(self.domains)} domains, {throttled} throttled; {xenstore}" + (
+            f"; {problem}" if problem else "")
+
+    def _status_soon(self) -> None:
+        if self._status_timer is None:
+            self._status_timer = asyncio.get_running_loop().call_later(0.25, self._tell_status)
+
+    def _tell_status(self) -> None:
+        if self._status_timer is not None:
+            self._status_timer.cancel()
+            self._status_timer = None
+        notify(self._status())
+
+    async def _ping(self, interval: float) -> None:
+        """Tell the watchdog that the event loop turns; nobody else does."""
+        while True:
+            notify("WATCHDOG=1", self._status())
+            await asyncio.sleep(interval)

@@ -1,0 +1,419 @@
+"""The way of a record to its sinks: at once where the sink takes it, else through a bounded queue and the spool.
+
+Nobody who hands a record over ever waits. What a sink does not take stays in order, domain by domain, up to
+QUEUE_LIMIT bytes a domain and TOTAL_LIMIT in all; what is beyond is dropped and counted (reason `sink`).
+How a sink writes is the sink's own room; what a guest may write at all was decided before (core/guestlog.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from unplugd.config import LogConfig
+from unplugd.core.escape import escape_journal, escape_text
+from unplugd.records import Entry, Event
+from unplugd.sinks.files import GuestFiles, format_line
+from unplugd.sinks.journal import Journal
+from unplugd.sinks.spool import Spool, load
+from unplugd.sinks.stderr import StandardError
+
+QUEUE_LIMIT = 256 * 1024
+"""Bytes of records that one domain may have on their way."""
+TOTAL_LIMIT = 32 * 1024 * 1024
+"""Bytes of records that all domains together may have on their way."""
+OVERHEAD = 256
+"""What an entry counts beside its message: fields and objects."""
+
+_TURN = 32  # entries that one domain may send before it is the next one's turn
+_BUDGET = 256  # entries sent before the event loop gets its turn
+_BATCH = 64 * 1024  # bytes of one append to a file
+_RETRY_FIRST, _RETRY_LAST = 0.25, 10.0
+
+
+class Outbox:
+    """What one domain (or unplugd itself, without a spool) has on its way."""
+
+    __slots__ = ("domid", "drained", "lost", "name", "pending", "queues", "spool", "task")
+
+    def __init__(self, domid: int, name: str, spool: Spool | None, lost: Callable[[int, int], None]) -> None:
+        """`lost` is told lines and bytes that had to be dropped."""
+        self.domid = domid
+        self.name = name
+        self.spool = spool
+        self.lost = lost
+        self.queues: dict[str, deque[tuple[Entry, int]]] = {}
+        self.pending = 0
+        self.task: asyncio.Task[None] | None = None
+        self.drained: asyncio.Event | None = None
+        """Set when nothing is on its way any more, for whoever waits for that."""
+
+
+class Delivery:
+    """The sinks that configuration chose, and everything that is on its way to them."""
+
+    def __init__(self, config: LogConfig, directory: Path) -> None:
+        """`directory` is where spools are. Raises HostError where the directory of the guests' files can't be used."""
+        self._directory = directory
+        self._journal = Journal()
+        self._stderr: StandardError | None = None
+        self._files: GuestFiles | None = None
+        self._outboxes: dict[int, Outbox] = {}
+        self._waiting: dict[str, dict[Outbox, None]] = {"journal": {}, "stderr": {}}
+        self._total = 0
+        self._failing: dict[str, int] = {}
+        self._own = Outbox(0, "", None, self._lost_own)
+        self._own_lost = 0
+        self._drained: asyncio.Event | None = None
+        self._config = config
+        self.configure(config)
+
+    def configure(self, config: LogConfig) -> None:
+        """Use other sinks from now on. Raises HostError and changes nothing if the directory can't be used."""
+        previous = self._config
+        if "file" in config.sinks:
+            if self._files is None or (previous.directory, previous.max_file_bytes) != (
+                config.directory,
+                config.max_file_bytes,
+            ):
+                files = GuestFiles(config.directory, config.max_file_bytes, self._rename_failed)
+                for outbox in self._outboxes.values():
+                    files.open(outbox.domid, outbox.name)
+                self._files = files
+            else:
+                self._files.reopen()
+        if self._stderr is None and ("stderr" in config.sinks or "journal" not in config.sinks):
+            self._stderr = StandardError()
+        self._config = config
+
+    def cost(self, text: bytes) -> int:
+        """Bytes that a guest's line takes where it is stored: the longest of the sinks' forms."""
+        if text.isascii() and text.decode().isprintable() and b"\\" not in text:
+            return len(text)
+        sinks = self._config.sinks
+        return max(
+            len(escape_journal(text)) if "journal" in sinks else len(text),
+            len(escape_text(text)) if "file" in sinks or "stderr" in sinks else len(text),
+        )
+
+    # --- domains
+
+    def open(self, domid: int, name: str, uuid: str, lost: Callable[[int, int], None]) -> Outbox:
+        """A domain's outbox, with what an earlier process left for it."""
+        self._evict(domid)
+        path = self._spool_path(domid, uuid)
+        left = list(load(path))
+        outbox = Outbox(domid, name, Spool(path), lost)
+        self._outboxes[domid] = outbox
+        if self._files is not None:
+            self._files.open(domid, name)
+        for entry, sinks in left:
+            self._keep(outbox, entry, sinks)
+        return outbox
+
+    def _spool_path(self, domid: int, uuid: str) -> Path:
+        return self._directory / f"dom{domid}{'-' if uuid else ''}{uuid}.spool"
+
+    def rename(self, outbox: Outbox, name: str) -> None:
+        """The domain has another name."""
+        outbox.name = name
+        if self._files is not None and self._outboxes.get(outbox.domid) is outbox:
+            self._files.rename(outbox.domid, name)
+
+    async def close(self, outbox: Outbox, deadline: float = 5.0) -> None:
+        """The domain is gone: what is on its way may still arrive until `deadline` seconds from now."""
+        if outbox.pending:
+            outbox.drained = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(outbox.drained.wait(), deadline)
+        if self._outboxes.get(outbox.domid) is outbox:
+            self._evict(outbox.domid)
+
+    def _evict(self, domid: int) -> None:
+        outbox = self._outboxes.pop(domid, None)
+        if outbox is None:
+            return
+        if outbox.drained is not None:
+            outbox.drained.set()
+        if outbox.task is not None:
+            outbox.task.cancel()
+        for sink, queue in outbox.queues.items():
+            if queue and sink != "file":
+                continue  # journal and stderr need no domain: they go on
+            self._forget(outbox, sink, len(queue))
+        if self._files is not None:
+            self._files.close(domid)
+        if not outbox.pending and outbox.spool is not None:
+            outbox.spool.clear()
+
+    def _forget(self, outbox: Outbox, sink: str, count: int) -> None:
+        queue = outbox.queues[sink]
+        size = lines = 0
+        for _ in range(count):
+            entry, _offset = queue.popleft()
+            size += len(entry.message)
+            lines += 1
+            self._count(outbox, -len(entry.message) - OVERHEAD)
+        if lines:
+            outbox.lost(lines, size)
+
+    def adopt_orphans(self) -> None:
+        """Deliver what an earlier process left for domains that are gone (call once the domains are known)."""
+        known = {self._spool_path(0, "").name} | {
+            outbox.spool.path.name for outbox in self._outboxes.values() if outbox.spool is not None
+        }
+        for path in sorted(self._directory.glob("dom*.spool")):
+            if path.name not in known:
+                self._adopt(path)
+
+    def _adopt(self, path: Path) -> None:
+        for entry, sinks in load(path):
+            for sink in sinks:
+                if sink == "file":
+                    self._adopt_line(entry)
+                else:
+                    self._offer(self._own, entry, sink)
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+    def _adopt_line(self, entry: Entry) -> None:
+        fields = dict(entry.fields)
+        domid = int(fields.get("XEN_DOMID", "0"))
+        if self._files is None or domid in self._outboxes:
+            return
+        self._files.open(domid, fields.get("XEN_DOMAIN_NAME", f"dom{domid}"))
+        task = asyncio.ensure_future(self._files.append(domid, [format_line(entry.time, entry.message)]))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._files.close(domid)
+
+    # --- records
+
+    def put(self, outbox: Outbox, entry: Entry) -> None:
+        """A record of a guest's log, for all sinks. When this returns it is where SIGKILL does not reach it."""
+        left = []
+        for sink in self._config.sinks:
+            queue = outbox.queues.get(sink)
+            if queue or not self._try(outbox, entry, sink):
+                left.append(sink)
+        if left:
+            self._keep(outbox, entry, left)
+
+    def record(self, entry: Entry) -> None:
+        """A record of unplugd's own: to the journal, or to standard error where the journal is not among the sinks."""
+        self._offer(self._own, entry, "journal" if "journal" in self._config.sinks else "stderr")
+
+    def _offer(self, outbox: Outbox, entry: Entry, sink: str) -> None:
+        if outbox.queues.get(sink) or not self._try(outbox, entry, sink):
+            self._keep(outbox, entry, [sink])
+
+    def _try(self, outbox: Outbox, entry: Entry, sink: str) -> bool:
+        """Hand an entry to a sink that can take it at once; True too where it never will."""
+        try:
+            if sink == "journal":
+                return self._journal.send(entry)
+            if sink == "stderr":
+                return self._standard_error().write_line(self._line(outbox, entry))
+        except OSError:
+            outbox.lost(1, len(entry.message))
+            return True
+        return False
+
+    def _standard_error(self) -> StandardError:
+        if self._stderr is None:
+            self._stderr = StandardError()
+        return self._stderr
+
+    def _line(self, outbox: Outbox, entry: Entry) -> bytes:
+        if outbox is self._own:
+            return format_line(entry.time, b"unplugd: " + entry.message)
+        return format_line(entry.time, f"{outbox.name}: ".encode("utf-8", "surrogateescape") + entry.message)
+
+    def _keep(self, outbox: Outbox, entry: Entry, sinks: list[str]) -> None:
+        size = len(entry.message) + OVERHEAD
+        sinks = [
+            sink
+            for sink in sinks
+            if outbox.pending + size <= QUEUE_LIMIT and self._total + size <= TOTAL_LIMIT
+        ]
+        if not sinks:
+            outbox.lost(1, len(entry.message))
+            return
+        offset = 0
+        if outbox.spool is not None:
+            # without room on tmpfs the record is only in memory: better than not at all
+            with contextlib.suppress(OSError):
+                self._compact(outbox)
+                offset = outbox.spool.append(entry, sinks)
+        for sink in sinks:
+            outbox.queues.setdefault(sink, deque()).append((entry, offset))
+            self._count(outbox, size)
+            self._schedule(outbox, sink)
+
+    def _compact(self, outbox: Outbox) -> None:
+        """A spool that never got empty has grown by what is done: begin it anew with what is not."""
+        spool = outbox.spool
+        if spool is None or spool.size < 4 * QUEUE_LIMIT:
+            return
+        with_sinks: dict[int, tuple[Entry, list[str]]] = {}
+        for sink, queue in outbox.queues.items():
+            for entry, offset in queue:
+                with_sinks.setdefault(offset, (entry, []))[1].append(sink)
+        moved = spool.rewrite([with_sinks[offset] for offset in sorted(with_sinks)])
+        new = dict(zip(sorted(with_sinks), moved, strict=True))
+        for sink, queue in outbox.queues.items():
+            outbox.queues[sink] = deque((entry, new[offset]) for entry, offset in queue)
+
+    def _count(self, outbox: Outbox, size: int) -> None:
+        outbox.pending += size
+        self._total += size
+        if not outbox.pending and outbox.drained is not None:
+            outbox.drained.set()
+        if not self._total and self._drained is not None:
+            self._drained.set()
+
+    def _done(self, outbox: Outbox, sink: str, count: int) -> None:
+        """The first `count` entries of a queue have reached their sink."""
+        queue = outbox.queues[sink]
+        offset = 0
+        for _ in range(count):
+            entry, offset = queue.popleft()
+            self._count(outbox, -len(entry.message) - OVERHEAD)
+        if outbox.spool is not None and count:
+            with contextlib.suppress(OSError):
+                if outbox.pending:
+                    outbox.spool.done(sink, offset)
+                else:
+                    outbox.spool.clear()
+
+    # --- sinks that were busy
+
+    def _schedule(self, outbox: Outbox, sink: str) -> None:
+        if sink == "file":
+            if outbox.task is None:
+                outbox.task = asyncio.get_running_loop().create_task(self._write_file(outbox))
+            return
+        self._waiting[sink][outbox] = None
+        if sink == "journal":
+            self._journal.when_writable(self._drain_journal)
+        else:
+            self._standard_error().when_writable(self._drain_stderr)
+
+    def _drain_journal(self) -> None:
+        self._drain("journal")
+        if self._waiting["journal"]:
+            self._journal.when_writable(self._drain_journal)
+
+    def _drain_stderr(self) -> None:
+        self._drain("stderr")
+        if self._waiting["stderr"]:
+            self._standard_error().when_writable(self._drain_stderr)
+
+    def _drain(self, sink: str) -> None:
+        """Send what the sink takes, domain by domain in turns."""
+        waiting = self._waiting[sink]
+        budget = _BUDGET
+        while waiting and budget > 0:
+            outbox = next(iter(waiting))
+            del waiting[outbox]
+            queue = outbox.queues[sink]
+            sent = 0
+            while sent < min(_TURN, len(queue)) and self._try(outbox, queue[sent][0], sink):
+                sent += 1
+            refused = sent < min(_TURN, len(queue))
+            self._done(outbox, sink, sent)
+            budget -= max(1, sent)
+            if queue:
+                waiting[outbox] = None
+            if refused:
+                return
+        self._say_lost()
+
+    async def _write_file(self, outbox: Outbox) -> None:
+        delay = _RETRY_FIRST
+        try:
+            while (queue := outbox.queues["file"]) and self._files is not None:
+                lines: list[bytes] = []
+                size = 0
+                for entry, _offset in queue:
+                    lines.append(format_line(entry.time, entry.message))
+                    size += len(lines[-1])
+                    if size >= _BATCH:
+                        break
+                try:
+                    await self._files.append(outbox.domid, lines)
+                except KeyError:  # the files are being closed
+                    return
+                except OSError as error:
+                    self._file_failed(outbox, error)
+                    await asyncio.sleep(delay)
+                    delay = min(delay * 2, _RETRY_LAST)
+                    continue
+                delay = _RETRY_FIRST
+                self._file_recovered(outbox)
+                self._done(outbox, "file", len(lines))
+        finally:
+            outbox.task = None
+
+    def _file_failed(self, outbox: Outbox, error: OSError) -> None:
+        if outbox.name not in self._failing:
+            self._failing[outbox.name] = outbox.domid
+            where = error.filename or str(self._config.directory)
+            self._say(
+                Event.SINK_FAILED, f"guest log of {outbox.name}: {where}: {error.strerror}; lines are kept"
+            )
+
+    def _file_recovered(self, outbox: Outbox) -> None:
+        if self._failing.pop(outbox.name, None) is not None:
+            self._say(Event.SINK_RECOVERED, f"guest log of {outbox.name}: written again")
+
+    def _rename_failed(self, domid: int, error: OSError) -> None:
+        self._say(Event.SINK_FAILED, f"guest log of domain {domid} keeps its old name: {error.strerror}")
+
+    def _lost_own(self, lines: int, _size: int) -> None:
+        self._own_lost += lines
+
+    def _say_lost(self) -> None:
+        if self._own_lost and not self._own.queues.get("journal"):
+            lost, self._own_lost = self._own_lost, 0
+            self._say(Event.RECORDS_LOST, f"{lost} records of unplugd were lost while their sink took none")
+
+    def _say(self, event: Event, message: str) -> None:
+        self.record(
+            Entry(
+                time.time(),
+                message.encode("utf-8", "surrogateescape"),
+                (
+                    ("PRIORITY", event.priority),
+                    ("SYSLOG_IDENTIFIER", "unplugd"),
+                    ("MESSAGE_ID", event.message_id),
+                ),
+            )
+        )
+
+    @property
+    def problem(self) -> str | None:
+        """Why records are waiting, for the status; None where none do."""
+        if self._waiting["journal"]:
+            return f"journal: {self._journal.problem or 'busy'}"
+        if self._failing:
+            return f"files: {len(self._failing)} guest logs cannot be written"
+        return None
+
+    async def stop(self, deadline: float = 3.0) -> None:
+        """Let what is on its way arrive until `deadline` seconds from now; the rest is in the spools."""
+        if self._total:
+            self._drained = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._drained.wait(), deadline)
+        for outbox in self._outboxes.values():
+            if outbox.task is not None:
+                outbox.task.cancel()
+            if outbox.spool is not None:
+                outbox.spool.close()
+        self._journal.close()
+        if self._stderr is not None:
+            self._stderr.close()

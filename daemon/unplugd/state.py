@@ -1,0 +1,156 @@
+"""What is remembered of a domain where SIGKILL does not reach it: one small mapped file a domain, on tmpfs.
+
+A response is sent only after `commit()` (contract section 1, "Acknowledged"). The kernel keeps what was stored into the
+mapping whatever becomes of the process, so a commit is a few memory copies and no system call.
+
+    page 0    two slots, written in turn: header with sequence number and checksum. The valid one with the higher
+              number counts; a slot that was being written when the process died is not valid, the other one is.
+    page 1-2  two areas for the partial line. Bytes are only ever added after those that a slot counts; a new line
+              begins in the other area, so that nothing a valid slot refers to is overwritten.
+
+The file belongs to a boot of dom0, a domid and a uuid: anything else in it is somebody else's and is discarded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+import zlib
+from pathlib import Path
+
+from unplugd.core.guest import Guest, Snapshot
+from unplugd.core.guestlog import LINE_LIMIT
+
+_PAGE = 4096
+SIZE = 3 * _PAGE
+_SLOT = 512
+_AREAS = (_PAGE, 2 * _PAGE)
+
+_HEADER = struct.Struct("<8sQ16s64sqqqqqddqqqqqq")
+"""magic, sequence, boot id, uuid, product, build, blacklisted, unplugged, flags, balance, its time, charged, unsaid
+lines, unsaid bytes, throttled, area of the partial line, its length."""
+_CHECKSUM = struct.Struct("<I")
+_MAGIC = b"unplugd1"
+
+
+def boot_id() -> bytes:
+    """16 bytes that differ from one boot of dom0 to the next."""
+    try:
+        return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+    except (OSError, ValueError):
+        return bytes(16)
+
+
+class StateFile:
+    """The state of one domain; `kept_uuid` is whose state was found in the file, None if there was none."""
+
+    def __init__(self, path: Path, boot: bytes) -> None:
+        """Open or create the file. Raises OSError (ENOSPC above all): see `in_memory`."""
+        self._path: Path | None = path
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            # storing into a page that tmpfs cannot provide would be SIGBUS: have them all now
+            os.posix_fallocate(descriptor, 0, SIZE)
+            self._map = mmap.mmap(descriptor, SIZE)
+        finally:
+            os.close(descriptor)
+        self._begin(boot)
+
+    @classmethod
+    def in_memory(cls, boot: bytes) -> StateFile:
+        """A state that ends with the process, for when there is no room for a file."""
+        self = cls.__new__(cls)
+        self._path = None
+        self._map = mmap.mmap(-1, SIZE)
+        self._begin(boot)
+        return self
+
+    def _begin(self, boot: bytes) -> None:
+        self._boot = boot
+        self._uuid = b""
+        self._sequence = 0
+        self._area = 0
+        self._length = 0
+        self._line = -1
+        self.kept_uuid: str | None = None
+        self._kept: tuple[Snapshot, bytes] | None = None
+        for slot in (0, 1):
+            self._load(slot)
+
+    def _load(self, slot: int) -> None:
+        at = slot * _SLOT
+        raw = self._map[at:at + _HEADER.size]
+        (checksum,) = _CHECKSUM.unpack_from(self._map, at + _HEADER.size)
+        if zlib.crc32(raw) != checksum:
+            return
+        (magic, sequence, boot, uuid, product, build, blacklisted, unplugged, flags, balance, balance_at, charged,
+         unsaid_lines, unsaid_bytes, throttled, area, length) = _HEADER.unpack(raw)
+        if magic != _MAGIC or boot != self._boot or sequence <= self._sequence:
+            return
+        if area not in (0, 1) or not 0 <= length < LINE_LIMIT or balance != balance:
+            return
+        self._sequence, self._area, self._length = sequence, area, length
+        self._uuid = uuid.rstrip(b"\0")
+        self.kept_uuid = self._uuid.decode("ascii", "replace")
+        snapshot = Snapshot(
+            None if product < 0 else product, None if build < 0 else build, bool(blacklisted), unplugged, flags,
+            balance, balance_at, charged, unsaid_lines, unsaid_bytes, bool(throttled),
+        )
+        self._kept = snapshot, self._map[_AREAS[area]:_AREAS[area] + length]
+
+    @property
+    def durable(self) -> bool:
+        """Whether it outlives the process."""
+        return self._path is not None
+
+    def restore(self, guest: Guest, now: float) -> bool:
+        """Put what was found into `guest`; says whether there was anything."""
+        if self._kept is None:
+            return False
+        guest.restore(*self._kept, now)
+        return True
+
+    def own(self, uuid: str) -> None:
+        """Say whose state this is from the next commit on ("" until the domain's uuid is known)."""
+        self._uuid = uuid.encode("ascii", "replace")[:64]
+
+    def commit(self, guest: Guest) -> None:
+        """Keep the guest as it is now."""
+        log = guest.log
+        partial = log.partial
+        length = len(partial)
+        if log.line_number == self._line and length >= self._length:
+            if length > self._length:
+                at = _AREAS[self._area]
+                self._map[at + self._length:at + length] = bytes(partial[self._length:])
+        else:
+            self._area ^= 1
+            if length:
+                at = _AREAS[self._area]
+                self._map[at:at + length] = bytes(partial)
+            self._line = log.line_number
+        self._length = length
+        self._sequence += 1
+        kept = guest.snapshot()
+        raw = _HEADER.pack(
+            _MAGIC, self._sequence, self._boot, self._uuid,
+            -1 if kept.product is None else kept.product, -1 if kept.build is None else kept.build,
+            kept.blacklisted, kept.unplugged, kept.flags, kept.balance, kept.balance_at, kept.charged,
+            kept.unsaid_lines, kept.unsaid_bytes, kept.throttled, self._area, length,
+        )
+        at = (self._sequence & 1) * _SLOT
+        self._map[at:at + _HEADER.size + 4] = raw + _CHECKSUM.pack(zlib.crc32(raw))
+        guest.changed = False
+
+    def close(self) -> None:
+        """Let go of the file; it stays."""
+        self._map.close()
+
+    def remove(self) -> None:
+        """Forget the domain for good."""
+        self.close()
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()

@@ -1,0 +1,209 @@
+"""The blacklist: what a build number's verdict is, and what configuration puts into xenstore for it.
+
+A verdict asks xenstored itself, on a connection that publishing and scanning do not share. When it does not answer in
+time, or a guest asks too often, the mirror decides (contract section 2). What configuration put there is kept in
+`owned.json` in the state directory, so that a reload after a restart takes out what was unplugd's and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from unplugd.config import BlacklistConfig
+from unplugd.core.blacklist import ROOT, Configured, node
+from unplugd.core.bucket import TokenBucket
+from unplugd.core.guest import Verdict
+from unplugd.core.registry import Registry
+from unplugd.core.stream import NeedVerdict
+from unplugd.domain import Domain
+from unplugd.errors import NoSuchNode, StoreError
+from unplugd.metrics import Counters
+from unplugd.records import Event
+from unplugd.xenstore.store import Store
+
+LOOKUPS_A_SECOND = 32
+"""Lookups that one domain may cause in xenstored; beyond, the mirror answers."""
+
+SYNC_INTERVAL = 0.1
+"""Seconds between two readings of the whole blacklist: a script that adds a thousand entries causes few."""
+
+Say = Callable[[Event, str], None]
+
+
+class Blacklist:
+    """The verdicts of all domains."""
+
+    def __init__(self, store: Store, lookups: Store, config: BlacklistConfig, registry: Registry, counters: Counters,
+                 state_directory: Path, boot: bytes, say: Say) -> None:
+        """`lookups` is a connection for verdicts alone (it may be `store` itself where nothing can queue)."""
+        self._store = store
+        self._lookups = lookups
+        self._counters = counters
+        self._owned_file = state_directory / "owned.json"
+        self._boot = boot.hex()
+        self._say = say
+        self._mirror: set[str] = set()
+        self.synced = False
+        """Whether xenstore has what configuration puts there, and the mirror what xenstore has."""
+        self._budgets: dict[int, TokenBucket] = {}
+        self._dirty = asyncio.Event()
+        self._owned = self._load_owned()
+        self.configure(config, registry)
+
+    def configure(self, config: BlacklistConfig, registry: Registry) -> None:
+        """Use another configuration; xenstore follows with the next put_entries()."""
+        self._config = config
+        self._registry = registry
+        self._configured = Configured(config.entries, config.ranges)
+
+    @property
+    def entries(self) -> int:
+        """How many builds xenstore blacklists, by the mirror."""
+        return len(self._mirror)
+
+    # --- verdicts
+
+    async def judge(self, domain: Domain, need: NeedVerdict, deadline: float) -> Verdict:
+        """The verdict about a build number, at the latest at `deadline` (time.monotonic()). Never raises."""
+        result, verdict = await self._judge(domain, need, deadline)
+        self._counters.blacklist_lookups[result] += 1
+        return verdict
+
+    async def _judge(self, domain: Domain, need: NeedVerdict, deadline: float) -> tuple[str, Verdict]:
+        product = self._registry.name(need.product)
+        if product is None:
+            return "unknown-product", Verdict(blacklisted=False)
+        reason = self._configured.decide(product, need.build)
+        if reason is not None:
+            return "blacklisted", Verdict(blacklisted=True, reason=reason)
+        path = node(product, need.build)
+        if path is None:
+            return "allowed", Verdict(blacklisted=False)
+        now = time.monotonic()
+        if not self.synced or now >= deadline or not self._budget(domain).take(1, now):
+            return "fallback", self._fall_back(domain, path, "not asked")
+        try:
+            value = await asyncio.wait_for(self._lookups.read(path, deadline=deadline - now), deadline - now)
+        except NoSuchNode:
+            return "allowed", Verdict(blacklisted=False)
+        except (StoreError, TimeoutError) as error:
+            return "fallback", self._fall_back(domain, path, str(error) or "no answer in time")
+        return "blacklisted", Verdict(blacklisted=True, reason=value.decode("utf-8", "replace")[:256])
+
+    def _budget(self, domain: Domain) -> TokenBucket:
+        budget = self._budgets.get(domain.domid)
+        if budget is None:
+            budget = TokenBucket(LOOKUPS_A_SECOND, LOOKUPS_A_SECOND, time.monotonic())
+            self._budgets[domain.domid] = budget
+        return budget
+
+    def forget(self, domid: int) -> None:
+        """A domain is gone."""
+        self._budgets.pop(domid, None)
+
+    def _fall_back(self, domain: Domain, path: str, why: str) -> Verdict:
+        match self._config.on_error:
+            case "allow":
+                blacklisted, by = False, 'blacklist.on_error = "allow"'
+            case "deny":
+                blacklisted, by = True, 'blacklist.on_error = "deny"'
+            case _:
+                # a xenstored that has just come back may be empty: what configuration puts there counts already
+                blacklisted = path in self._mirror or (not self.synced and path in self._configured.nodes)
+                by = "what xenstore had last"
+        domain.complain(Event.VERDICT_FALLBACK, f"verdict by {by}: xenstored: {why}")
+        return Verdict(blacklisted, self._configured.nodes.get(path, ""))
+
+    # --- what xenstore has
+
+    def lost(self) -> None:
+        """The connection is gone: until sync() the mirror answers."""
+        self.synced = False
+
+    async def sync(self) -> None:
+        """After a connect: put configuration's entries there, then read everything. Raises StoreError."""
+        await self.put_entries()
+        await self.read_all()
+        self.synced = True
+
+    async def put_entries(self) -> None:
+        """Make xenstore have what configuration says, and no longer what it said before. Raises StoreUnavailable."""
+        wanted = self._configured.nodes
+        for path in sorted(self._owned - wanted.keys()):
+            with contextlib.suppress(NoSuchNode):
+                await self._store.remove(path)
+            self._owned.discard(path)
+            self._save_owned()
+        for path, reason in wanted.items():
+            await self._put(path, reason)
+
+    async def _put(self, path: str, reason: str) -> None:
+        try:
+            present = await self._store.read(path)
+        except NoSuchNode:
+            present = None
+        value = reason.encode("utf-8")[:2048]
+        if present is not None and (path not in self._owned or present == value):
+            return
+        if path not in self._owned:
+            # first remember, then write: what was written and forgotten could never be taken out again
+            self._owned.add(path)
+            self._save_owned()
+        await self._store.write(path, value)
+
+    async def read_all(self) -> None:
+        """Read the mirror anew. Raises StoreUnavailable."""
+        mirror: set[str] = set()
+        try:
+            products = await self._store.directory(ROOT)
+        except NoSuchNode:
+            products = []
+        for product in products:
+            try:
+                builds = await self._store.directory(f"{ROOT}/{product}")
+            except NoSuchNode:
+                continue
+            mirror.update(f"{ROOT}/{product}/{build}" for build in builds if build.isdigit())
+        self._mirror = mirror
+
+    def changed(self, _path: str) -> None:
+        """Something under the blacklist's directory changed."""
+        self._dirty.set()
+
+    async def follow(self) -> None:
+        """Keep the mirror up to date until cancelled."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            if self.synced:
+                try:
+                    await self.read_all()
+                except StoreError as error:
+                    self._say(Event.STORE_REFUSED, f"the blacklist could not be read: {error}")
+            await asyncio.sleep(SYNC_INTERVAL)
+
+    # --- which nodes are ours
+
+    def _load_owned(self) -> set[str]:
+        try:
+            kept = json.loads(self._owned_file.read_bytes())
+            if kept["boot"] == self._boot:
+                return {path for path in kept["nodes"] if isinstance(path, str) and path.startswith(ROOT + "/")}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return set()
+
+    def _save_owned(self) -> None:
+        new = self._owned_file.with_suffix(".new")
+        try:
+            new.write_text(json.dumps({"boot": self._boot, "nodes": sorted(self._owned)}))
+            os.replace(new, self._owned_file)
+        except OSError as error:
+            self._say(Event.SINK_FAILED, f"{self._owned_file}: {error.strerror}; a reload after a restart will not"
+                                         " take configuration's blacklist entries out of xenstore")
