@@ -1,0 +1,113 @@
+"""One domain's accesses, carried out: plan.py's steps, given to those who can do them.
+
+Each vCPU has at most one access in flight; those of different vCPUs run side by side. Nothing here waits: a step that
+takes time is handed over with a callback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Protocol
+
+from unplugd.attach.plan import (
+    Ask,
+    Brought,
+    Plan,
+    ReadGuest,
+    ReadQemu,
+    Reply,
+    Step,
+    WriteGuest,
+    WriteQemu,
+    serve,
+)
+from unplugd.attach.slots import Access
+
+
+class AsksUnplugd(Protocol):
+    """unplugd.Unplugd."""
+
+    def ask(self, ask: Ask, done: Callable[[Reply], None]) -> None:
+        """Send a request; `done` is called later, with the answer."""
+
+
+class DrivesQemu(Protocol):
+    """qemu.Monitor."""
+
+    async def write(self, port: int, size: int, value: int) -> None:
+        """Write a port of QEMU's; returns when it is done."""
+
+    async def read(self, port: int, size: int) -> int:
+        """Read a port of QEMU's."""
+
+
+class HasMemory(Protocol):
+    """guestmem.GuestMemory."""
+
+    def read(self, address: int, length: int) -> bytes:
+        """Bytes of guest-physical memory."""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write guest-physical memory."""
+
+
+class Agent:
+    """Serves accesses; `answer` is called with the vCPU and what goes into its slot when one is done."""
+
+    def __init__(
+        self,
+        unplugd: AsksUnplugd,
+        qemu: DrivesQemu,
+        memory: HasMemory,
+        answer: Callable[[int, int | None], None],
+    ) -> None:
+        self._unplugd = unplugd
+        self._qemu = qemu
+        self._memory = memory
+        self._answer = answer
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.in_flight = 0
+        """Accesses that have no answer yet."""
+
+    def take(self, vcpu: int, access: Access) -> None:
+        """Begin with an access."""
+        self.in_flight += 1
+        self._advance(vcpu, serve(access), None)
+
+    def _advance(self, vcpu: int, plan: Plan, brought: Brought) -> None:
+        try:
+            while True:
+                step = plan.send(brought)
+                match step:
+                    case ReadGuest(address, length):
+                        brought = self._memory.read(address, length)
+                    case WriteGuest(address, data):
+                        self._memory.write(address, data)
+                        brought = None
+                    case Ask():
+                        self._unplugd.ask(step, partial(self._advance, vcpu, plan))
+                        return
+                    case WriteQemu() | ReadQemu():
+                        self._start(self._drive(vcpu, plan, step))
+                        return
+        except StopIteration as stop:
+            self.in_flight -= 1
+            self._answer(vcpu, stop.value)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _drive(self, vcpu: int, plan: Plan, step: Step) -> None:
+        brought: Brought = None
+        match step:
+            case WriteQemu(port, size, value):
+                await self._qemu.write(port, size, value)
+            case ReadQemu(port, size):
+                brought = await self._qemu.read(port, size)
+            case _:
+                raise AssertionError(step)
+        self._advance(vcpu, plan, brought)

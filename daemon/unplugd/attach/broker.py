@@ -1,0 +1,105 @@
+"""What the process of a domain and the supervisor say to each other, over a socket pair of datagrams.
+
+A process that is not root, sits in an empty root directory and may not create sockets cannot connect to anything: it
+asks the supervisor, which connects and passes the descriptor. That is all it can ask for, and only for its own domain.
+
+    child -> supervisor    b"connect unplugd"   b"connect qemu"   b"log TEXT"   b"attached TEXT"
+    supervisor -> child    b"connected WHAT" with a descriptor    b"refused WHAT"    b"detach"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+MESSAGE_LIMIT = 1024
+"""Bytes of a message; longer log texts are cut."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """A new pair: the supervisor's end and the child's. Neither blocks."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    return ours, theirs
+
+
+class ChildEnd:
+    """The child's end. `detach` and `gone` are called when the supervisor says so, or is no more."""
+
+    def __init__(self, end: socket.socket, detach: Callable[[], None], gone: Callable[[], None]) -> None:
+        self._end = end
+        self._detach = detach
+        self._gone = gone
+        self._waiting: dict[str, asyncio.Future[socket.socket]] = {}
+
+    def start(self) -> None:
+        """Begin to listen, in the running loop."""
+        asyncio.get_running_loop().add_reader(self._end.fileno(), self._readable)
+
+    def stop(self) -> None:
+        """Listen no more."""
+        asyncio.get_running_loop().remove_reader(self._end.fileno())
+
+    def say(self, kind: str, text: str) -> None:
+        """Send a `log` or `attached` message; lost if the supervisor does not keep up."""
+        # Cut by bytes, not characters: the limit is the datagram's.
+        message = f"{kind} {text}".encode("utf-8", "backslashreplace")[:MESSAGE_LIMIT]
+        try:
+            self._end.send(message)
+        except OSError:
+            pass
+
+    def log(self, text: str) -> None:
+        """Have the supervisor record something."""
+        self.say("log", text)
+
+    async def connect(self, what: str) -> socket.socket:
+        """A new connection to `unplugd` or `qemu`. Raises OSError when it cannot be had now."""
+        future: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        if what in self._waiting:
+            raise BlockingIOError(f"a connection to {what} is being made")
+        self._waiting[what] = future
+        try:
+            self._end.send(f"connect {what}".encode())
+            return await future
+        finally:
+            del self._waiting[what]
+
+    def _readable(self) -> None:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._end, MESSAGE_LIMIT, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, descriptors = b"", []
+        connections = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        verb, _, what = data.decode("ascii", "replace").partition(" ")
+        waiting = self._waiting.get(what)
+        match verb:
+            case "connected" if connections and waiting is not None and not waiting.done():
+                connection = connections.pop()
+                connection.setblocking(False)
+                waiting.set_result(connection)
+            case "refused" if waiting is not None and not waiting.done():
+                waiting.set_exception(ConnectionRefusedError(f"{what} cannot be reached"))
+            case "detach":
+                self._detach()
+            case "":
+                self.stop()
+                self._gone()
+        for connection in connections:
+            connection.close()
+
+
+def connect(path: str) -> socket.socket:
+    """Connect to a unix socket without waiting. Raises OSError: BlockingIOError when its queue is full."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        connection.connect(path)
+    except OSError:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,161 @@
+"""The process of one domain: sets its ioreq server up, gives everything else up, and serves.
+
+It is forked by the supervisor and never returns into it. Its end is one of `Ended`; a process that is killed leaves
+its server behind, and the next one takes it over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import traceback
+from dataclasses import dataclass
+from enum import IntEnum
+from errno import EINVAL, EOPNOTSUPP
+from typing import NoReturn
+
+from unplugd.attach.agent import Agent
+from unplugd.attach.broker import ChildEnd
+from unplugd.attach.confine import Identity, confine
+from unplugd.attach.guestmem import GuestMemory
+from unplugd.attach.kept import Kept, KeptServers
+from unplugd.attach.plan import FIRST_PORT, LAST_PORT
+from unplugd.attach.qemu import Monitor
+from unplugd.attach.server import IoreqServer, NotYet
+from unplugd.attach.settings import AttachConfig
+from unplugd.attach.unplugd import Unplugd
+from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError
+
+DRAIN = 10.0
+"""Seconds in which vCPUs must have taken their answers when the ports are handed back. One that has not (its domain is
+paused) leaves the server disabled, not destroyed."""
+
+
+class Ended(IntEnum):
+    """Exit status of a domain's process."""
+
+    HANDED_BACK = 0
+    """The server is destroyed; QEMU has the ports."""
+    FAILED = 1
+    NOT_HVM = 3
+    """The domain has no ioreq servers."""
+    NOT_YET = 4
+    """QEMU has not made its server yet."""
+    LEFT = 5
+    """The server is disabled but still there: a vCPU did not take its answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """What the supervisor knows of the domain."""
+
+    domid: int
+    uuid: str
+
+
+def run(
+    domain: Domain,
+    end: socket.socket,
+    kept: KeptServers,
+    identity: Identity,
+    config: AttachConfig,
+    supervisor: int,
+) -> NoReturn:
+    """Be the process of `domain`. `end` is the child's end of the broker's pair; `supervisor` the parent's pid."""
+    status = Ended.FAILED
+    try:
+        _forget_the_parent(end)
+        status = asyncio.run(_main(domain, end, kept, identity, config, supervisor))
+    except BaseException:  # noqa: BLE001  - nothing may return into the supervisor's code
+        text = " | ".join(traceback.format_exc(limit=-3).splitlines())
+        ChildEnd(end, lambda: None, lambda: None).log(f"ended: {text}")
+    finally:
+        os._exit(status)
+
+
+def _forget_the_parent(end: socket.socket) -> None:
+    """Close what was inherited but the broker's socket, and take default signals.
+
+    Standard error too: a write to it could wait for journald. What there is to say goes to the supervisor.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    # The supervisor alone decides when a domain's process ends; `systemctl stop` tells only the supervisor.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    keep = end.fileno()
+    os.closerange(3, keep)
+    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+async def _main(
+    domain: Domain,
+    end: socket.socket,
+    kept: KeptServers,
+    identity: Identity,
+    config: AttachConfig,
+    supervisor: int,
+) -> Ended:
+    loop = asyncio.get_running_loop()
+    detach = asyncio.Event()
+    broker = ChildEnd(end, detach.set, gone=lambda: os._exit(Ended.FAILED))
+    memory, events = ForeignMemory(domain.domid), EventChannels()
+    try:
+        server = IoreqServer(
+            DeviceModel(domain.domid), memory, events, (FIRST_PORT, LAST_PORT),
+            keep=lambda number: kept.save(Kept(domain.domid, domain.uuid, number)),
+            known=kept.load(domain.domid, domain.uuid),
+        )  # fmt: skip
+    except NotYet:
+        return Ended.NOT_YET
+    except XenError as error:
+        if error.call == "xendevicemodel_create_ioreq_server" and error.errno in (EINVAL, EOPNOTSUPP):
+            return Ended.NOT_HVM
+        raise
+    broker.start()
+    unplugd = Unplugd(
+        lambda: broker.connect("unplugd"),
+        give_up_after=None if config.when_unreachable == "wait" else config.unreachable_after,
+        report=broker.log,
+    )
+    monitor = Monitor(lambda: broker.connect("qemu"), broker.log)
+    agent = Agent(unplugd, monitor, GuestMemory(memory), server.answer)
+    confine(domain.domid, identity, kept.directory / "empty", supervisor)
+    how = "taken over" if server.taken_over else "created"
+    broker.say("attached", f"ioreq server {server.id} {how}, {server.vcpus} vCPUs")
+
+    def serve() -> None:
+        for vcpu, access in server.accesses():
+            agent.take(vcpu, access)
+
+    connection = loop.create_task(unplugd.run())
+    for vcpu, access in server.left_over():
+        agent.take(vcpu, access)
+    loop.add_reader(server.fd, serve)
+    gc.freeze()
+    waiting = loop.create_task(detach.wait())
+    await asyncio.wait((waiting, connection), return_when=asyncio.FIRST_COMPLETED)
+    if connection.done():
+        connection.result()
+    return await _hand_back(server, agent, broker)
+
+
+async def _hand_back(server: IoreqServer, agent: Agent, broker: ChildEnd) -> Ended:
+    """Give the ports to QEMU without losing an access."""
+    server.disable()
+    try:
+        async with asyncio.timeout(DRAIN):
+            # Nothing tells when a vCPU has taken its answer.
+            while agent.in_flight or not server.idle:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        broker.log(f"a vCPU has not taken its answer within {DRAIN:.0f} s: the ioreq server stays, disabled")
+        return Ended.LEFT
+    server.destroy()
+    return Ended.HANDED_BACK

@@ -1,0 +1,98 @@
+"""`unplugd-attach`: the command, its records, its signals."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+from unplugd import __version__, config, systemd
+from unplugd.attach.settings import AttachConfig
+from unplugd.attach.supervisor import Supervisor
+from unplugd.errors import ConfigError, HostError
+from unplugd.records import INFO, Entry
+from unplugd.sinks.journal import Journal
+from unplugd.xenstore import open_store
+
+_UNSENT_LIMIT = 1000
+CAPABILITIES = Path("/proc/xen/capabilities")
+
+
+class Records:
+    """What unplugd-attach has to say: to the journal; to standard error where `journal` is None.
+
+    journald may be slow, or away: then records wait here, the oldest make room, and nothing else waits.
+    """
+
+    def __init__(self, journal: Journal | None) -> None:
+        self._journal = journal
+        self._unsent: deque[Entry] = deque(maxlen=_UNSENT_LIMIT)
+
+    def report(self, domid: int | None, text: str) -> None:
+        """Record a sentence, about a domain or in general."""
+        if self._journal is None:
+            print(f"unplugd-attach: {'' if domid is None else f'domain {domid}: '}{text}", file=sys.stderr, flush=True)
+            return
+        fields = [("PRIORITY", INFO), ("SYSLOG_IDENTIFIER", "unplugd-attach")]
+        if domid is not None:
+            fields.append(("XEN_DOMID", str(domid)))
+            text = f"domain {domid}: {text}"
+        waiting = bool(self._unsent)
+        self._unsent.append(Entry(time.time(), text.encode("utf-8", "backslashreplace"), tuple(fields)))
+        if not waiting:
+            self._flush()
+
+    def _flush(self) -> None:
+        assert self._journal is not None
+        while self._unsent:
+            try:
+                sent = self._journal.send(self._unsent[0])
+            except OSError:
+                sent = True  # it can never be sent
+            if not sent:
+                self._journal.when_writable(self._flush)
+                return
+            self._unsent.popleft()
+
+
+async def _serve(settings: config.Config, records: Records) -> None:
+    attach = getattr(settings, "attach", AttachConfig())
+    supervisor = Supervisor(open_store(settings.xenstore), settings.runtime_dir, attach, records.report)
+    supervisor.prepare()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, supervisor.stop)
+    systemd.notify("READY=1")
+    await supervisor.run()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until SIGTERM; 0, or 2 when the configuration or this host is at fault."""
+    parser = argparse.ArgumentParser(
+        prog="unplugd-attach",
+        description="Put unplugd in front of the QEMU of every HVM domain of this host (dom0 only).",
+    )
+    parser.add_argument("--config", metavar="FILE", type=Path, help="instead of /etc/unplugd/unplugd.toml")
+    parser.add_argument("--stderr", action="store_true", help="write records to standard error, not to the journal")
+    parser.add_argument("--version", action="version", version=__version__)
+    options = parser.parse_args(arguments)
+    try:
+        settings = config.load(options.config)
+        if "control_d" not in _capabilities():
+            raise HostError("Xen", str(CAPABILITIES), "says that this is not dom0")
+        asyncio.run(_serve(settings, Records(None if options.stderr else Journal())))
+    except (ConfigError, HostError) as error:
+        print(f"unplugd-attach: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _capabilities() -> str:
+    try:
+        return CAPABILITIES.read_text()
+    except OSError as error:
+        raise HostError("Xen", str(CAPABILITIES), error.strerror or "cannot be read") from error

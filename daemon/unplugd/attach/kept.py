@@ -1,0 +1,66 @@
+"""What outlives a process: the id of each domain's ioreq server, one small file a domain.
+
+A server that is destroyed while a vCPU waits for its answer leaves that vCPU hanging for good; so a new process has to
+take over the *same* server, and must know its id. The file is there before the first access can come to the server,
+and goes when the server is handed back or the domain is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DIRECTORY = "attach"
+"""Below the runtime directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The ioreq server `server` of domain `domid`, which had the uuid `uuid`: domids are used again."""
+
+    domid: int
+    uuid: str
+    server: int
+
+
+class KeptServers:
+    """The files, in `<runtime_dir>/attach` (0700)."""
+
+    def __init__(self, runtime_dir: Path) -> None:
+        self.directory = runtime_dir / DIRECTORY
+
+    def prepare(self) -> None:
+        """Make the directory. Raises OSError."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _path(self, domid: int) -> Path:
+        return self.directory / f"dom{domid}.json"
+
+    def load(self, domid: int, uuid: str) -> int | None:
+        """The server's id, or None where there is none: no file, another domain's, or one that makes no sense."""
+        try:
+            kept = json.loads(self._path(domid).read_bytes())
+        except (OSError, ValueError):
+            return None
+        match kept:
+            case {"domid": int(known), "uuid": str(of), "server": int(server)} if (known, of) == (domid, uuid):
+                return server if 0 <= server < 8 else None
+        return None
+
+    def save(self, kept: Kept) -> None:
+        """Write the file; it is there as a whole or not at all. Raises OSError."""
+        path = self._path(kept.domid)
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps({"domid": kept.domid, "uuid": kept.uuid, "server": kept.server}) + "\n")
+        os.replace(fresh, path)
+
+    def forget(self, domid: int) -> None:
+        """Remove the file, if it is there."""
+        self._path(domid).unlink(missing_ok=True)
+
+    def domids(self) -> list[int]:
+        """All domains that have a file."""
+        names = (path.stem for path in self.directory.glob("dom*.json"))
+        return sorted(int(name[3:]) for name in names if name[3:].isdecimal())

@@ -1,0 +1,147 @@
+"""QEMU's monitor: writes and reads I/O ports of an unmodified QEMU, as if the guest had done it.
+
+QEMU has no QMP command for a port, but its human monitor has (`o`, `i`), and QMP runs those by
+`human-monitor-command`. QEMU has done the work when it answers: an unplug written so is over when the answer is here.
+
+QEMU serves one client a socket, and others (xentop, libxl) want it too: a connection is made when it is needed and
+closed when it has been idle for a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+ATTEMPT = 5.0
+"""Seconds for one command, the connection included."""
+IDLE = 1.0
+"""Seconds after which an unused connection is closed."""
+_FIRST_RETRY, _LAST_RETRY = 0.05, 1.0
+_LETTERS = {1: "b", 2: "h", 4: "w"}
+_READ = re.compile(r"port[bwl]\[0x[0-9a-f]+\] = 0x([0-9a-f]+)")
+_LINE_LIMIT = 1 << 20
+
+_T = TypeVar("_T")
+
+
+class MonitorFailure(Exception):
+    """QEMU's monitor answered something else than it should, or nothing."""
+
+
+def write_command(port: int, size: int, value: int) -> str:
+    """The monitor command that writes a port: `o /h 0x10 0x3`."""
+    return f"o /{_LETTERS[size]} {port:#x} {value:#x}"
+
+
+def read_command(port: int, size: int) -> str:
+    """The monitor command that reads a port."""
+    return f"i /{_LETTERS[size]} {port:#x}"
+
+
+def read_result(text: str) -> int:
+    """The value in the answer to a read: `portw[0x0010] = 0x49d2`. Raises MonitorFailure."""
+    match = _READ.search(text)
+    if match is None:
+        raise MonitorFailure(f"monitor answered {text[:80]!r}")
+    return int(match[1], 16)
+
+
+class Monitor:
+    """The monitor of one domain's QEMU. `connect` brings a connected socket or raises OSError."""
+
+    def __init__(self, connect: Callable[[], Awaitable[socket.socket]], report: Callable[[str], None]) -> None:
+        self._connect = connect
+        self._report = report
+        self._lock = asyncio.Lock()
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._idle: asyncio.TimerHandle | None = None
+
+    async def write(self, port: int, size: int, value: int) -> None:
+        """Write a port; returns when QEMU has done it, and tries for as long as that takes.
+
+        A guest must not go on believing that a device is unplugged while QEMU still has it: two paths to one disk
+        corrupt it. So this waits, as the guest would wait for QEMU itself.
+        """
+
+        def check(text: str) -> None:
+            if text.strip():
+                raise MonitorFailure(f"monitor answered {text[:80]!r}")
+
+        await self._insist(write_command(port, size, value), check)
+
+    async def read(self, port: int, size: int) -> int:
+        """Read a port; tries for as long as it takes."""
+        return await self._insist(read_command(port, size), read_result)
+
+    async def _insist(self, command: str, parse: Callable[[str], _T]) -> _T:
+        retry, failed = _FIRST_RETRY, False
+        async with self._lock:
+            if self._idle is not None:
+                self._idle.cancel()
+                self._idle = None
+            while True:
+                try:
+                    async with asyncio.timeout(ATTEMPT):
+                        answer = parse(await self._run(command))
+                except (OSError, TimeoutError, EOFError, ValueError, MonitorFailure) as error:
+                    self.close()
+                    if not failed:
+                        failed = True
+                        self._report(f"QEMU's monitor, {command!r}: {str(error) or type(error).__name__}; trying again")
+                else:
+                    if failed:
+                        self._report(f"QEMU's monitor: {command!r} is done")
+                    self._close_later()
+                    return answer
+                await asyncio.sleep(retry)
+                retry = min(2 * retry, _LAST_RETRY)
+
+    async def _run(self, command: str) -> str:
+        if self._writer is None:
+            connection = await self._connect()
+            self._reader, self._writer = await asyncio.open_unix_connection(sock=connection, limit=_LINE_LIMIT)
+            await self._answer("QMP")  # the greeting
+            await self._execute({"execute": "qmp_capabilities"})
+        answer = await self._execute(
+            {"execute": "human-monitor-command", "arguments": {"command-line": command}}
+        )
+        if not isinstance(answer, str):
+            raise MonitorFailure(f"monitor answered {answer!r}")
+        return answer
+
+    async def _execute(self, command: dict[str, Any]) -> Any:
+        assert self._writer is not None
+        self._writer.write(json.dumps(command).encode() + b"\n")
+        return await self._answer("return")
+
+    async def _answer(self, key: str) -> Any:
+        """The next message that has `key`; events pass by."""
+        assert self._reader is not None
+        while True:
+            line = await self._reader.readline()
+            if not line:
+                raise MonitorFailure("QEMU closed the connection")
+            message = json.loads(line)
+            if not isinstance(message, dict):
+                raise MonitorFailure(f"QEMU sent {line[:80]!r}")
+            if "error" in message:
+                raise MonitorFailure(str(message["error"])[:200])
+            if key in message:
+                return message[key]
+
+    def _close_later(self) -> None:
+        self._idle = asyncio.get_running_loop().call_later(IDLE, self.close)
+
+    def close(self) -> None:
+        """End the connection, if there is one."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if self._writer is not None:
+            self._writer.close()
+        self._reader = self._writer = None

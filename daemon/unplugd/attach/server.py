@@ -1,0 +1,126 @@
+"""One domain's ioreq server: create or take over, receive accesses, answer them, hand the ports back.
+
+The order of things is what keeps a guest from hanging or slipping past (docs/attach.md, "Life of a server"):
+
+    create -> keep the id -> map the ports -> enable -> bind the event channels -> serve
+    disable (new accesses go to QEMU) -> answer what is in flight -> wait until each vCPU took its answer -> destroy
+
+Nothing here knows what an access means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from errno import EEXIST
+
+from unplugd.attach.slots import Access, Slots, SlotState
+from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError
+
+
+class NotYet(Exception):
+    """QEMU has no ioreq server yet: ours would come first and QEMU's would win."""
+
+
+class IoreqServer:
+    """An ioreq server for ports `first` to `last` of a domain.
+
+    `keep` is called with the id of a new server before any access can come to it. With `known`, the id of a server
+    that a predecessor left, that one is taken over if it still exists; `taken_over` says so.
+
+    Raises XenError (a PV domain has no ioreq servers: EINVAL or EOPNOTSUPP) and NotYet.
+    """
+
+    def __init__(
+        self,
+        device_model: DeviceModel,
+        memory: ForeignMemory,
+        events: EventChannels,
+        ports: tuple[int, int],
+        keep: Callable[[int], None],
+        known: int | None = None,
+    ) -> None:
+        self._device_model = device_model
+        self._events = events
+        self.taken_over = False
+        page = None
+        if known is not None:
+            try:
+                page = memory.map_ioreq_page(known)
+                self.id, self.taken_over = known, True
+            except XenError:
+                page = None
+        if page is None:
+            self.id = device_model.create_server()
+            if self.id == 0:
+                device_model.destroy_server(0)
+                raise NotYet
+            keep(self.id)
+            page = memory.map_ioreq_page(self.id)
+        try:
+            device_model.map_ports(self.id, *ports)
+        except XenError as error:
+            if error.errno != EEXIST:
+                raise
+        device_model.enable_server(self.id, enabled=True)
+        self._slots = Slots(page)
+        self._ports: dict[int, int] = {}
+        self._vcpus: dict[int, int] = {}
+        for vcpu, eport in self._slots.present():
+            port = events.bind(device_model.domid, eport)
+            self._ports[vcpu] = port
+            self._vcpus[port] = vcpu
+        self._enabled = True
+
+    @property
+    def fd(self) -> int:
+        """Readable when accesses() has something."""
+        return self._events.fd
+
+    @property
+    def vcpus(self) -> int:
+        """How many vCPUs the domain has."""
+        return len(self._ports)
+
+    def left_over(self) -> list[tuple[int, Access]]:
+        """After a take-over: the accesses that the predecessor has not answered.
+
+        Every vCPU is also told once: the predecessor may have died between an answer and its notification.
+        """
+        found = []
+        for vcpu, port in self._ports.items():
+            if self._slots.state(vcpu) in (SlotState.READY, SlotState.IN_PROCESS):
+                found.append((vcpu, self._slots.take(vcpu)))
+            else:
+                self._events.notify(port)
+        return found
+
+    def accesses(self) -> list[tuple[int, Access]]:
+        """The accesses that came since the last call, by vCPU."""
+        found = []
+        while (port := self._events.pending()) is not None:
+            self._events.unmask(port)
+            vcpu = self._vcpus.get(port)
+            if vcpu is not None and self._slots.state(vcpu) == SlotState.READY:
+                found.append((vcpu, self._slots.take(vcpu)))
+        return found
+
+    def answer(self, vcpu: int, data: int | None) -> None:
+        """Answer the access of a vCPU, which goes on with it."""
+        self._slots.answer(vcpu, data)
+        self._events.notify(self._ports[vcpu])
+
+    def disable(self) -> None:
+        """Send further accesses to QEMU. What is in flight is still to be answered. Raises XenError."""
+        self._device_model.enable_server(self.id, enabled=False)
+        self._enabled = False
+
+    @property
+    def idle(self) -> bool:
+        """True when every vCPU has taken its answer."""
+        return all(self._slots.state(vcpu) == SlotState.NONE for vcpu in self._ports)
+
+    def destroy(self) -> None:
+        """Destroy the server, which must be disabled and idle. Raises XenError."""
+        if self._enabled or not self.idle:
+            raise RuntimeError("destroying this ioreq server now would hang a vCPU")
+        self._device_model.destroy_server(self.id)
