@@ -57,14 +57,13 @@ def choose(accept: str) -> str:
     return OPENMETRICS if best[OPENMETRICS] > 0 and best[OPENMETRICS] >= best[TEXT] else TEXT
 
 
-# A NUL ends the input for Prometheus' scanner, a lone surrogate has no UTF-8; neither may cost the whole scrape.
-_UNFIT = re.compile("[\x00\ud800-\udfff]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
 def legible(text: str) -> str:
-    """Any string as one that both formats can carry: what they cannot becomes U+FFFD."""
-    return _UNFIT.sub("\N{REPLACEMENT CHARACTER}", text)
+    """Any string as one that UTF-8 can carry: lone surrogates, which stand for bytes that were none, become U+FFFD."""
+    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def escape(text: str) -> str:
