@@ -387,6 +387,27 @@ def test_new_domain_waits_for_the_name_it_takes(directory: Path) -> None:
     run(scenario())
 
 
+def test_lines_on_their_way_outlive_their_domain(directory: Path) -> None:
+    """Left by domains that are gone: each opens, appends and closes without waiting, and their order holds."""
+
+    async def scenario() -> None:
+        guests = GuestFiles(directory, 1 << 20)
+        expected, waiting = b"", []
+        for number in range(50):
+            guests.open(7, "web")
+            waiting.append(guests.append(7, [b"%d\n" % number]))
+            guests.close(7)
+            expected += b"%d\n" % number
+        guests.open(8, "db")
+        guests.rename(8, "web")
+        await guests.append(8, [b"last\n"])
+        assert (directory / "guest-web.log").read_bytes() == expected + b"last\n"
+        await asyncio.gather(*waiting)
+        await guests.aclose()
+
+    run(scenario())
+
+
 def test_two_domains_of_one_name(directory: Path) -> None:
     async def scenario() -> None:
         guests = GuestFiles(directory, 1000)

@@ -16,11 +16,12 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from aiofiles.os import wrap
 
@@ -78,15 +79,18 @@ def _second(second: int) -> str:
 
 
 class _Guest:
-    """A domain's file. `file` is where the next append goes; `claimed` is what rename() made of it since."""
+    """A domain's file. `file` is where the next append goes; `claimed` is what rename() made of it since.
 
-    __slots__ = ("appending", "claimed", "file", "last", "name")
+    `before` is the work that must be done before the next: the guest's own, or of who had the file until then.
+    """
 
-    def __init__(self, name: str, file: str, last: asyncio.Task[None] | None) -> None:
+    __slots__ = ("appending", "before", "claimed", "file", "name")
+
+    def __init__(self, name: str, file: str, before: list[asyncio.Task[None]]) -> None:
         self.name = name
         self.file = file
         self.claimed = file
-        self.last = last
+        self.before = before
         self.appending: asyncio.Task[None] | None = None
 
 
@@ -109,7 +113,8 @@ class GuestFiles:
         self._rename_failed = rename_failed
         self._guests: dict[int, _Guest] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._last_rename: asyncio.Task[None] | None = None
+        self._renames: list[asyncio.Task[None]] = []
+        self._left: dict[str, list[asyncio.Task[None]]] = {}
         self.reopen()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="guest-files")
 
@@ -130,8 +135,9 @@ class GuestFiles:
         if domid in self._guests:
             self.rename(domid, name)
             return
-        # The name may be another domain's until just now: its file must be out of the way first.
-        self._guests[domid] = _Guest(name, self._free_file(domid, name), self._last_rename)
+        # The file may be another domain's until just now: it must be out of the way, or written, first.
+        file = self._free_file(domid, name)
+        self._guests[domid] = _Guest(name, file, self._renames + self._left.get(file, []))
 
     def rename(self, domid: int, name: str) -> None:
         """Let the file follow the domain's new name, after what is on its way to it. Raises KeyError if not open."""
@@ -144,22 +150,27 @@ class GuestFiles:
         if guest.claimed == before:
             return  # both names are cut, where they differ
         # Renames wait for each other: one domain often takes the name that another has just given up.
-        work = partial(self._rename, domid, guest, guest.claimed)
-        self._last_rename = self._after(guest, work, self._last_rename)
+        guest.before += self._renames + self._left.get(guest.claimed, [])
+        self._renames = [self._start(guest, partial(self._rename, domid, guest, guest.claimed))]
 
     def close(self, domid: int) -> None:
         """Forget a domain; its file stays, and what is on its way still arrives. Raises KeyError if not open."""
-        del self._guests[domid]
+        guest = self._guests.pop(domid)
+        if before := [task for task in guest.before if not task.done()]:
+            self._left[guest.claimed] = before
 
     def file_of(self, domid: int) -> Path:
         """Return the path that the domain's lines go to, once renames are done. Raises KeyError if not open."""
         return self.directory / self._guests[domid].claimed
 
-    async def append(self, domid: int, lines: Sequence[bytes], deadline: float = DEADLINE) -> None:
-        """Append `lines`, each complete with its newline (see `format_line`), to the domain's file.
+    def append(
+        self, domid: int, lines: Sequence[bytes], deadline: float = DEADLINE
+    ) -> Coroutine[Any, Any, None]:
+        """Append `lines`, each complete with its newline (see `format_line`), to the domain's file; to be awaited.
 
-        Raises OSError (ENOSPC, EROFS, ELOOP, ...) if they could not be written: then none of them is in the file,
-        unless together they are more than `max_bytes`. Raises KeyError for a domain that is not open.
+        The lines are on their way when this returns, whatever happens to the domain before they are awaited. Raises
+        OSError (ENOSPC, EROFS, ELOOP, ...) if they could not be written: then none of them is in the file, unless
+        together they are more than `max_bytes`. Raises KeyError at once for a domain that is not open.
 
         One append of a domain is in flight at a time, so what waits for a slow disk is bounded: another one meanwhile
         raises OSError (EBUSY) at once and writes nothing. TimeoutError (an OSError too) after `deadline` seconds, like
@@ -168,12 +179,8 @@ class GuestFiles:
         guest = self._guests[domid]
         if guest.appending is not None and not guest.appending.done():
             raise OSError(errno.EBUSY, "the disk has not answered yet", str(self.directory / guest.file))
-        task = self._after(guest, partial(self._append, guest, list(lines)))
-        guest.appending = task
-        done, _ = await asyncio.wait({task}, timeout=deadline)
-        if not done:
-            raise TimeoutError(errno.ETIMEDOUT, "the disk does not answer", str(self.directory / guest.file))
-        task.result()
+        guest.appending = self._start(guest, partial(self._append, guest, list(lines)))
+        return self._appended(guest.appending, deadline)
 
     async def aclose(self) -> None:
         """Wait for everything on its way, then let the threads go."""
@@ -185,19 +192,25 @@ class GuestFiles:
         in_use = {guest.claimed for guest in self._guests.values()}
         return file_name(name, domid, taken=in_use.__contains__)
 
-    def _after(
-        self, guest: _Guest, work: Callable[[], Awaitable[None]], also: asyncio.Task[None] | None = None
-    ) -> asyncio.Task[None]:
-        """Start `work` as a task that waits for the guest's earlier work, and for `also`."""
-        before = [task for task in (guest.last, also) if task is not None and not task.done()]
+    def _start(self, guest: _Guest, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        """Start `work` as a task that waits for what must be done before it."""
+        before = [task for task in guest.before if not task.done()]
         task = asyncio.get_running_loop().create_task(_run_after(before, work))
-        guest.last = task
+        guest.before = [task]
         self._tasks.add(task)
         task.add_done_callback(self._finished)
         return task
 
+    async def _appended(self, task: asyncio.Task[None], deadline: float) -> None:
+        done, _ = await asyncio.wait({task}, timeout=deadline)
+        if not done:
+            raise TimeoutError(errno.ETIMEDOUT, "the disk does not answer", str(self.directory))
+        task.result()
+
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        for file in [file for file, before in self._left.items() if all(task.done() for task in before)]:
+            del self._left[file]
         if not task.cancelled():
             task.exception()  # append() raises it to its caller; one who was cancelled does not want it
 
