@@ -17,6 +17,24 @@ from pyxs.helpers import check_path, check_perms, check_watch_path
 
 from unplugd.errors import NoSuchNode, StoreError, StoreRefused, TransactionConflict
 
+__all__ = [
+    "DIRECTORY_PART",
+    "HEADER",
+    "MAX_PAYLOAD",
+    "MAX_REPLY",
+    "Decoder",
+    "Message",
+    "Op",
+    "WireFault",
+    "names",
+    "node_path",
+    "permission_list",
+    "refusal",
+    "request",
+    "strings",
+    "watch_path",
+]
+
 DIRECTORY_PART = 22
 """XS_DIRECTORY_PART, which came after pyxs's table: a slice of a directory, by byte offset (C xenstored only)."""
 
