@@ -102,9 +102,8 @@ if [ ${#packages[@]} -gt 0 ]; then
         survey
     fi
     for line in "${lacks[@]}"; do say "missing $line"; done
-    if [ ${#packages[@]} -gt 0 ]; then
-        say "an administrator adds it with: apt-get install ${packages[*]}"
-    fi
+    if [ ${#packages[@]} -gt 0 ]; then say "an administrator adds it with: apt-get install ${packages[*]}"; fi
+    case " ${packages[*]-} " in *' python3-venv '*) exit 2 ;; esac
 fi
 
 # --- the virtual environment ------------------------------------------------------------------------------------------
@@ -138,8 +137,6 @@ if ! is_ready; then
     : >"$log"
     if ! .venv/bin/python -c 'import sys, pip; sys.exit(sys.argv[1] != sys.prefix)' "$PWD/.venv" 2>/dev/null ||
         ! suits .venv/bin/python; then
-        "$python" -c 'import ensurepip, venv' 2>/dev/null ||
-            fail "Python's venv module is not here, and only an administrator can add it:" "    apt-get install python3-venv"
         run '.venv' "$python" -m venv --clear .venv || exit 1
     fi
     rm -f .venv/.setup
