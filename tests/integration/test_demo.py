@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.journald import Journald
 from unplugd.devicemodel import DeviceModel
 
 
@@ -49,12 +50,29 @@ def test_the_demo_shows_the_main_job_and_ends_by_itself(tmp_path: Path) -> None:
     ):
         assert told in out
     assert "\x1b" not in out  # neither colour, for this is no terminal, nor the evil line
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []  # the demo cleans up after itself
     commands = re.findall(r"^  (\S+) -m (unplugd\S*) --", out, re.MULTILINE)
     assert len(commands) == 3
     for python, module in commands:
         more = subprocess.run([python, "-m", module, "--help"], capture_output=True, timeout=60, check=True)
         assert b"usage:" in more.stdout
+
+
+def test_where_journald_runs_the_records_are_in_the_journal(journald: Journald, tmp_path: Path) -> None:
+    done = subprocess.run(
+        journald.command([sys.executable, "-m", "unplugd.demo"], cwd=Path.cwd()),
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=80,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "What unplugd itself has to say (journalctl)" in done.stdout
+    assert "ok the blacklisted driver is on record" in done.stdout
+    [evil] = journald.entries("SYSLOG_IDENTIFIER=unplugd-guest", "XEN_DOMAIN_NAME=win-ts", "XEN_DOMID=2")[-1:]
+    assert evil["UNPLUG_PRODUCT_NAME"] == "experimental"
+    assert "\x1b" not in evil["MESSAGE"]
 
 
 def test_the_daemon_can_stay(tmp_path: Path) -> None:
