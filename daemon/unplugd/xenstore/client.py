@@ -1,6 +1,7 @@
-"""The client of a real xenstored: requests, transactions, watches, and staying connected.
+"""The client of a real xenstored: requests, transactions, and staying connected.
 
-Bytes and deadlines of one connection are `connection`'s business; what to do with what xenstore says is the service's.
+The bytes and deadlines of one connection are the business of `connection`, watches of `watches`; what to do with what
+xenstore says is the service's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from unplugd.errors import NoSuchNode, StoreError, StoreRefused, StoreUnavailabl
 from unplugd.xenstore import device
 from unplugd.xenstore.connection import Connection
 from unplugd.xenstore.store import DEADLINE
+from unplugd.xenstore.watches import Watches, ignore, nothing
 from unplugd.xenstore.wire import (
     DIRECTORY_PART,
     MAX_REPLY,
@@ -26,7 +28,6 @@ from unplugd.xenstore.wire import (
     node_path,
     permission_list,
     strings,
-    watch_path,
 )
 
 T = TypeVar("T")
@@ -45,25 +46,6 @@ class Endpoint:
     path: str
     is_device: bool = False
     """The kernel's device, /dev/xen/xenbus or /proc/xen/xenbus, rather than a unix socket."""
-
-
-class _Watch:
-    """One registration. It has a new token on each connection: a late event of another is not taken for its own."""
-
-    __slots__ = ("armed", "callback", "connection", "first", "path", "token")
-
-    def __init__(self, path: str, callback: Callable[[str], None], armed: asyncio.Future[None]) -> None:
-        self.path = path
-        self.callback = callback
-        self.armed = armed
-        self.connection: Connection | None = None
-        self.token = ""
-        self.first = True
-        """Whether the event that xenstored sends at registration has yet to come."""
-
-
-def _nothing(_payload: bytes) -> None:
-    return None
 
 
 def _introduced(payload: bytes) -> bool:
@@ -86,9 +68,7 @@ class Client:
         self._ready = False
         self._reason = "not connected yet"
         self._connections = 0
-        self._watches: dict[tuple[str, Callable[[str], None]], _Watch] = {}
-        self._tokens: dict[str, _Watch] = {}
-        self._last_token = 0
+        self._watches = Watches()
         self._transactions: dict[int, tuple[Connection, int]] = {}
         self._last_transaction = 0
         self._readers: set[asyncio.Task[None]] = set()
@@ -135,18 +115,18 @@ class Client:
         self, path: str, value: bytes, *, tx: int = 0, deadline: float | None = None
     ) -> asyncio.Future[None]:
         """`Store.write`."""
-        return self._node_request(Op.WRITE, path, value, _nothing, tx, deadline)
+        return self._node_request(Op.WRITE, path, value, nothing, tx, deadline)
 
     def remove(self, path: str, *, tx: int = 0, deadline: float | None = None) -> asyncio.Future[None]:
         """`Store.remove`."""
-        return self._node_request(Op.RM, path, b"", _nothing, tx, deadline)
+        return self._node_request(Op.RM, path, b"", nothing, tx, deadline)
 
     def set_permissions(
         self, path: str, permissions: Sequence[str], *, tx: int = 0, deadline: float | None = None
     ) -> asyncio.Future[None]:
         """`Store.set_permissions`."""
         payload = strings(*permission_list(permissions))
-        return self._node_request(Op.SET_PERMS, path, payload, _nothing, tx, deadline)
+        return self._node_request(Op.SET_PERMS, path, payload, nothing, tx, deadline)
 
     def is_introduced(self, domid: int, *, deadline: float | None = None) -> asyncio.Future[bool]:
         """`Store.is_introduced`."""
@@ -236,8 +216,8 @@ class Client:
             raise StoreUnavailable(self._reason)
 
         def abandon(wire_tx: int) -> None:
-            end = connection.request(Op.TRANSACTION_END, "", b"F\0", _nothing, tx=wire_tx, deadline=DEADLINE)
-            end.add_done_callback(_ignore)
+            end = connection.request(Op.TRANSACTION_END, "", b"F\0", nothing, tx=wire_tx, deadline=DEADLINE)
+            end.add_done_callback(ignore)
 
         # Nobody may be left to end a transaction that xenstored grants too late.
         wire_tx = await self._request(
@@ -248,7 +228,7 @@ class Client:
         self._transactions[tx] = (connection, wire_tx)
         try:
             yield tx
-            commit = self._request(Op.TRANSACTION_END, "", b"T\0", _nothing, tx, None)
+            commit = self._request(Op.TRANSACTION_END, "", b"T\0", nothing, tx, None)
         except BaseException:
             abandon(wire_tx)
             raise
@@ -263,93 +243,13 @@ class Client:
 
     def watch(self, path: str, callback: Callable[[str], None]) -> asyncio.Future[None]:
         """`Store.watch`."""
-        armed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._closed:
-            return _failed(StoreUnavailable(self._reason), armed)
-        try:
-            watch_path(path)
-        except NoSuchNode as error:
-            return _failed(error, armed)
-        if (path, callback) in self._watches:
-            raise ValueError(f"this callback watches {path} already")
-        watch = self._watches[path, callback] = _Watch(path, callback, armed)
-        armed.add_done_callback(lambda future: self._forget_unless_armed(watch))
-        if self._connection:
-            self._arm(watch, self._connection)
-        return armed
+            return _failed(StoreUnavailable(self._reason))
+        return self._watches.add(path, callback)
 
     def unwatch(self, path: str, callback: Callable[[str], None]) -> asyncio.Future[None]:
         """`Store.unwatch`."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        watch = self._watches.get((path, callback))
-        ended = self._forget(watch) if watch else None
-        if watch and not watch.armed.done():
-            watch.armed.set_exception(StoreUnavailable(f"the watch of {path} was ended before it was armed"))
-
-        def answered(answer: asyncio.Future[None] | None) -> None:
-            # A connection that is lost takes the watch with it, and one never armed may be ENOENT: all the same.
-            if answer:
-                _ignore(answer)
-            if not done.done():
-                done.set_result(None)
-
-        if ended:
-            ended.add_done_callback(answered)
-        else:
-            answered(None)
-        return done
-
-    def _arm(self, watch: _Watch, connection: Connection) -> asyncio.Future[None]:
-        self._last_token += 1
-        watch.token = str(self._last_token)
-        watch.connection = connection
-        watch.first = True
-        self._tokens[watch.token] = watch
-        payload = strings(watch_path(watch.path), watch.token.encode())
-        # No deadline: a xenstored that does not answer loses the connection, and then the watch is armed on the next.
-        asked = connection.request(Op.WATCH, watch.path, payload, _nothing)
-        asked.add_done_callback(lambda future: self._answered(watch, connection, future))
-        return asked
-
-    def _answered(self, watch: _Watch, connection: Connection, asked: asyncio.Future[None]) -> None:
-        error = None if asked.cancelled() else asked.exception()
-        if watch.armed.done() or watch.connection is not connection or isinstance(error, StoreUnavailable):
-            return
-        if error is None:
-            watch.armed.set_result(None)
-        else:
-            watch.armed.set_exception(error)
-
-    def _forget_unless_armed(self, watch: _Watch) -> None:
-        if _has_failed(watch.armed):
-            ended = self._forget(watch)
-            if ended:
-                ended.add_done_callback(_ignore)
-
-    def _forget(self, watch: _Watch) -> asyncio.Future[None] | None:
-        """Take a watch off the books, and off xenstored's if it is there: the future is its answer."""
-        if self._watches.get((watch.path, watch.callback)) is not watch:
-            return None
-        del self._watches[watch.path, watch.callback]
-        self._tokens.pop(watch.token, None)
-        connection = watch.connection
-        if connection is None or connection is not self._connection:
-            return None
-        payload = strings(watch_path(watch.path), watch.token.encode())
-        return connection.request(Op.UNWATCH, watch.path, payload, _nothing, deadline=DEADLINE)
-
-    def _event(self, path: str, token: str) -> None:
-        watch = self._tokens.get(token)
-        if watch is None:
-            return  # it was ended while its last event was under way
-        if watch.first:
-            watch.first = False
-            return
-        try:
-            watch.callback(path)
-        except Exception as error:  # noqa: BLE001 - one callback's bug is not the connection's
-            message = f"the callback for xenstore's {watch.path} failed"
-            asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
+        return self._watches.end(path, callback)
 
     # --- staying connected ---
 
@@ -401,7 +301,7 @@ class Client:
         connection, self._connection = self._connection, None
         if connection:
             connection.drop(reason)
-        self._tokens.clear()
+        self._watches.disarm()
 
     async def _connect(self) -> Connection:
         """Connect to the first endpoint there is, make sure that somebody answers, arm all watches. StoreError."""
@@ -410,15 +310,9 @@ class Client:
             connection = self._connection = await self._open(endpoint)
             # Any answer will do. A xenstored that hangs can be connected to all the same: by its socket's backlog.
             await connection.request(
-                Op.GET_DOMAIN_PATH, "its first answer", b"0\0", _nothing, deadline=DEADLINE
+                Op.GET_DOMAIN_PATH, "its first answer", b"0\0", nothing, deadline=DEADLINE
             )
-            while unarmed := [w for w in self._watches.values() if w.connection is not connection]:
-                asked = [self._arm(watch, connection) for watch in unarmed]
-                answers = await asyncio.gather(*asked, return_exceptions=True)
-                for watch, answer in zip(unarmed, answers, strict=True):
-                    # A watch that never was armed fails alone. One that was before must not be lost silently.
-                    if isinstance(answer, StoreError) and not _has_failed(watch.armed):
-                        raise answer
+            await self._watches.arm_all(connection)
             if connection.dropped:
                 raise StoreUnavailable(connection.dropped)
         except OSError as error:
@@ -438,10 +332,10 @@ class Client:
 
     async def _open(self, endpoint: Endpoint) -> Connection:
         if endpoint.is_device:
-            connection = Connection(self._event, device.MAX_PAYLOAD)
+            connection = Connection(self._watches.event, device.MAX_PAYLOAD)
             device.DeviceTransport(endpoint.path, connection)
             return connection
-        connection = Connection(self._event)
+        connection = Connection(self._watches.event)
         # By hand: a full backlog is EAGAIN, which asyncio would take for a connection that is being made.
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
@@ -460,10 +354,7 @@ class Client:
         if runner:
             runner.cancel()
             await asyncio.wait([runner])
-        for watch in list(self._watches.values()):
-            self._forget(watch)
-            if not watch.armed.done():
-                watch.armed.set_exception(StoreUnavailable(self._reason))
+        self._watches.close(self._reason)
         if connection:
             await asyncio.wait([connection.lost])
         if self._readers:
@@ -475,12 +366,3 @@ def _failed(error: StoreError, future: asyncio.Future[T] | None = None) -> async
         future = asyncio.get_running_loop().create_future()
     future.set_exception(error)
     return future
-
-
-def _has_failed(future: asyncio.Future[None]) -> bool:
-    return future.done() and (future.cancelled() or future.exception() is not None)
-
-
-def _ignore(future: asyncio.Future[None]) -> None:
-    if not future.cancelled():
-        future.exception()

@@ -1,0 +1,169 @@
+"""The watches of a client: which there are, which token each has on the connection of the moment, what an event means.
+
+They outlive connections. Making those, and what an event leads to, is the business of others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from unplugd.errors import NoSuchNode, StoreError, StoreUnavailable
+from unplugd.xenstore.store import DEADLINE
+from unplugd.xenstore.wire import Op, strings, watch_path
+
+if TYPE_CHECKING:
+    from unplugd.xenstore.connection import Connection
+
+
+class Watch:
+    """One registration. It has a new token on each connection: a late event of another is not taken for its own."""
+
+    __slots__ = ("armed", "callback", "connection", "first", "path", "token")
+
+    def __init__(self, path: str, callback: Callable[[str], None], armed: asyncio.Future[None]) -> None:
+        self.path = path
+        self.callback = callback
+        self.armed = armed
+        """What the registrant waits for: done when it was armed for the first time."""
+        self.connection: Connection | None = None
+        self.token = ""
+        self.first = True
+        """Whether the event that xenstored sends at registration has yet to come."""
+
+
+class Watches:
+    """All registrations of one client."""
+
+    def __init__(self) -> None:
+        self._watches: dict[tuple[str, Callable[[str], None]], Watch] = {}
+        self._tokens: dict[str, Watch] = {}
+        self._last_token = 0
+        self._connection: Connection | None = None
+
+    def add(self, path: str, callback: Callable[[str], None]) -> asyncio.Future[None]:
+        """`Store.watch`."""
+        armed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            watch_path(path)
+        except NoSuchNode as error:
+            armed.set_exception(error)
+            return armed
+        if (path, callback) in self._watches:
+            raise ValueError(f"this callback watches {path} already")
+        watch = self._watches[path, callback] = Watch(path, callback, armed)
+        armed.add_done_callback(lambda future: self._forget_if_failed(watch))
+        if self._connection:
+            self._arm(watch, self._connection)
+        return armed
+
+    def end(self, path: str, callback: Callable[[str], None]) -> asyncio.Future[None]:
+        """`Store.unwatch`."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        watch = self._watches.get((path, callback))
+        answer = self._forget(watch) if watch else None
+        if watch and not watch.armed.done():
+            watch.armed.set_exception(StoreUnavailable(f"the watch of {path} was ended before it was armed"))
+
+        def answered(answer: asyncio.Future[None] | None) -> None:
+            # A connection that is lost takes the watch with it, and one never armed may be ENOENT: all the same.
+            if answer:
+                ignore(answer)
+            if not done.done():
+                done.set_result(None)
+
+        if answer:
+            answer.add_done_callback(answered)
+        else:
+            answered(None)
+        return done
+
+    def event(self, path: str, token: str) -> None:
+        """An event came on the connection."""
+        watch = self._tokens.get(token)
+        if watch is None:
+            return  # the watch was ended while this was under way
+        if watch.first:
+            watch.first = False
+            return
+        try:
+            watch.callback(path)
+        except Exception as error:  # noqa: BLE001 - one callback's bug is not the connection's
+            message = f"the callback for xenstore's {watch.path} failed"
+            asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
+
+    async def arm_all(self, connection: Connection) -> None:
+        """Arm all watches on a new connection; from now on new ones are armed as they come. StoreError."""
+        self._connection = connection
+        while unarmed := [watch for watch in self._watches.values() if watch.connection is not connection]:
+            asked = [self._arm(watch, connection) for watch in unarmed]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            for watch, answer in zip(unarmed, answers, strict=True):
+                # A watch that never was armed fails alone. One that was before must not be lost silently.
+                if isinstance(answer, StoreError) and not _has_failed(watch.armed):
+                    raise answer
+
+    def disarm(self) -> None:
+        """The connection is gone, and the watches on it."""
+        self._connection = None
+        self._tokens.clear()
+
+    def close(self, reason: str) -> None:
+        """Forget all; those who wait to be armed get StoreUnavailable(reason)."""
+        watches, self._watches = self._watches, {}
+        self.disarm()
+        for watch in watches.values():
+            if not watch.armed.done():
+                watch.armed.set_exception(StoreUnavailable(reason))
+
+    def _arm(self, watch: Watch, connection: Connection) -> asyncio.Future[None]:
+        self._last_token += 1
+        watch.token = str(self._last_token)
+        watch.connection = connection
+        watch.first = True
+        self._tokens[watch.token] = watch
+        payload = strings(watch_path(watch.path), watch.token.encode())
+        # No deadline: a xenstored that does not answer loses the connection, and then the watch is armed on the next.
+        asked = connection.request(Op.WATCH, watch.path, payload, nothing)
+        asked.add_done_callback(lambda future: self._answered(watch, connection, future))
+        return asked
+
+    def _answered(self, watch: Watch, connection: Connection, asked: asyncio.Future[None]) -> None:
+        error = None if asked.cancelled() else asked.exception()
+        if watch.armed.done() or watch.connection is not connection or isinstance(error, StoreUnavailable):
+            return
+        if error is None:
+            watch.armed.set_result(None)
+        else:
+            watch.armed.set_exception(error)
+
+    def _forget_if_failed(self, watch: Watch) -> None:
+        if _has_failed(watch.armed) and (answer := self._forget(watch)):
+            answer.add_done_callback(ignore)
+
+    def _forget(self, watch: Watch) -> asyncio.Future[None] | None:
+        """Take a watch off the books, and off xenstored's if it is there: the future is its answer."""
+        if self._watches.get((watch.path, watch.callback)) is not watch:
+            return None
+        del self._watches[watch.path, watch.callback]
+        self._tokens.pop(watch.token, None)
+        connection = watch.connection
+        if connection is None or connection is not self._connection:
+            return None
+        payload = strings(watch_path(watch.path), watch.token.encode())
+        return connection.request(Op.UNWATCH, watch.path, payload, nothing, deadline=DEADLINE)
+
+
+def nothing(_payload: bytes) -> None:
+    """What there is to say of an answer that says no more than OK."""
+
+
+def ignore(future: asyncio.Future[None]) -> None:
+    """Whatever came of it, nobody waits for it."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _has_failed(future: asyncio.Future[None]) -> bool:
+    return future.done() and (future.cancelled() or future.exception() is not None)
