@@ -1,7 +1,7 @@
 """The text of /metrics: Prometheus' text format 0.0.4 and OpenMetrics 1.0, in slices that do not hold the event loop.
 
-prometheus_client writes what is there once (and its `process_*` family). It takes 12 us a line, so the series that
-every domain has are written here: 12 lines a domain, a thousand domains in some 15 ms, and the loop runs on after each
+prometheus_client writes what is there once. It takes 12 us a line, so the series that every domain has are written
+here: 12 lines a domain, a thousand domains in some 15 ms, and the loop runs on after each
 slice. What is counted is not here (metrics.py), nor how the text is sent (http.py).
 
 Sources: prometheus.io "Exposition formats"; OpenMetrics 1.0 (github.com/prometheus/OpenMetrics).
@@ -10,7 +10,6 @@ Sources: prometheus.io "Exposition formats"; OpenMetrics 1.0 (github.com/prometh
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import cast
@@ -24,11 +23,11 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from unplugd.core.protocol import DEVICES
 from unplugd.metrics import CATALOGUE, DROPS, DURATION_BOUNDS, DomainView, HostView, Metric, Type
+from unplugd.process import Process, count_descriptors
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -124,13 +123,6 @@ class _HostCollector(Collector):
         return family
 
 
-class _Process(ProcessCollector):
-    """The `process_*` family, also where the unit's ProcSubset=pid hides /proc/stat and so the time of boot."""
-
-    def _boot_time(self) -> float:
-        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 def _by_library(collector: Collector, content_type: str) -> bytes:
     # Both generators only call collect(), but one is untyped and the other asks for a registry in older versions.
     generate: Callable[[Collector], bytes] = generate_latest
@@ -195,15 +187,18 @@ class Exposition:
     def __init__(self, host: HostView) -> None:
         self._host = host
         self._collector = _HostCollector(host)
-        self._process = _Process(registry=None)
+        self._process = Process()
 
     def pieces(self, content_type: str) -> Iterator[bytes]:
         """The whole text in pieces, each of them quickly made; the caller lets the event loop run between two.
 
-        `content_type` is what choose() said. A piece may be empty. The domains are those at the third piece; what they
-        count is read when a piece is made.
+        `content_type` is what choose() said. A piece may be empty. The domains are those at the piece that follows the
+        process's; what they count is read when a piece is made.
         """
         yield _by_library(self._collector, content_type)
+        for count in count_descriptors():
+            self._process.open_fds = count
+            yield b""
         yield _by_library(self._process, content_type)
         views = list(self._host.domains.values())
         domains: list[tuple[str, DomainView]] = []

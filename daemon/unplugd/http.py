@@ -37,6 +37,8 @@ CONNECTIONS = 64
 """Clients of one listener at a time."""
 REQUEST_LIMIT = 8192
 """Bytes after which a request's head must have ended."""
+HEAD_LINES = 64
+"""Lines that a request's head may have: h11 takes 4 us for one, so 8 KiB of short ones would hold the event loop."""
 READ_SIZE = 8192
 """Bytes taken from a client at a time."""
 WRITE_LIMIT = 65536
@@ -184,6 +186,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _next_request(self) -> None:
         """Answers the request whose head is here, if it is here."""
+        received, _ = self._http.trailing_data
+        if received.count(b"\n", 0, received.find(b"\r\n\r\n")) > HEAD_LINES:
+            self._refuse(431, "The request's head has too many lines.")
+            return
         try:
             event = self._http.next_event()
         except h11.RemoteProtocolError as error:
@@ -306,8 +312,7 @@ class HttpServer:
 
     def __init__(self, host: HostView) -> None:
         self._pages = Pages(host)
-        self._open: list[tuple[asyncio.Server, Listener]] = []
-        self._control: list[tuple[asyncio.Server, Listener]] = []
+        self._listeners: list[tuple[asyncio.Server, Listener]] = []
         self._control_file: tuple[Path, int] | None = None
 
     async def start_tcp(self, address: str, port: int) -> tuple[str, int]:
@@ -320,7 +325,7 @@ class HttpServer:
             server = await asyncio.get_running_loop().create_server(lambda: Connection(listener), address, port)
         except OSError as error:
             raise HostError("HTTP listener", f"{address}:{port}", _why(error)) from error
-        self._open.append((server, listener))
+        self._listeners.append((server, listener))
         name = server.sockets[0].getsockname()
         return name[0], name[1]
 
@@ -329,7 +334,7 @@ class HttpServer:
         for passed in sockets:
             passed.setblocking(False)
             listener = Listener(self._pages, everything=False)
-            self._open.append((await _serve(passed, listener), listener))
+            self._listeners.append((await _serve(passed, listener), listener))
 
     async def start_unix(self, path: Path) -> None:
         """Serves everything, to root only, at `path`; a socket that a dead process left there is replaced.
@@ -341,18 +346,12 @@ class HttpServer:
         except OSError as error:
             raise HostError("control socket", str(path), _why(error)) from error
         listener = Listener(self._pages, everything=True)
-        self._control.append((await _serve(bound, listener), listener))
+        self._listeners.append((await _serve(bound, listener), listener))
         self._control_file = (path, _inode(path))
-
-    async def close_open(self) -> None:
-        """Stops all listeners but the control socket, for a reload with another `http.listen`."""
-        listeners, self._open = self._open, []
-        await _close(listeners)
 
     async def close(self) -> None:
         """Stops all listeners, closes all connections and removes the control socket."""
-        await self.close_open()
-        listeners, self._control = self._control, []
+        listeners, self._listeners = self._listeners, []
         await _close(listeners)
         if self._control_file is not None:
             path, inode = self._control_file

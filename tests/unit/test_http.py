@@ -20,7 +20,7 @@ from tests.lab.hostview import StandInDomain, StandInHost, many
 from unplugd import http
 from unplugd.errors import HostError
 from unplugd.exposition import OPENMETRICS, TEXT
-from unplugd.http import CONNECTIONS, REQUEST_LIMIT, HttpServer, State
+from unplugd.http import CONNECTIONS, HEAD_LINES, REQUEST_LIMIT, HttpServer, State
 from unplugd.pages import HTML, PLAIN
 
 PATIENCE = 20.0
@@ -101,7 +101,7 @@ class Served:
 
     @property
     def connections(self) -> list[http.Connection]:
-        ((_, listener),) = self.server._open
+        _, listener = self.server._listeners[0]
         return list(listener.connections)
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -312,6 +312,8 @@ def test_a_page_that_cannot_be_made_is_a_500_and_the_log_says_why(tmp_path: Path
         (b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * REQUEST_LIMIT * 3 + b"\r\n\r\n", 431),
         (b"GET /" + b"x" * REQUEST_LIMIT * 10, 431),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a:\r\n" * HEAD_LINES + b"\r\n", 431),
+        (b"GET / HTTP/1.1\nHost: a\n" + b"a:\n" * HEAD_LINES + b"\n", 431),
         (b"x" * 1000000, 431),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),  # TLS
@@ -568,19 +570,3 @@ def test_closing_ends_answers_that_are_under_way() -> None:
             await served.connect()
 
     run(test, many(1000))
-
-
-def test_the_open_listeners_can_be_exchanged(tmp_path: Path) -> None:
-    path = tmp_path / "control.sock"
-
-    async def test(served: Served) -> None:
-        await served.server.start_unix(path)
-        control = await served.connect(path)
-        await served.server.close_open()
-        with pytest.raises(ConnectionError):
-            await served.connect()
-        assert await served.server.start_tcp("127.0.0.1", served.port) == ("127.0.0.1", served.port)
-        assert (await (await served.connect()).get("/-/healthy"))[0] == 200
-        assert (await control.get("/api/v1/domains"))[0] == 200
-
-    run(test)
