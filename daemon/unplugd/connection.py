@@ -91,7 +91,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- answers
 
-    def _answer(self, out: bytes | bytearray, now: float) -> None:
+    def _answer(self, out: bytes, now: float) -> None:
         self.domain.settle(now)
         if out:
             self._counters.observe(time.monotonic() - self._since)

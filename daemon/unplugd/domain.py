@@ -180,6 +180,9 @@ class Domain:
             ("XEN_DOMAIN_UUID", self.uuid),
             ("XEN_DOMAIN_NAME", self.name),
         )
+        # the journal fields of the guest's lines are the same from line to line: made once, until something changes
+        self._line_key: object = None
+        self._line_fields: tuple[tuple[str, str], ...] = ()
 
     # --- what metrics and the API show
 
@@ -282,6 +285,8 @@ class Domain:
                 self._tell(event)
         if guest.changed:
             self.state.commit(guest)
+        elif guest.grew:
+            self.state.grow(guest)
         log = guest.log
         if log.throttled != self._was_throttled:
             self._was_throttled = log.throttled
@@ -328,10 +333,14 @@ class Domain:
         return tuple(fields)
 
     def _guest_entry(self, kind: Event, text: bytes, product: int | None, build: int | None) -> None:
-        self.settings.delivery.put(self.outbox, Entry(time.time(), text, (
-            ("PRIORITY", kind.priority), ("SYSLOG_IDENTIFIER", "unplugd-guest"), ("MESSAGE_ID", kind.message_id),
-            *self._fields, *self._unplug_fields(product, build),
-        )))
+        key = kind, product, build
+        if key != self._line_key:
+            self._line_key = key
+            self._line_fields = (
+                ("PRIORITY", kind.priority), ("SYSLOG_IDENTIFIER", "unplugd-guest"), ("MESSAGE_ID", kind.message_id),
+                *self._fields, *self._unplug_fields(product, build),
+            )
+        self.settings.delivery.put(self.outbox, Entry(time.time(), text, self._line_fields))
 
     def _record(self, kind: Event, message: str, fields: tuple[tuple[str, str], ...] = ()) -> None:
         text = (self._prefix() + message).encode("utf-8", "surrogateescape")

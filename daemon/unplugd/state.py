@@ -5,8 +5,9 @@ mapping whatever becomes of the process, so a commit is a few memory copies and 
 
     page 0    two slots, written in turn: header with sequence number and checksum. The valid one with the higher
               number counts; a slot that was being written when the process died is not valid, the other one is.
-    page 1-2  two areas for the partial line. Bytes are only ever added after those that a slot counts; a new line
-              begins in the other area, so that nothing a valid slot refers to is overwritten.
+              Then one word: the length of the partial line since the header, with the number of that header.
+    page 1-2  two areas for the partial line. Bytes are only ever added after those that count; a new line begins in
+              the other area, so that nothing a valid header refers to is overwritten.
 
 The file belongs to a boot of dom0, a domid and a uuid: anything else in it is somebody else's and is discarded.
 """
@@ -27,6 +28,8 @@ _PAGE = 4096
 SIZE = 3 * _PAGE
 _SLOT = 512
 _AREAS = (_PAGE, 2 * _PAGE)
+_WORD = 2 * _SLOT // 8
+_LENGTH_BITS = 12  # LINE_LIMIT fits
 
 _HEADER = struct.Struct("<8sQ16s64sqqqqqddqqqqqq")
 """magic, sequence, boot id, uuid, product, build, blacklisted, unplugged, flags, balance, its time, charged, unsaid
@@ -68,6 +71,7 @@ class StateFile:
         return self
 
     def _begin(self, boot: bytes) -> None:
+        self._words = memoryview(self._map).cast("Q")
         self._boot = boot
         self._uuid = b""
         self._sequence = 0
@@ -78,6 +82,7 @@ class StateFile:
         self._kept: tuple[Snapshot, bytes] | None = None
         for slot in (0, 1):
             self._load(slot)
+        self._load_length()
 
     def _load(self, slot: int) -> None:
         at = slot * _SLOT
@@ -100,6 +105,14 @@ class StateFile:
         )
         self._kept = snapshot, self._map[_AREAS[area]:_AREAS[area] + length]
 
+    def _load_length(self) -> None:
+        number, length = divmod(self._words[_WORD], 1 << _LENGTH_BITS)
+        if self._kept is None or number != self._sequence & 0xFFFFFFFF or not self._length <= length < LINE_LIMIT:
+            return
+        self._length = length
+        at = _AREAS[self._area]
+        self._kept = self._kept[0], self._map[at:at + length]
+
     @property
     def durable(self) -> bool:
         """Whether it outlives the process."""
@@ -119,33 +132,46 @@ class StateFile:
     def commit(self, guest: Guest) -> None:
         """Keep the guest as it is now."""
         log = guest.log
-        partial = log.partial
-        length = len(partial)
-        if log.line_number == self._line and length >= self._length:
-            if length > self._length:
-                at = _AREAS[self._area]
-                self._map[at + self._length:at + length] = bytes(partial[self._length:])
-        else:
+        if log.line_number != self._line or len(log.partial) < self._length:
             self._area ^= 1
-            if length:
-                at = _AREAS[self._area]
-                self._map[at:at + length] = bytes(partial)
+            self._length = 0
             self._line = log.line_number
-        self._length = length
+        self._append(log.partial)
         self._sequence += 1
-        kept = guest.snapshot()
+        product, build, *others = guest.snapshot()
         raw = _HEADER.pack(
-            _MAGIC, self._sequence, self._boot, self._uuid,
-            -1 if kept.product is None else kept.product, -1 if kept.build is None else kept.build,
-            kept.blacklisted, kept.unplugged, kept.flags, kept.balance, kept.balance_at, kept.charged,
-            kept.unsaid_lines, kept.unsaid_bytes, kept.throttled, self._area, length,
+            _MAGIC, self._sequence, self._boot, self._uuid, -1 if product is None else product,
+            -1 if build is None else build, *others, self._area, self._length,
         )
         at = (self._sequence & 1) * _SLOT
         self._map[at:at + _HEADER.size + 4] = raw + _CHECKSUM.pack(zlib.crc32(raw))
-        guest.changed = False
+        guest.changed = guest.grew = False
+
+    def grow(self, guest: Guest) -> None:
+        """Keep the guest, nothing of which has changed but its log."""
+        log = guest.log
+        if log.line_number != self._line:
+            self.commit(guest)
+            return
+        self._append(log.partial)
+        # one aligned store: it is there or it is not
+        self._words[_WORD] = (self._sequence & 0xFFFFFFFF) << _LENGTH_BITS | self._length
+        guest.grew = False
+
+    def _append(self, partial: bytearray) -> None:
+        """Add to the current area what the partial line has more than what is there."""
+        begin, end = self._length, len(partial)
+        if end > begin:
+            at = _AREAS[self._area]
+            if end == begin + 1:
+                self._map[at + begin] = partial[begin]
+            else:
+                self._map[at + begin:at + end] = bytes(partial[begin:])
+            self._length = end
 
     def close(self) -> None:
         """Let go of the file; it stays."""
+        self._words.release()
         self._map.close()
 
     def remove(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from unplugd.core.events import (
     Announced,
@@ -32,8 +33,7 @@ class Verdict:
     """Why, in an administrator's words; "" if unknown."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """All of a guest that must survive the process, except the bytes of its partial line."""
 
     product: int | None
@@ -53,7 +53,7 @@ class Snapshot:
 class Guest:
     """The state of one domain and the events that it caused, oldest first, in `events` (the caller takes them)."""
 
-    __slots__ = ("_told", "changed", "events", "log", "platform", "registry")
+    __slots__ = ("_told", "changed", "events", "grew", "log", "platform", "registry")
 
     def __init__(self, rules: Rules, limits: Limits, registry: Registry, now: float,
                  cost: Callable[[bytes], int] = len) -> None:
@@ -62,7 +62,9 @@ class Guest:
         self.log = GuestLog(limits, self.events, now, cost)
         self.registry = registry
         self.changed = True
-        """Set by everything that changes a Snapshot or the partial line; whoever keeps them clears it."""
+        """Set by everything that changes a Snapshot; whoever keeps it clears it."""
+        self.grew = False
+        """Set when bytes came for the log: the partial line is longer, or lines have ended."""
         self._told: set[object] = set()
 
     def reset(self, now: float) -> None:
