@@ -332,7 +332,7 @@ class _Reader:
         log = LogConfig(**self._values("log"))
         if log.on_limit == "delay" and log.rate < 1:
             where = self.values["log.rate"][0]
-            raise ConfigError(where, "log.rate", 'is at least 1 with log.on_limit = "delay": a guest would wait for ever')
+            raise ConfigError(where, "log.rate", 'is at least 1 with log.on_limit = "delay", or guests would hang')
         return Config(
             **self._values(""),
             xenstore=XenstoreConfig(**self._values("xenstore"), domains=self._domains()),

@@ -295,7 +295,7 @@ class Service:
         self._blacklist.forget(domid)
         domain.release()
         domain.record(Event.RELEASED, "released")
-        self._spawn(self._delivery.close(domain.outbox))
+        self._delivery.close(domain.outbox)
         self._status_soon()
 
     async def _judge(self, domain: Domain, need: NeedVerdict, deadline: float) -> Verdict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -38,7 +39,7 @@ _RETRY_FIRST, _RETRY_LAST = 0.25, 10.0
 class Outbox:
     """What one domain (or unplugd itself, without a spool) has on its way."""
 
-    __slots__ = ("domid", "drained", "lost", "name", "pending", "queues", "spool", "task")
+    __slots__ = ("domid", "in_flight", "lost", "name", "pending", "queues", "spool", "task")
 
     def __init__(self, domid: int, name: str, spool: Spool | None, lost: Callable[[int, int], None]) -> None:
         """`lost` is told lines and bytes that had to be dropped."""
@@ -49,8 +50,8 @@ class Outbox:
         self.queues: dict[str, deque[tuple[Entry, int]]] = {}
         self.pending = 0
         self.task: asyncio.Task[None] | None = None
-        self.drained: asyncio.Event | None = None
-        """Set when nothing is on its way any more, for whoever waits for that."""
+        self.in_flight = 0
+        """Records at the head of the queue of the sink `file` that a thread is writing now."""
 
 
 class Delivery:
@@ -104,7 +105,8 @@ class Delivery:
 
     def open(self, domid: int, name: str, uuid: str, lost: Callable[[int, int], None]) -> Outbox:
         """A domain's outbox, with what an earlier process left for it."""
-        self._evict(domid)
+        if domid in self._outboxes:
+            self.close(self._outboxes[domid])
         path = self._spool_path(domid, uuid)
         left = list(load(path))
         outbox = Outbox(domid, name, Spool(path), lost)
@@ -124,31 +126,26 @@ class Delivery:
         if self._files is not None and self._outboxes.get(outbox.domid) is outbox:
             self._files.rename(outbox.domid, name)
 
-    async def close(self, outbox: Outbox, deadline: float = 5.0) -> None:
-        """The domain is gone: what is on its way may still arrive until `deadline` seconds from now."""
-        if outbox.pending:
-            outbox.drained = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(outbox.drained.wait(), deadline)
-        if self._outboxes.get(outbox.domid) is outbox:
-            self._evict(outbox.domid)
-
-    def _evict(self, domid: int) -> None:
-        outbox = self._outboxes.pop(domid, None)
-        if outbox is None:
+    def close(self, outbox: Outbox) -> None:
+        """The domain is gone and its name is free. What is on its way still arrives, as far as the sinks take it."""
+        if self._outboxes.get(outbox.domid) is not outbox:
             return
-        if outbox.drained is not None:
-            outbox.drained.set()
-        if outbox.task is not None:
-            outbox.task.cancel()
-        for sink, queue in outbox.queues.items():
-            if queue and sink != "file":
-                continue  # journal and stderr need no domain: they go on
-            self._forget(outbox, sink, len(queue))
+        del self._outboxes[outbox.domid]
         if self._files is not None:
-            self._files.close(domid)
-        if not outbox.pending and outbox.spool is not None:
-            outbox.spool.clear()
+            queue = list(outbox.queues.get("file", ()))[outbox.in_flight:]
+            last = self._files.close(outbox.domid, [format_line(entry.time, entry.message) for entry, _ in queue])
+            outbox.in_flight += len(queue)
+            if last is not None:
+                last.add_done_callback(functools.partial(self._closed, outbox, len(queue)))
+
+    def _closed(self, outbox: Outbox, count: int, last: asyncio.Task[None]) -> None:
+        error = None if last.cancelled() else last.exception()
+        if isinstance(error, OSError):
+            self._file_failed(outbox, error)
+            self._failing.pop(outbox.name, None)
+            self._forget(outbox, "file", count)
+        else:
+            self._done(outbox, "file", count)
 
     def _forget(self, outbox: Outbox, sink: str, count: int) -> None:
         queue = outbox.queues[sink]
@@ -160,6 +157,8 @@ class Delivery:
             self._count(outbox, -len(entry.message) - OVERHEAD)
         if lines:
             outbox.lost(lines, size)
+        if not outbox.pending and outbox.spool is not None:
+            outbox.spool.clear()
 
     def adopt_orphans(self) -> None:
         """Deliver what an earlier process left for domains that are gone (call once the domains are known)."""
@@ -171,24 +170,19 @@ class Delivery:
                 self._adopt(path)
 
     def _adopt(self, path: Path) -> None:
-        for entry, sinks in load(path):
+        left = list(load(path))
+        lines = [entry for entry, sinks in left if "file" in sinks]
+        for entry, sinks in left:
             for sink in sinks:
-                if sink == "file":
-                    self._adopt_line(entry)
-                else:
+                if sink != "file":
                     self._offer(self._own, entry, sink)
+        fields = dict(lines[0].fields) if lines else {}
+        domid = fields.get("XEN_DOMID", "")
+        if self._files is not None and domid.isdigit() and int(domid) not in self._outboxes:
+            self._files.open(int(domid), fields.get("XEN_DOMAIN_NAME", f"dom{domid}"))
+            self._files.close(int(domid), [format_line(entry.time, entry.message) for entry in lines])
         with contextlib.suppress(OSError):
             path.unlink()
-
-    def _adopt_line(self, entry: Entry) -> None:
-        fields = dict(entry.fields)
-        domid = int(fields.get("XEN_DOMID", "0"))
-        if self._files is None or domid in self._outboxes:
-            return
-        self._files.open(domid, fields.get("XEN_DOMAIN_NAME", f"dom{domid}"))
-        task = asyncio.ensure_future(self._files.append(domid, [format_line(entry.time, entry.message)]))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._files.close(domid)
 
     # --- records
 
@@ -270,8 +264,6 @@ class Delivery:
     def _count(self, outbox: Outbox, size: int) -> None:
         outbox.pending += size
         self._total += size
-        if not outbox.pending and outbox.drained is not None:
-            outbox.drained.set()
         if not self._total and self._drained is not None:
             self._drained.set()
 
@@ -335,28 +327,31 @@ class Delivery:
     async def _write_file(self, outbox: Outbox) -> None:
         delay = _RETRY_FIRST
         try:
-            while (queue := outbox.queues["file"]) and self._files is not None:
-                lines: list[bytes] = []
-                size = 0
-                for entry, _offset in queue:
-                    lines.append(format_line(entry.time, entry.message))
-                    size += len(lines[-1])
-                    if size >= _BATCH:
-                        break
+            while (queue := outbox.queues["file"]) and self._outboxes.get(outbox.domid) is outbox:
+                lines = _batch(queue)
+                outbox.in_flight = len(lines)
                 try:
-                    await self._files.append(outbox.domid, lines)
-                except KeyError:  # the files are being closed
-                    return
+                    await self._append(outbox, lines)
                 except OSError as error:
                     self._file_failed(outbox, error)
+                    if self._outboxes.get(outbox.domid) is not outbox:
+                        self._forget(outbox, "file", len(lines))
+                        return
+                    outbox.in_flight = 0
                     await asyncio.sleep(delay)
                     delay = min(delay * 2, _RETRY_LAST)
                     continue
+                outbox.in_flight -= len(lines)
                 delay = _RETRY_FIRST
                 self._file_recovered(outbox)
                 self._done(outbox, "file", len(lines))
         finally:
             outbox.task = None
+
+    async def _append(self, outbox: Outbox, lines: list[bytes]) -> None:
+        if self._files is None:
+            raise FileNotFoundError(2, "the sink `file` is off")
+        await self._files.append(outbox.domid, lines)
 
     def _file_failed(self, outbox: Outbox, error: OSError) -> None:
         if outbox.name not in self._failing:
@@ -417,3 +412,15 @@ class Delivery:
         self._journal.close()
         if self._stderr is not None:
             self._stderr.close()
+
+
+def _batch(queue: deque[tuple[Entry, int]]) -> list[bytes]:
+    """The first records of a queue as lines of a file, about _BATCH bytes of them."""
+    lines: list[bytes] = []
+    size = 0
+    for entry, _offset in queue:
+        lines.append(format_line(entry.time, entry.message))
+        size += len(lines[-1])
+        if size >= _BATCH:
+            break
+    return lines

@@ -153,11 +153,17 @@ class GuestFiles:
         guest.before += self._renames + self._left.get(guest.claimed, [])
         self._renames = [self._start(guest, partial(self._rename, domid, guest, guest.claimed))]
 
-    def close(self, domid: int) -> None:
-        """Forget a domain; its file stays, and what is on its way still arrives. Raises KeyError if not open."""
+    def close(self, domid: int, last: Sequence[bytes] = ()) -> asyncio.Task[None] | None:
+        """Forget a domain; its file stays, what is on its way still arrives, and then the lines of `last`.
+
+        Its name is free at once. Returns the task that writes `last`, which ends as `append` does. Raises KeyError if
+        the domain is not open.
+        """
         guest = self._guests.pop(domid)
+        writing = self._start(guest, partial(self._append, guest, list(last))) if last else None
         if before := [task for task in guest.before if not task.done()]:
             self._left[guest.claimed] = before
+        return writing
 
     def file_of(self, domid: int) -> Path:
         """Return the path that the domain's lines go to, once renames are done. Raises KeyError if not open."""
