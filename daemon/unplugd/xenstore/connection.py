@@ -198,12 +198,11 @@ class Connection(asyncio.Protocol):
             path, token = payload.split(b"\0")[:2]
             self._on_event(path.decode("ascii"), token.decode("ascii", "replace"))
             return
-        entry = self._pending.pop(request_id, None)
+        entry = self._pending.get(request_id)
         if entry is None or op not in (entry.op, Op.ERROR):
-            self.drop(
-                f"xenstored does not speak its protocol: an answer of type {op} to nothing that was asked"
-            )
+            self.drop(f"xenstored does not speak its protocol: an answer of type {op} to what was not asked")
             return
+        del self._pending[request_id]
         future = entry.future
         if future.done():
             if entry.late and op != Op.ERROR:
