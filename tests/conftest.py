@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 pytest_plugins: list[str] = [
+    "tests.lab.daemon",
     "tests.lab.journald",
     "tests.lab.systemd",
     "tests.lab.prometheus",
