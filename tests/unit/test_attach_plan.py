@@ -46,8 +46,8 @@ class World:
         match step:
             case Ask(port, size, data, read, count, payload):
                 if self.absent:
-                    return Reply(ones(size) if read else 0, b"\xff" * (count * size if read and payload is not None else 0),
-                                 absent=True)
+                    filled = count * size if read and payload is not None else 0
+                    return Reply(ones(size) if read else 0, b"\xff" * filled, absent=True)
                 if read:
                     value = sum((port + i) << 8 * i for i in range(size))
                     return Reply(value, value.to_bytes(size, "little") * count if payload is not None else b"")

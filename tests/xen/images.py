@@ -39,8 +39,8 @@ HOST_PACKAGES = {
 DOM0_PACKAGES = (
     "systemd", "systemd-sysv", "udev", "dbus", "kmod", "iproute2", "procps",
     "xen-utils-4.17", "xen-utils-common", "xenstore-utils", "qemu-system-xen", "qemu-utils", "ipxe-qemu", "seabios",
-    "python3", "python3-pip", "python3-setuptools", "python3-wheel", "python3-systemd", "python3-aiofiles", "python3-h11",
-    "python3-prometheus-client", "python3-pyxs", "libseccomp2", "busybox-static",
+    "python3", "python3-pip", "python3-setuptools", "python3-wheel", "python3-systemd", "python3-aiofiles",
+    "python3-h11", "python3-prometheus-client", "python3-pyxs", "libseccomp2", "busybox-static",
 )  # fmt: skip
 
 DOM0_MODULES = (
@@ -61,26 +61,27 @@ INITRD_AT = 0x8000000
 _CMDLINE_AT = 0xA000
 
 
-def run(*command: str | Path, **more: object) -> str:
+def run(*command: str | Path, cwd: Path | None = None) -> str:
     """Run a command and return its output; its end goes to the terminal when it fails."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **more)  # type: ignore[call-overload]
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd)
     if done.returncode:
-        sys.stderr.write(f"{' '.join(map(str, command))}: status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        sys.stderr.write(f"{' '.join(words)}: status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
         raise SystemExit(1)
-    output: str = done.stdout
-    return output
+    return done.stdout
 
 
 def missing() -> list[str]:
     """What this machine lacks to build and run the lab, as names of Debian packages."""
     lacks = [package for program, package in HOST_PACKAGES.items() if shutil.which(program) is None]
-    probe = subprocess.run(["gcc", "-m16", "-x", "c", "-c", "-o", os.devnull, "-"], input=b"", capture_output=True)
-    if "gcc" not in lacks and probe.returncode:
-        lacks.append("gcc-multilib")
+    if "gcc" not in lacks:
+        probe = ["gcc", "-m16", "-x", "c", "-c", "-o", os.devnull, "-"]
+        if subprocess.run(probe, input=b"", capture_output=True, check=False).returncode:
+            lacks.append("gcc-multilib")
     return lacks
 
 
-# --- packages ----------------------------------------------------------------------------------------------------------
+# --- packages ---------------------------------------------------------------------------------------------------------
 
 
 def _kernel_package(meta: str) -> str:
@@ -161,7 +162,7 @@ def _initrd(target: Path, release: str, names: tuple[str, ...], init: str) -> No
     shutil.rmtree(tree)
 
 
-# --- dom0 --------------------------------------------------------------------------------------------------------------
+# --- dom0 -------------------------------------------------------------------------------------------------------------
 
 _DOM0_INIT = """#!/bin/busybox sh
 b=/bin/busybox
@@ -242,15 +243,16 @@ def install_unplugd(tree: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, source)
     # Debian's pip installs to /usr/local; the units name /usr/bin, where a package has its programs.
-    run("chroot", tree, "env", "DEB_PYTHON_INSTALL_LAYOUT=deb", "python3", "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation",
-        "--break-system-packages", "--force-reinstall", "--root-user-action=ignore", "--prefix=/usr", "/root/unplugd")
+    run("chroot", tree, "env", "DEB_PYTHON_INSTALL_LAYOUT=deb", "python3", "-m", "pip", "install", "--quiet",
+        "--no-index", "--no-deps", "--no-build-isolation", "--break-system-packages", "--force-reinstall",
+        "--root-user-action=ignore", "--prefix=/usr", "/root/unplugd")
     shutil.rmtree(source)
     run("chroot", tree, "python3", "-m", "compileall", "-q", "/usr/lib/python3.11", "/usr/local/lib/python3.11")
     for unit in (PROJECT / "systemd").glob("*.service"):
         shutil.copy(unit, tree / "usr/lib/systemd/system")
-    for directory, place in (("systemd/sysusers.d", "usr/lib/sysusers.d"),):
-        for file in (PROJECT / directory).glob("*.conf"):
-            shutil.copy(file, tree / place)
+    for file in (PROJECT / "systemd/sysusers.d").glob("*.conf"):
+        shutil.copy(file, tree / "usr/lib/sysusers.d")
+    run("chroot", tree, "systemd-sysusers")
     (tree / "etc/unplugd").mkdir(exist_ok=True)
     agent = tree / "usr/local/sbin/agent.py"
     shutil.copy(HERE / "dom0/agent.py", agent)
@@ -264,7 +266,7 @@ def dom0_image(tree: Path) -> None:
     run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-d", tree, "-L", "dom0", image, "1500M")
 
 
-# --- guests ------------------------------------------------------------------------------------------------------------
+# --- guests -----------------------------------------------------------------------------------------------------------
 
 
 def _boot_sector() -> bytes:
@@ -278,7 +280,8 @@ def monitor_image() -> Path:
     out = CACHE / "monitor"
     flags = "-m16 -march=i386 -ffreestanding -fno-pic -fno-stack-protector -fcf-protection=none -Os -nostdlib"
     run("gcc", *flags.split(), "-fno-asynchronous-unwind-tables", "-c", HERE / "guests/monitor.c", "-o", f"{out}.o")
-    run("ld", "-m", "elf_i386", "-Ttext", "0x7e00", "-e", "_start", "--oformat", "binary", f"{out}.o", "-o", f"{out}.bin")
+    run("ld", "-m", "elf_i386", "-Ttext", "0x7e00", "-e", "_start", "--oformat", "binary", f"{out}.o", "-o",
+        f"{out}.bin")
     code = Path(f"{out}.bin").read_bytes()
     if len(code) > 48 * 512:
         raise SystemExit(f"the port monitor has {len(code)} bytes, the boot sector reads {48 * 512}")
@@ -334,7 +337,7 @@ def boot_params(header: bytes, initrd_size: int, command_line: str) -> bytes:
 def payload() -> None:
     """What dom0 needs beside its own tree, as a raw tar on a second disk: the guests and the scripts of dom0/."""
     with tarfile.open(CACHE / "payload.tar", "w", format=tarfile.GNU_FORMAT) as tar:
-        for path in sorted(CACHE.glob("linux-*.img")) + [CACHE / "monitor.img"]:
+        for path in [*sorted(CACHE.glob("linux-*.img")), CACHE / "monitor.img"]:
             tar.add(path, path.name)
         for path in sorted((HERE / "dom0").iterdir()):
             if path.is_file():

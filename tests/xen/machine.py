@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from tests.xen.images import CACHE
 
@@ -48,7 +48,7 @@ class Machine:
         self._received = b""
         self._number = 0
 
-    def __enter__(self) -> Machine:
+    def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
         agent = self.directory / "agent"
         agent.unlink(missing_ok=True)
@@ -65,10 +65,13 @@ class Machine:
             "-serial", f"file:{self.directory}/console", "-monitor", "none",
         ]  # fmt: skip
         with (self.directory / "qemu.log").open("w") as log:
-            self._process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            words = [str(word) for word in command]
+            self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         if self._line is not None:
             self._line.close()
         if self._process is not None:
@@ -119,8 +122,10 @@ class Machine:
 
     def until(self, command: str, seconds: float = 60, *, pause: float = 0.5) -> str:
         """Run a command in dom0 until it succeeds; returns its output. Raises AssertionError, Dead."""
-        loop = f"end=$((SECONDS+{int(seconds)})); until {{ {command}; }} 2>/tmp/until.err; do " \
-               f"[ $SECONDS -lt $end ] || {{ cat /tmp/until.err >&2; exit 1; }}; sleep {pause}; done"
+        loop = (
+            f"end=$((SECONDS+{int(seconds)})); until {{ {command}; }} 2>/tmp/until.err; do "
+            f"[ $SECONDS -lt $end ] || {{ cat /tmp/until.err >&2; exit 1; }}; sleep {pause}; done"
+        )
         return self.check(loop, seconds + 30)
 
     def _request(self, seconds: float, **request: Any) -> dict[str, Any]:

@@ -47,8 +47,7 @@ class Records:
             self._flush()
 
     def _flush(self) -> None:
-        assert self._journal is not None
-        while self._unsent:
+        while self._journal is not None and self._unsent:
             try:
                 sent = self._journal.send(self._unsent[0])
             except OSError:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from unplugd.attach.slots import Access, Kind
 from unplugd.core.ioreq import PAYLOAD_LIMIT
@@ -178,8 +179,7 @@ def _read(parts: tuple[Piece, ...]) -> Generator[Step, Brought, int]:
     value = 0
     for piece in parts:
         brought = yield Ask(piece.port, piece.size, read=True) if piece.ours else ReadQemu(piece.port, piece.size)
-        part = brought.data if isinstance(brought, Reply) else brought
-        assert isinstance(part, int)
+        part = brought.data if isinstance(brought, Reply) else cast(int, brought)
         value |= (part & ones(piece.size)) << piece.shift
     return value
 
@@ -188,15 +188,14 @@ def _write(parts: tuple[Piece, ...], value: int) -> Generator[Step, Brought, Non
     for piece in parts:
         part = value >> piece.shift & ones(piece.size)
         if piece.ours:
-            reply = yield Ask(piece.port, piece.size, data=part)
+            reply = cast(Reply, (yield Ask(piece.port, piece.size, data=part)))
             yield from _consequences(piece, part, reply)
         else:
             yield WriteQemu(piece.port, piece.size, part)
 
 
-def _consequences(piece: Piece, value: int, reply: Brought) -> Generator[Step, Brought, None]:
+def _consequences(piece: Piece, value: int, reply: Reply) -> Generator[Step, Brought, None]:
     """What QEMU has to do before the guest goes on."""
-    assert isinstance(reply, Reply)
     if reply.absent:
         return
     if reply.data:
@@ -207,11 +206,10 @@ def _consequences(piece: Piece, value: int, reply: Brought) -> Generator[Step, B
 
 def _strings_out(access: Access, parts: tuple[Piece, ...]) -> Generator[Step, Brought, None]:
     for address, count in blocks(access):
-        block = yield ReadGuest(address, count * access.size)
-        assert isinstance(block, bytes)
+        block = cast(bytes, (yield ReadGuest(address, count * access.size)))
         payload = elements(block, access.size, backwards=access.backwards)
         if len(parts) == 1 and parts[0].ours:
-            reply = yield Ask(access.port, access.size, count=count, payload=payload)
+            reply = cast(Reply, (yield Ask(access.port, access.size, count=count, payload=payload)))
             # Of many writes of the platform flags the last one counts.
             yield from _consequences(parts[0], payload[-1], reply)
         else:
@@ -222,8 +220,7 @@ def _strings_out(access: Access, parts: tuple[Piece, ...]) -> Generator[Step, Br
 def _strings_in(access: Access, parts: tuple[Piece, ...]) -> Generator[Step, Brought, None]:
     for address, count in blocks(access):
         if len(parts) == 1 and parts[0].ours:
-            reply = yield Ask(access.port, access.size, read=True, count=count, payload=b"")
-            assert isinstance(reply, Reply)
+            reply = cast(Reply, (yield Ask(access.port, access.size, read=True, count=count, payload=b"")))
             payload = reply.payload
         else:
             read = bytearray()

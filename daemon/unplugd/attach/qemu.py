@@ -57,8 +57,7 @@ class Monitor:
         self._connect = connect
         self._report = report
         self._lock = asyncio.Lock()
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._link: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._idle: asyncio.TimerHandle | None = None
 
     async def write(self, port: int, size: int, value: int) -> None:
@@ -102,37 +101,17 @@ class Monitor:
                 retry = min(2 * retry, _LAST_RETRY)
 
     async def _run(self, command: str) -> str:
-        if self._writer is None:
+        if self._link is None:
             connection = await self._connect()
-            self._reader, self._writer = await asyncio.open_unix_connection(sock=connection, limit=_LINE_LIMIT)
-            await self._answer("QMP")  # the greeting
-            await self._execute({"execute": "qmp_capabilities"})
-        answer = await self._execute(
-            {"execute": "human-monitor-command", "arguments": {"command-line": command}}
+            self._link = await asyncio.open_unix_connection(sock=connection, limit=_LINE_LIMIT)
+            await _answer(self._link[0], "QMP")  # the greeting
+            await _execute(self._link, {"execute": "qmp_capabilities"})
+        answer = await _execute(
+            self._link, {"execute": "human-monitor-command", "arguments": {"command-line": command}}
         )
         if not isinstance(answer, str):
             raise MonitorFailure(f"monitor answered {answer!r}")
         return answer
-
-    async def _execute(self, command: dict[str, Any]) -> Any:
-        assert self._writer is not None
-        self._writer.write(json.dumps(command).encode() + b"\n")
-        return await self._answer("return")
-
-    async def _answer(self, key: str) -> Any:
-        """The next message that has `key`; events pass by."""
-        assert self._reader is not None
-        while True:
-            line = await self._reader.readline()
-            if not line:
-                raise MonitorFailure("QEMU closed the connection")
-            message = json.loads(line)
-            if not isinstance(message, dict):
-                raise MonitorFailure(f"QEMU sent {line[:80]!r}")
-            if "error" in message:
-                raise MonitorFailure(str(message["error"])[:200])
-            if key in message:
-                return message[key]
 
     def _close_later(self) -> None:
         self._idle = asyncio.get_running_loop().call_later(IDLE, self.close)
@@ -142,6 +121,26 @@ class Monitor:
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
-        if self._writer is not None:
-            self._writer.close()
-        self._reader = self._writer = None
+        if self._link is not None:
+            self._link[1].close()
+        self._link = None
+
+
+async def _execute(link: tuple[asyncio.StreamReader, asyncio.StreamWriter], command: dict[str, Any]) -> Any:
+    link[1].write(json.dumps(command).encode() + b"\n")
+    return await _answer(link[0], "return")
+
+
+async def _answer(reader: asyncio.StreamReader, key: str) -> Any:
+    """The next message that has `key`; events pass by."""
+    while True:
+        line = await reader.readline()
+        if not line:
+            raise MonitorFailure("QEMU closed the connection")
+        message = json.loads(line)
+        if not isinstance(message, dict):
+            raise MonitorFailure(f"QEMU sent {line[:80]!r}")
+        if "error" in message:
+            raise MonitorFailure(str(message["error"])[:200])
+        if key in message:
+            return message[key]

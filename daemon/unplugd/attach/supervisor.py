@@ -217,30 +217,29 @@ class Supervisor:
         one.pid, one.end = pid, ours
         one.pidfd = os.pidfd_open(pid)
         loop = asyncio.get_running_loop()
-        loop.add_reader(ours.fileno(), self._message, one)
+        loop.add_reader(ours.fileno(), self._message, one, ours)
         loop.add_reader(one.pidfd, self._ended, one)
 
-    def _message(self, one: _Child) -> None:
-        assert one.end is not None
+    def _message(self, one: _Child, end: socket.socket) -> bool:
+        """Take one message; False when there is none."""
         try:
-            message = one.end.recv(broker.MESSAGE_LIMIT)
+            message = end.recv(broker.MESSAGE_LIMIT)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             message = b""
         if not message:
-            asyncio.get_running_loop().remove_reader(one.end.fileno())
-            return
+            asyncio.get_running_loop().remove_reader(end.fileno())
+            return False
         verb, _, rest = message.decode("utf-8", "replace").partition(" ")
         match verb:
             case "connect":
-                self._connect(one, rest)
+                self._connect(one.domain.domid, end, rest)
             case "log" | "attached":
                 self._report(one.domain.domid, rest if verb == "log" else f"attached: {rest}")
+        return True
 
-    def _connect(self, one: _Child, what: str) -> None:
-        assert one.end is not None
-        domid = one.domain.domid
+    def _connect(self, domid: int, end: socket.socket, what: str) -> None:
         paths: tuple[str, ...] = ()
         if what == "unplugd":
             paths = (str(self._runtime_dir / f"dom{domid}.sock"),)
@@ -255,9 +254,9 @@ class Supervisor:
                 continue
         try:
             if connection is None:
-                one.end.send(f"refused {what}".encode())
+                end.send(f"refused {what}".encode())
             else:
-                socket.send_fds(one.end, [f"connected {what}".encode()], [connection.fileno()])
+                socket.send_fds(end, [f"connected {what}".encode()], [connection.fileno()])
         except OSError:
             pass  # it died; _ended() sees to it
         if connection is not None:
@@ -267,8 +266,9 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         pid, status = os.waitpid(one.pid, 0)
         if one.end is not None:
-            while loop.remove_reader(one.end.fileno()):
+            while self._message(one, one.end):  # its last words
                 pass
+            loop.remove_reader(one.end.fileno())
             one.end.close()
         loop.remove_reader(one.pidfd)
         os.close(one.pidfd)
@@ -311,9 +311,9 @@ class Supervisor:
     async def _detach_all(self) -> None:
         running = [one for one in self._children.values() if one.pid]
         for one in running:
-            assert one.end is not None
             try:
-                one.end.send(b"detach")
+                if one.end is not None:
+                    one.end.send(b"detach")
             except OSError:
                 pass
         try:

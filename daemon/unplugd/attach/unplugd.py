@@ -12,6 +12,7 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import cast
 
 from unplugd.attach.plan import Ask, Reply, ones
 from unplugd.core.ioreq import FRAME_SIZE, State, pio
@@ -58,7 +59,7 @@ class Unplugd(asyncio.Protocol):
         self._give_up_after = give_up_after
         self._report = report
         self._pending: deque[_Pending] = deque()
-        self._transport: asyncio.WriteTransport | None = None
+        self._transport: asyncio.Transport | None = None
         self._lost = asyncio.Event()
         self._received = bytearray()
         self._heard = 0.0
@@ -106,13 +107,12 @@ class Unplugd(asyncio.Protocol):
             except TimeoutError:
                 if self._pending and loop.time() - self._heard > STALLED_AFTER:
                     self._report(f"unplugd has not answered for {STALLED_AFTER:.0f} s: connecting again")
-                    if isinstance(self._transport, asyncio.Transport):
+                    if self._transport is not None:
                         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send again what has no answer."""
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)
         self._received.clear()
         self._heard_since_connected = False
         self._heard = asyncio.get_running_loop().time()
@@ -152,7 +152,7 @@ class Unplugd(asyncio.Protocol):
     def _fault(self) -> None:
         self._report("unplugd answered what was not asked: connecting again")
         self._received.clear()
-        if isinstance(self._transport, asyncio.Transport):
+        if self._transport is not None:
             self._transport.abort()
 
     def _start_clock(self) -> None:

@@ -146,8 +146,7 @@ class ForeignMemory:
         address = c_void_p()
         _call("xenforeignmemory_map_resource", self._handle, self.domid, RESOURCE_IOREQ_SERVER, server,
               FRAME_SYNCHRONOUS, 1, byref(address), mmap.PROT_READ | mmap.PROT_WRITE, 0)
-        assert address.value is not None
-        return memoryview((c_char * PAGE_SIZE).from_address(address.value)).cast("B")
+        return memoryview((c_char * PAGE_SIZE).from_address(address.value or 0)).cast("B")
 
     def read(self, frame: int, offset: int, length: int) -> bytes:
         """Bytes of one guest page, by its frame number."""

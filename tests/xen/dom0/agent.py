@@ -11,6 +11,7 @@ import os
 import subprocess
 import threading
 import time
+from typing import Any
 
 PORT = "/dev/virtio-ports/agent"
 lock = threading.Lock()
@@ -23,12 +24,14 @@ def reply(port: int, **answer: object) -> None:
             data = data[os.write(port, data):]
 
 
-def carry_out(port: int, request: dict) -> None:
+def carry_out(port: int, request: dict[str, Any]) -> None:
     number = request.get("id")
     try:
         if "command" in request:
-            process = subprocess.Popen(["/bin/bash", "-c", request["command"]], stdin=subprocess.DEVNULL,
-                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, cwd="/root")
+            process = subprocess.Popen(
+                ["/bin/bash", "-c", request["command"]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, start_new_session=True, cwd="/root",
+            )  # fmt: skip
             try:
                 out, err = process.communicate(timeout=request.get("timeout", 120))
                 status = process.returncode
@@ -36,13 +39,14 @@ def carry_out(port: int, request: dict) -> None:
                 os.killpg(process.pid, 9)
                 out, err = process.communicate()
                 status = 124
-            reply(port, id=number, status=status, out=out.decode("utf-8", "replace"), err=err.decode("utf-8", "replace"))
+            texts = {"out": out.decode("utf-8", "replace"), "err": err.decode("utf-8", "replace")}
+            reply(port, id=number, status=status, **texts)
         else:
             with open(request["path"], "wb") as file:
                 file.write(base64.b64decode(request["content"]))
             os.chmod(request["path"], request.get("mode", 0o644))
             reply(port, id=number, status=0)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the test wants to know
         reply(port, id=number, status=255, out="", err=repr(error))
 
 
