@@ -20,6 +20,7 @@ from unplugd.connection import Connection, Judge
 from unplugd.domain import Domain
 from unplugd.errors import HostError
 from unplugd.records import Event
+from unplugd.systemd import forget_fd, store_fd
 
 BACKLOG = 512
 
@@ -65,8 +66,12 @@ def _uid_of(user: str) -> int | None:
 class Listener:
     """The socket of one domain and its connections."""
 
-    def __init__(self, domain: Domain, directory: Path, access: Access, judge: Judge) -> None:
+    def __init__(self, domain: Domain, directory: Path, access: Access, judge: Judge, *, keep: bool = False) -> None:
+        """`keep`: leave the socket with systemd for the next process."""
         self.domain = domain
+        self._keep = keep
+        self._stored: str | None = None
+        """The name under which systemd keeps the socket."""
         self.path = directory / f"dom{domain.domid}.sock"
         self._access = access
         self._judge = judge
@@ -75,11 +80,43 @@ class Listener:
         self._inode: tuple[int, int] | None = None
         self._connections: set[Connection] = set()
 
-    async def start(self, device_model_uid: int | None) -> None:
-        """Make the socket and listen. Raises HostError."""
+    async def start(self, device_model_uid: int | None, passed: dict[str, list[socket.socket]]) -> None:
+        """Listen, on the socket that an earlier process left with systemd or on a new one.
+
+        `passed` are the sockets that systemd passed, by name; what is taken is taken out. Raises HostError.
+        """
         self._known_uid = device_model_uid
-        bound = self._bind()
-        self._server = await asyncio.get_running_loop().create_unix_server(self._accept, sock=bound, backlog=BACKLOG)
+        listening = self._adopt(passed)
+        if listening is None:
+            listening = self._bind()
+            name = self._names()[0]
+            if self._keep and store_fd(name, listening.fileno()):
+                self._stored = name
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(self._accept, sock=listening, backlog=BACKLOG)
+
+    def _names(self) -> list[str]:
+        """Names of the socket in systemd's store: the uuid's, or without one as long as there was none."""
+        plain = f"dom{self.domain.domid}"
+        return [f"{plain}-{self.domain.uuid}", plain] if self.domain.uuid else [plain]
+
+    def _adopt(self, passed: dict[str, list[socket.socket]]) -> socket.socket | None:
+        """A socket that is listened on already: whoever connected meanwhile waits in its queue."""
+        for name in self._names():
+            for listening in passed.pop(name, []):
+                try:
+                    if listening.getsockname() != str(self.path):
+                        raise OSError
+                    self._own(self.path)
+                    status = self.path.lstat()
+                except OSError:
+                    forget_fd(name)
+                    listening.close()
+                    continue
+                self._inode = status.st_dev, status.st_ino
+                self._stored = name
+                return listening
+        return None
 
     def _bind(self) -> socket.socket:
         new = self.path.with_suffix(".new")
@@ -143,15 +180,27 @@ class Listener:
 
     def close(self) -> None:
         """The domain is gone: no socket, no connections."""
+        self._hang_up()
+        if self._stored is not None:
+            forget_fd(self._stored)
+        with contextlib.suppress(OSError):
+            status = self.path.lstat()
+            if (status.st_dev, status.st_ino) == self._inode:  # not a successor's
+                self.path.unlink()
+
+    def stop(self) -> None:
+        """unplugd stops. A socket that systemd keeps stays where it is: who connects waits for the next process."""
+        if self._stored is not None:
+            self._hang_up()
+        else:
+            self.close()
+
+    def _hang_up(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
         for connection in list(self._connections):
             connection.close()
-        with contextlib.suppress(OSError):
-            status = self.path.lstat()
-            if (status.st_dev, status.st_ino) == self._inode:  # not a successor's
-                self.path.unlink()
 
 
 class _Newcomer(asyncio.BufferedProtocol):

@@ -33,7 +33,7 @@ from unplugd.metrics import Counters
 from unplugd.publish import Publisher
 from unplugd.records import Entry, Event
 from unplugd.sinks.delivery import Delivery
-from unplugd.systemd import listen_fds, notify, watchdog_interval
+from unplugd.systemd import fd_store_works, forget_fd, listen_fds, notify, watchdog_interval
 from unplugd.verdict import Blacklist
 from unplugd.xenstore import EmbeddedStore, open_store
 from unplugd.xenstore.store import Store
@@ -70,8 +70,14 @@ class Service:
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         self._prepare()
-        await self._open_http()
-        self._say(Event.STARTED, f"unplugd {__version__} started")
+        try:
+            await self._open_http()
+        except HostError:
+            await self._control.close()
+            raise
+        self._keep_sockets = await fd_store_works()
+        self._say(Event.STARTED, f"unplugd {__version__} started" + (
+            "; sockets are kept over restarts" if self._keep_sockets else ""))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, 0)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
@@ -123,7 +129,8 @@ class Service:
         self._control = HttpServer(self)
         await self._control.start_unix(self.config.runtime_dir / "control.sock")
         self._http = HttpServer(self)
-        passed = listen_fds().get("http", [])
+        self._passed = listen_fds()
+        passed = self._passed.pop("http", [])
         self._http_passed = bool(passed)
         if passed:
             await self._http.start_sockets(passed)
@@ -140,7 +147,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for listener in self._listeners.values():
-            listener.close()
+            listener.stop()
         for domain in self.domains.values():
             domain.stop()
         await self._domains.stop()
@@ -229,6 +236,11 @@ class Service:
 
     def _remove_stale_files(self) -> None:
         """Sockets and state of domains that went while no unplugd ran."""
+        for name, sockets in self._passed.items():
+            forget_fd(name)
+            for left in sockets:
+                left.close()
+        self._passed.clear()
         for path in [*self.config.runtime_dir.glob("dom*.sock"), *self._state_directory.glob("dom*")]:
             domid = path.name.removeprefix("dom").removesuffix(".sock")
             if domid.isdigit() and int(domid) not in self.domains:
@@ -241,7 +253,7 @@ class Service:
         """xenstore has a domain that was not there."""
         domain = Domain(domid, facts.name, facts.uuid, self.settings)
         domain.limit(unlimited=facts.unlimited)
-        listener = Listener(domain, self.config.runtime_dir, self._access, self._judge)
+        listener = Listener(domain, self.config.runtime_dir, self._access, self._judge, keep=self._keep_sockets)
         self.domains[domid] = domain
         self._listeners[domid] = listener
         self._facts[domid] = facts
@@ -255,7 +267,7 @@ class Service:
         said = False
         while self._listeners.get(domid) is listener:
             try:
-                await listener.start(self._facts[domid].device_model_uid)
+                await listener.start(self._facts[domid].device_model_uid, self._passed)
             except HostError as error:
                 if not said:
                     said = True

@@ -1,13 +1,18 @@
-"""The service manager: readiness, status, watchdog, and the sockets that it passes.
+"""The service manager: readiness, status, watchdog, the sockets that it passes, and those that it keeps for us.
 
-This room speaks sd_notify(3), sd_listen_fds(3) and sd_watchdog_enabled(3), no more. When to say that the service is
-ready, what its status is and whether the event loop makes enough progress to be called alive is service.py's business.
+This room speaks sd_notify(3), sd_listen_fds(3), sd_pid_notify_with_fds(3) and sd_watchdog_enabled(3). When to say
+that the service is ready, what its status is and whether the event loop makes enough progress to be called alive is
+service.py's business.
 """
 
 from __future__ import annotations
 
+import array
+import asyncio
+import importlib.util
 import os
 import socket
+from collections.abc import Sequence
 
 from unplugd.errors import HostError
 
@@ -19,18 +24,71 @@ def notify(*assignments: str) -> bool:
     nothing is sent and the answer is False. An assignment is one line: line ends within it become spaces. Answers
     True when the datagram is in the manager's socket. Source: sd_notify(3).
     """
+    return _send(assignments, ())
+
+
+def _send(assignments: Sequence[str], descriptors: Sequence[int]) -> bool:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False
     if address.startswith("@"):  # a name in the abstract namespace
         address = "\0" + address[1:]
     datagram = "\n".join(" ".join(assignment.splitlines()) for assignment in assignments).encode()
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as manager:
-            manager.sendto(datagram, address)
+            manager.sendmsg([datagram], rights, 0, address)
     except OSError:
         return False
     return True
+
+
+def store_fd(name: str, descriptor: int) -> bool:
+    """Ask the manager to keep a descriptor for the next process, which gets it from `listen_fds` by `name`.
+
+    True when the request is in the manager's socket: whether the manager grants it is not told (fd_store_works).
+    """
+    return _send(("FDSTORE=1", f"FDNAME={name}"), (descriptor,))
+
+
+def forget_fd(name: str) -> bool:
+    """Take all descriptors of that name out of the manager's store."""
+    return _send(("FDSTOREREMOVE=1", f"FDNAME={name}"), ())
+
+
+async def fd_store_works(deadline: float = 2.0) -> bool:
+    """Whether descriptors that are stored now reach the next process.
+
+    systemd says nothing when it refuses one (`FileDescriptorStoreMax=` is 0 unless set). So a pipe's end is stored and
+    ours closed: a refused one is closed by the manager too, which the other end notices. BARRIER=1 tells when the
+    manager has read so far. Without systemd-python the next process could not take them: False.
+    """
+    if importlib.util.find_spec("systemd") is None or not os.environ.get("NOTIFY_SOCKET"):
+        return False
+    stored, kept = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    barrier, passed = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        sent = store_fd("probe", kept) and _send(("BARRIER=1",), (passed,))
+        os.close(kept)
+        os.close(passed)
+        return sent and await _closed(barrier, deadline) and not await _closed(stored, 0.0)
+    finally:
+        forget_fd("probe")
+        os.close(stored)
+        os.close(barrier)
+
+
+async def _closed(descriptor: int, deadline: float) -> bool:
+    """Whether the other end of a pipe is closed, at the latest `deadline` seconds from now."""
+    loop = asyncio.get_running_loop()
+    end = loop.create_future()
+    loop.add_reader(descriptor, lambda: None if end.done() else end.set_result(None))
+    try:
+        # the first turn of the loop finds what is closed already
+        await asyncio.wait({end}, timeout=max(deadline, 0.01))
+        return end.done()
+    finally:
+        loop.remove_reader(descriptor)
 
 
 def listen_fds() -> dict[str, list[socket.socket]]:
