@@ -1,17 +1,19 @@
 /* portload: the client of the benchmarks, many port accesses and how long each took.
  *
- *   portload [-n COUNT] [-d DEPTH] [-w WARMUP] [-p PATTERN] [-c CPU] [-s STATE] SOCKET...
+ *   portload [-n COUNT] [-d DEPTH] [-w WARMUP] [-p PATTERN] [-u] [-c CPU] [-s STATE] SOCKET...
  *
  *   -n  round trips to time (10000); each is DEPTH frames sent at once and their answers received
  *   -d  frames under way at once (1)
  *   -w  round trips before those that are timed (COUNT / 10)
  *   -p  talking: one read of the magic number in four, else bytes of guest log with a newline after every 100
  *       magic:   reads of the magic number only
+ *   -u  every frame is unlike all others: vp_eport, which the server only echoes, is a serial number; without it, all
+ *       frames of a socket carry one number, as those of a guest's vCPU carry its event channel port
  *   -c  run on this CPU only
  *   -s  the state that an answer must have: 3 for unplugd (3), 1 for the echo server
  *
  * With several SOCKETs the round trips go to them in turn, over one connection each. Every answer is checked (address,
- * serial number, state), which costs both servers' figures the same. Prints one line of JSON; times in microseconds.
+ * vp_eport, state), which costs both servers' figures the same. Prints one line of JSON; times in microseconds.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -47,6 +49,7 @@ enum { READY = 1, DIR_READ = 0x20, MAGIC_PORT = 0x10, LOG_PORT = 0x12, LINE = 10
 /* The bytes of guest log that were sent so far decide the next one; the accesses so far, whether it is a read. */
 struct talk {
     int talking;
+    int unique;
     uint64_t accesses;
     uint64_t logged;
     uint32_t serial;
@@ -81,11 +84,11 @@ static int connect_to(const char *path)
     return fd;
 }
 
-static void next_access(struct talk *talk, struct frame *frame)
+static void next_access(struct talk *talk, struct frame *frame, int socket)
 {
     memset(frame, 0, sizeof *frame);
     frame->count = htole32(1);
-    frame->vp_eport = htole32(talk->serial++);
+    frame->vp_eport = htole32(talk->unique ? talk->serial++ : (uint32_t)socket + 1);
     if (!talk->talking || talk->accesses % 4 == 0) {
         frame->addr = htole64(MAGIC_PORT);
         frame->size = htole32(2);
@@ -127,7 +130,7 @@ static void round_trip(int fd, struct frame *sent, struct frame *got, size_t dep
     }
     for (size_t i = 0; i < depth; i++)
         if (got[i].addr != sent[i].addr || got[i].vp_eport != sent[i].vp_eport || (got[i].flags & 0xf) != state) {
-            fprintf(stderr, "portload: frame %u: not its answer\n", le32toh(sent[i].vp_eport));
+            fprintf(stderr, "portload: answer %zu of %zu is not that of its frame\n", i + 1, depth);
             exit(1);
         }
 }
@@ -160,11 +163,12 @@ int main(int argc, char **argv)
     int option, sockets, *fds;
     double *times, begin, end;
 
-    while ((option = getopt(argc, argv, "n:d:w:p:c:s:")) != -1)
+    while ((option = getopt(argc, argv, "n:d:w:p:uc:s:")) != -1)
         switch (option) {
         case 'n': count = number(optarg, 1, 100000000); break;
         case 'd': depth = number(optarg, 1, MAX_DEPTH); break;
         case 'w': warmup = number(optarg, 0, 100000000); break;
+        case 'u': talk.unique = 1; break;
         case 'c': cpu = number(optarg, 0, CPU_SETSIZE - 1); break;
         case 's': state = number(optarg, 0, 15); break;
         case 'p':
@@ -178,8 +182,8 @@ int main(int argc, char **argv)
         }
     sockets = argc - optind;
     if (sockets < 1) {
-        fprintf(stderr, "usage: portload [-n COUNT] [-d DEPTH] [-w WARMUP] [-p talking|magic] [-c CPU] [-s STATE]"
-                        " SOCKET...\n");
+        fprintf(stderr, "usage: portload [-n COUNT] [-d DEPTH] [-w WARMUP] [-p talking|magic] [-u] [-c CPU]"
+                        " [-s STATE] SOCKET...\n");
         return 2;
     }
     if (warmup < 0)
@@ -205,14 +209,15 @@ int main(int argc, char **argv)
 
     begin = now();
     for (long i = -warmup; i < count; i++) {
+        int turn = (int)((i + warmup) % sockets);
         double start;
 
         if (i == 0)
             begin = now();
         for (long k = 0; k < depth; k++)
-            next_access(&talk, &sent[k]);
+            next_access(&talk, &sent[k], turn);
         start = now();
-        round_trip(fds[(i + warmup) % sockets], sent, got, (size_t)depth, (unsigned)state);
+        round_trip(fds[turn], sent, got, (size_t)depth, (unsigned)state);
         if (i >= 0)
             times[i] = now() - start;
     }

@@ -57,17 +57,21 @@ listen = ""
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: what the client does, and what is aimed at."""
+    """One line of the table: what the client does, and what is aimed at (None: nothing)."""
 
     name: str
     depth: int
     round_trips: int
-    goal: float
+    goal: float | None
+    unique: bool = False
+    """Every frame differs from all others, in a field that is only echoed."""
 
 
 ROWS = (
     Row("one access at a time", depth=1, round_trips=15000, goal=0.80),
     Row("64 accesses pipelined", depth=64, round_trips=1500, goal=0.50),
+    Row("one at a time, no frame like another", depth=1, round_trips=15000, goal=None, unique=True),
+    Row("64 pipelined, no frame like another", depth=64, round_trips=1500, goal=None, unique=True),
 )
 
 
@@ -162,7 +166,7 @@ def echo_server(path: Path) -> Iterator[None]:
 def load(path: Path, row: Row, cpu: int, *, state: int) -> dict[str, float]:
     """One run of the client."""
     command = [str(BUILD / "portload"), "-c", str(cpu), "-s", str(state), "-d", str(row.depth)]
-    command += ["-n", str(row.round_trips), str(path)]
+    command += ["-n", str(row.round_trips), *(["-u"] if row.unique else []), str(path)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     figures = json.loads(done.stdout)
     assert isinstance(figures, dict)
@@ -220,7 +224,7 @@ def table(results: Sequence[Result]) -> str:
                 one.row.name,
                 f"{one.ratio:.2f}",
                 f"{low:.2f}-{high:.2f}",
-                f"{one.row.goal:.2f}",
+                "" if one.row.goal is None else f"{one.row.goal:.2f}",
                 f"{one.median('unplugd', 'frames_per_second'):,.0f}/s",
                 f"{one.median('echo', 'frames_per_second'):,.0f}/s",
                 f"{one.median('unplugd', 'p50_us'):.0f} us",

@@ -27,5 +27,5 @@ def test_one_round(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| one access at a time" in done.stdout
     rows = json.loads(figures.read_text())["rows"]
-    assert [row["depth"] for row in rows] == [1, 64]
+    assert [row["depth"] for row in rows] == [1, 64, 1, 64]
     assert all(row["ratio"] > 0 and row["rounds"][0]["unplugd"]["frames"] > 0 for row in rows)
