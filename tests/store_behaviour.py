@@ -174,7 +174,8 @@ class StoreBehaviour:
             await store.remove("/test/a")
             await store.write("/test/fence", b"")
             await fence.until("/test/fence")
-            assert seen.paths == ["/test/a", "/test/a/b/c", "/test/a/b", "/test/a"]
+            # A set: xenstored may make one event of several changes.
+            assert set(seen.paths) == {"/test/a", "/test/a/b/c", "/test/a/b"}
             assert fence.paths == ["/test/fence"]
 
         drive(scenario)

@@ -76,9 +76,10 @@ class Store(Protocol):
     def watch(self, path: str, callback: Callable[[str], None]) -> Awaitable[None]:
         """Call `callback` with the path of what changed, for every change at or below `path`, until `unwatch`.
 
-        Done when armed. Without a connection that is when there is one: the watch is noted all the same, and is armed
-        again after every reconnect. What happened while there was none is lost: read anew in `on_connected`. Events
-        may come for no reason; the one that xenstored sends at every arming does not. A cancelled awaitable, or one
+        Done when armed: read then, not before, for what changed earlier is not told. Without a connection that is when
+        there is one: the watch is noted all the same, and is armed again after every reconnect. What happened while
+        there was none is lost: read anew in `on_connected`. Events may come for no reason, and several changes may
+        make one; the one that xenstored sends at every arming does not come. A cancelled awaitable, or one
         that ends in StoreRefused or NoSuchNode, leaves no watch. ValueError, at once, if this callback watches `path`
         already.
         """

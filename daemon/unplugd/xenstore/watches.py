@@ -1,6 +1,10 @@
 """The watches of a client: which there are, which token each has on the connection of the moment, what an event means.
 
 They outlive connections. Making those, and what an event leads to, is the business of others.
+
+A watch counts as armed when xenstored has acknowledged it *and* has sent the event that it sends at every registration.
+Until then that event may stand for a real change too: xenstored does not queue an event twice (since XSA-326), so that
+of a change vanishes while the first one waits to be sent. Who reads after the watch is armed has missed nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +24,17 @@ if TYPE_CHECKING:
 class Watch:
     """One registration. It has a new token on each connection: a late event of another is not taken for its own."""
 
-    __slots__ = ("armed", "callback", "connection", "first", "path", "token")
+    __slots__ = (
+        "acknowledged",
+        "armed",
+        "callback",
+        "connection",
+        "first",
+        "path",
+        "settled",
+        "timer",
+        "token",
+    )
 
     def __init__(self, path: str, callback: Callable[[str], None], armed: asyncio.Future[None]) -> None:
         self.path = path
@@ -29,8 +43,12 @@ class Watch:
         """What the registrant waits for: done when it was armed for the first time."""
         self.connection: Connection | None = None
         self.token = ""
+        self.acknowledged = False
         self.first = True
         """Whether the event that xenstored sends at registration has yet to come."""
+        self.settled: asyncio.Future[None] | None = None
+        """Done when it is armed on this connection."""
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class Watches:
@@ -63,8 +81,8 @@ class Watches:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         watch = self._watches.get((path, callback))
         answer = self._forget(watch) if watch else None
-        if watch and not watch.armed.done():
-            watch.armed.set_exception(StoreUnavailable(f"the watch of {path} was ended before it was armed"))
+        if watch:
+            _settle(watch.armed, StoreUnavailable(f"the watch of {path} was ended before it was armed"))
 
         def answered(answer: asyncio.Future[None] | None) -> None:
             # A connection that is lost takes the watch with it, and one never armed may be ENOENT: all the same.
@@ -85,7 +103,10 @@ class Watches:
         if watch is None:
             return  # the watch was ended while this was under way
         if watch.first:
+            # The kernel's device may bring it before the acknowledgement.
             watch.first = False
+            if watch.acknowledged:
+                _settle(watch.settled, None)
             return
         try:
             watch.callback(path)
@@ -96,12 +117,14 @@ class Watches:
     async def arm_all(self, connection: Connection) -> None:
         """Arm all watches on a new connection; from now on new ones are armed as they come. StoreError."""
         self._connection = connection
+        connection.lost.add_done_callback(lambda lost: self._fail_unsettled(connection, lost.result()))
         while unarmed := [watch for watch in self._watches.values() if watch.connection is not connection]:
             asked = [self._arm(watch, connection) for watch in unarmed]
             answers = await asyncio.gather(*asked, return_exceptions=True)
             for watch, answer in zip(unarmed, answers, strict=True):
                 # A watch that never was armed fails alone. One that was before must not be lost silently.
-                if isinstance(answer, StoreError) and not _has_failed(watch.armed):
+                there = self._watches.get((watch.path, watch.callback)) is watch
+                if isinstance(answer, StoreError) and there and not _has_failed(watch.armed):
                     raise answer
 
     def disarm(self) -> None:
@@ -114,29 +137,55 @@ class Watches:
         watches, self._watches = self._watches, {}
         self.disarm()
         for watch in watches.values():
-            if not watch.armed.done():
-                watch.armed.set_exception(StoreUnavailable(reason))
+            _settle(watch.settled, StoreUnavailable(reason))
+            _settle(watch.armed, StoreUnavailable(reason))
 
     def _arm(self, watch: Watch, connection: Connection) -> asyncio.Future[None]:
         self._last_token += 1
         watch.token = str(self._last_token)
         watch.connection = connection
+        watch.acknowledged = False
         watch.first = True
         self._tokens[watch.token] = watch
+        settled = watch.settled = asyncio.get_running_loop().create_future()
+        settled.add_done_callback(lambda future: self._settled(watch, future))
         payload = strings(watch_path(watch.path), watch.token.encode())
         # No deadline: a xenstored that does not answer loses the connection, and then the watch is armed on the next.
         asked = connection.request(Op.WATCH, watch.path, payload, nothing)
-        asked.add_done_callback(lambda future: self._answered(watch, connection, future))
-        return asked
+        asked.add_done_callback(lambda future: self._acknowledged(watch, settled, future))
+        return settled
 
-    def _answered(self, watch: Watch, connection: Connection, asked: asyncio.Future[None]) -> None:
-        error = None if asked.cancelled() else asked.exception()
-        if watch.armed.done() or watch.connection is not connection or isinstance(error, StoreUnavailable):
+    def _acknowledged(self, watch: Watch, settled: asyncio.Future[None], asked: asyncio.Future[None]) -> None:
+        error = asked.exception()
+        if watch.settled is not settled:
             return
-        if error is None:
-            watch.armed.set_result(None)
+        watch.acknowledged = True
+        if error or not watch.first:
+            _settle(settled, error)
         else:
-            watch.armed.set_exception(error)
+            # It follows at once. Should it ever not come, no real one may be taken for it.
+            watch.timer = asyncio.get_running_loop().call_later(
+                DEADLINE, self._no_first_event, watch, settled
+            )
+
+    def _no_first_event(self, watch: Watch, settled: asyncio.Future[None]) -> None:
+        if watch.settled is settled:
+            watch.first = False
+        _settle(settled, None)
+
+    def _settled(self, watch: Watch, settled: asyncio.Future[None]) -> None:
+        error = settled.exception()
+        if watch.settled is settled and watch.timer:
+            watch.timer.cancel()
+            watch.timer = None
+        if watch.settled is not settled or watch.armed.done() or isinstance(error, StoreUnavailable):
+            return
+        _settle(watch.armed, error)
+
+    def _fail_unsettled(self, connection: Connection, reason: str) -> None:
+        for watch in self._watches.values():
+            if watch.connection is connection:
+                _settle(watch.settled, StoreUnavailable(reason))
 
     def _forget_if_failed(self, watch: Watch) -> None:
         if _has_failed(watch.armed) and (answer := self._forget(watch)):
@@ -148,6 +197,7 @@ class Watches:
             return None
         del self._watches[watch.path, watch.callback]
         self._tokens.pop(watch.token, None)
+        _settle(watch.settled, StoreUnavailable(f"the watch of {watch.path} was ended"))
         connection = watch.connection
         if connection is None or connection is not self._connection:
             return None
@@ -163,6 +213,14 @@ def ignore(future: asyncio.Future[None]) -> None:
     """Whatever came of it, nobody waits for it."""
     if not future.cancelled():
         future.exception()
+
+
+def _settle(future: asyncio.Future[None] | None, error: BaseException | None) -> None:
+    if future and not future.done():
+        if error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
 
 
 def _has_failed(future: asyncio.Future[None]) -> bool:
