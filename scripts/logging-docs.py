@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Writes the tables of docs/logging.md from the code; with --check, only says whether they are what the code says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "daemon"))
+
+import docspage
+
+from unplugd.core.escape import escape_journal, escape_text
+from unplugd.records import ERROR, INFO, NOTICE, WARNING, Event
+from unplugd.sinks.files import file_name
+
+GUEST = "guest"
+HOST = "dom0"
+CLIENT = "device model"
+
+PRIORITIES = {ERROR: "3 error", WARNING: "4 warning", NOTICE: "5 notice", INFO: "6 info"}
+
+EVENTS = {
+    Event.GUEST_LINE: (GUEST, "A line that the guest wrote. The only record whose text is the guest's."),
+    Event.LINES_DROPPED: (GUEST, "How many lines and bytes of this guest were dropped. It is in the guest's own log."),
+    Event.ANNOUNCED: (GUEST, "A driver gave its build number; what the verdict is."),
+    Event.BLACKLISTED: (GUEST, "A guest became blacklisted, and why if somebody gave a reason."),
+    Event.UNPLUGGED: (GUEST, "Devices were ordered to be unplugged that had not been since reset."),
+    Event.UNPLUG_DENIED: (GUEST, "Policy refused a device that the driver asked to have unplugged."),
+    Event.UNDEFINED_BITS: (GUEST, "An unplug mask had bits that mean nothing. Once between two resets."),
+    Event.BUILD_WITHOUT_PRODUCT: (GUEST, "A build number came without a product number and was ignored. Once between"
+                                         " two resets."),
+    Event.RESET: (GUEST, "The platform device came out of reset; the guest's protocol state is forgotten."),
+    Event.THROTTLED: (GUEST, "The guest's log came over its limit."),
+    Event.RESUMED: (GUEST, "The guest's log is within its limit again."),
+    Event.PROTOCOL_FAULT: (CLIENT, "A device model broke the framing; its connection was closed."),
+    Event.CONNECTION_DENIED: (CLIENT, "A process that is neither root nor the device model tried to connect."),
+    Event.CONNECTION_LIMIT: (CLIENT, "A domain's socket has as many connections as it may."),
+    Event.INTRODUCED: (HOST, "A domain has its socket."),
+    Event.RELEASED: (HOST, "A domain is gone, and its socket with it."),
+    Event.RENAMED: (HOST, "A domain has another name."),
+    Event.STORE_CONNECTED: (HOST, "xenstore is connected, its domains and blacklist were read."),
+    Event.STORE_LOST: (HOST, "xenstore is not connected: why. unplugd tries again."),
+    Event.STORE_REFUSED: (HOST, "xenstore refused a request, or could not be read."),
+    Event.VERDICT_FALLBACK: (GUEST, "A build number was judged without xenstored: why, and by what."),
+    Event.SINK_FAILED: (HOST, "A file, a directory or a socket that unplugd needs cannot be had."),
+    Event.SINK_RECOVERED: (HOST, "A guest's file can be written again."),
+    Event.RECORDS_LOST: (HOST, "How many of unplugd's own records were lost while their sink took none."),
+    Event.STARTED: (HOST, "unplugd started."),
+    Event.STOPPED: (HOST, "unplugd stopped."),
+    Event.RELOADED: (HOST, "A new configuration holds."),
+    Event.RELOAD_REFUSED: (HOST, "A new configuration was refused, and why. The old one holds."),
+    Event.STATE_DISCARDED: (HOST, "Reserved; not written by this version."),
+    Event.INTERNAL: (HOST, "A fault of unplugd's own. It ends, and systemd starts it again."),
+}
+"""Each kind of record: who can cause it, and what it says."""
+
+
+def events() -> str:
+    """The catalogue."""
+    missing = set(Event) - EVENTS.keys()
+    assert not missing, f"no sentence for {missing}"
+    return docspage.table(
+        ("kind", "`MESSAGE_ID`", "`PRIORITY`", "caused by", "says"),
+        (
+            (f"`{event.name}`", f"`{event.message_id}`", PRIORITIES[event.priority], *EVENTS[event])
+            for event in Event
+        ),
+    )
+
+
+LINES = (b"eth0 up", b"tab\there", b"\x1b[31mred", b"C:\\temp", "Größe".encode(), b"\xff\xfe",
+         "abc\u202edef".encode())
+
+
+def escaping() -> str:
+    """The two escapings side by side."""
+    rows = []
+    for raw in LINES:
+        shown = "".join(chr(byte) if 0x20 <= byte < 0x7F else f"⟨{byte:02x}⟩" for byte in raw)
+        rows.append((f"`{shown}`", f"`{escape_text(raw)}`", f"`{escape_journal(raw).decode()}`"))
+    return docspage.table(("the guest's bytes", "text sinks", "journal"), rows)
+
+
+NAMES = (("web-01", 7), ("db server/1", 8), ("größe", 9), ("x" * 300, 10))
+
+
+def files() -> str:
+    """Names of files."""
+    rows = []
+    for name, domid in NAMES:
+        file = file_name(name, domid)
+        rows.append(tuple(f"`{text if len(text) < 60 else text[:24] + '...' + text[-12:]}`" for text in
+                          (name, str(domid), file)))
+    return docspage.table(("domain's name", "domid", "file"), rows)
+
+
+PARTS = {"events": events(), "escaping": escaping(), "files": files()}
+
+if __name__ == "__main__":
+    sys.exit(docspage.main("logging.md", PARTS))
