@@ -192,6 +192,39 @@ def test_a_thousand_domains_are_read_at_once(xenstored: Xenstored) -> None:
 # --- quotas, limits ---
 
 
+def test_a_directory_that_changes_while_it_is_read_is_never_a_mixture(xenstored: Xenstored) -> None:
+    # On the C xenstored a large directory comes by parts.
+    async def scenario(client: Client, link: Link) -> None:
+        names = {f"entry-{number:05}" for number in range(1000)}
+        await asyncio.gather(*(client.write(f"/test/{name}", b"", deadline=PATIENCE) for name in names))
+        done = False
+
+        async def replace() -> None:
+            for turn in range(60):
+                await client.write(f"/test/aaaa-{turn}", b"")
+                await client.remove(f"/test/aaaa-{turn}")
+
+        async def read() -> None:
+            while not done:
+                try:
+                    listed = await client.directory("/test", deadline=PATIENCE)
+                except StoreUnavailable as error:
+                    # It gives up in the end, rather than tell what never was.
+                    if "quicker than it can be read" not in str(error):
+                        raise
+                else:
+                    assert len(listed) == len(set(listed))
+                    assert {name for name in listed if not name.startswith("aaaa-")} == names
+
+        reading = asyncio.create_task(read())
+        await replace()
+        done = True
+        await reading
+        assert set(await client.directory("/test")) == names
+
+    run(xenstored, scenario)
+
+
 def test_a_value_over_the_daemon_s_own_limit_is_refused_by_its_word(xenstored: Xenstored) -> None:
     async def scenario(client: Client, link: Link) -> None:
         xenstored.create(7, "web-01", UUID)
