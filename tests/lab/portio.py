@@ -1,0 +1,149 @@
+"""A guest's port accesses at the byte level: frames made from the contract, not by unplugd's own encoder.
+
+`Machine` is a device model with one connection, in virtual time: it feeds an IoreqStream, answers its verdicts and
+waits out its token waits. Nothing here knows a socket.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection
+from typing import NamedTuple
+
+from unplugd.core.events import Event, Line
+from unplugd.core.guest import Guest, Verdict
+from unplugd.core.guestlog import Limits
+from unplugd.core.protocol import Rules
+from unplugd.core.registry import Registry
+from unplugd.core.stream import Dispatch, IoreqStream, NeedTokens, NeedVerdict
+from unplugd.metrics import Counters
+
+BAR = 0x10000
+LAYOUT = struct.Struct("<QQIIIHBB")
+UNLIMITED = Limits(unlimited=True)
+RULES = Rules()
+RESET = bytes(32)
+
+
+class Answer(NamedTuple):
+    """A response, field by field, with the payload of a string read."""
+
+    addr: int
+    data: int
+    elements: int
+    size: int
+    eport: int
+    pad: int
+    bits: int
+    kind: int
+    payload: bytes = b""
+
+
+def frame(
+    addr: int, size: int, *, data: int = 0, read: bool = False, count: int = 1, string: bool = False,
+    state: int = 1, kind: int = 0, eport: int = 0, pad: int = 0, high: int = 0,
+) -> bytes:
+    """A request's 32 bytes; `high` is `df` (bit 6) and bit 7."""
+    bits = state | (0x10 if string else 0) | (0x20 if read else 0) | high
+    return LAYOUT.pack(addr, data, count, size, eport, pad, bits, kind)
+
+
+def answers(data: bytes) -> list[Answer]:
+    """The responses in `data`, which must be whole."""
+    found = []
+    while data:
+        addr, value, elements, size, eport, pad, bits, kind = LAYOUT.unpack_from(data)
+        more = elements * size if bits & 0x3F == 0x33 else 0
+        assert len(data) >= 32 + more, "a response is cut off"
+        found.append(Answer(addr, value, elements, size, eport, pad, bits, kind, data[32 : 32 + more]))
+        data = data[32 + more :]
+    return found
+
+
+class Machine:
+    """One guest behind one connection."""
+
+    def __init__(
+        self, rules: Rules = RULES, limits: Limits = UNLIMITED, *, blacklist: Collection[tuple[str, int]] = (),
+        registry: Registry | None = None,
+    ) -> None:
+        self.now = 1000.0
+        self.registry = registry or Registry()
+        self.blacklist = blacklist
+        self.guest = Guest(rules, limits, self.registry, self.now)
+        self.counters = Counters()
+        self.stream = IoreqStream(self.guest, Dispatch(rules, delay=limits.delay), self.counters.ioreqs)
+        self.looked_up: list[tuple[int, int]] = []
+        self.waited = 0.0
+        self.said: list[Event] = []
+
+    def verdict(self, need: NeedVerdict) -> Verdict:
+        """What xenstore says: the node exists or not; a product without a name has none."""
+        self.looked_up.append((need.product, need.build))
+        name = self.registry.name(need.product)
+        return Verdict(blacklisted=(name, need.build) in self.blacklist)
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes in, bytes out, whatever must be waited for in between."""
+        out = bytes(self.stream.receive(data, self.now))
+        while True:
+            match self.stream.waiting:
+                case NeedVerdict() as need:
+                    out += self.stream.resume(self.verdict(need), self.now)
+                case NeedTokens(seconds):
+                    seconds += 1e-6  # as a timer, which is never early
+                    self.now += seconds
+                    self.waited += seconds
+                    out += self.stream.resume(None, self.now)
+                case None if self.stream.stopped:
+                    out += self.stream.proceed(self.now)
+                case None:
+                    break
+        self.said += self.guest.take_events()
+        return out
+
+    def ask(self, request: bytes) -> Answer:
+        """One request, one response."""
+        (answer,) = answers(self.feed(request))
+        return answer
+
+    def inb(self, addr: int) -> int:
+        """Read one byte."""
+        return self.ask(frame(addr, 1, read=True)).data
+
+    def inw(self, addr: int) -> int:
+        """Read two bytes."""
+        return self.ask(frame(addr, 2, read=True)).data
+
+    def inl(self, addr: int) -> int:
+        """Read four bytes."""
+        return self.ask(frame(addr, 4, read=True)).data
+
+    def outb(self, addr: int, value: int) -> int:
+        """Write one byte; returns the order."""
+        return self.ask(frame(addr, 1, data=value)).data
+
+    def outw(self, addr: int, value: int) -> int:
+        """Write two bytes; returns the order."""
+        return self.ask(frame(addr, 2, data=value)).data
+
+    def outl(self, addr: int, value: int) -> int:
+        """Write four bytes; returns the order."""
+        return self.ask(frame(addr, 4, data=value)).data
+
+    def outs(self, addr: int, size: int, payload: bytes) -> int:
+        """`rep outs`; returns the order."""
+        return self.ask(frame(addr, size, count=len(payload) // size, string=True) + payload).data
+
+    def reset(self) -> None:
+        """The platform device comes out of reset."""
+        assert self.feed(RESET) == RESET
+
+    @property
+    def lines(self) -> list[bytes]:
+        """The lines of the guest's log so far."""
+        return [event.text for event in self.said if isinstance(event, Line)]
+
+    def events(self, *kinds: type[Event]) -> list[Event]:
+        """What was said so far, of these kinds."""
+        return [event for event in self.said if isinstance(event, kinds)]

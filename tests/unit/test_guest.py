@@ -1,0 +1,256 @@
+"""One guest: what it causes, what is told once, what survives the process (contract sections 1 and 3)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tests.lab.portio import BAR, Machine, frame
+from unplugd.core.events import (
+    Announced,
+    Blacklisted,
+    BuildWithoutProduct,
+    Line,
+    UndefinedBits,
+    UnplugDenied,
+    Unplugged,
+    WasReset,
+)
+from unplugd.core.guest import Guest, Verdict
+from unplugd.core.guestlog import Limits
+from unplugd.core.protocol import Effect, Rules
+from unplugd.core.registry import Registry
+
+UNLIMITED = Limits(unlimited=True)
+
+
+def guest(rules: Rules | None = None, limits: Limits = UNLIMITED) -> Guest:
+    return Guest(rules or Rules(), limits, Registry(), 0.0)
+
+
+def test_a_build_number_with_its_verdict() -> None:
+    one = guest()
+    one.write(Effect.PRODUCT, 1, 0.0)
+    assert one.expected_product(86451, 0.0) == 1
+    one.judge(1, 86451, Verdict(blacklisted=True, reason="loses data"), 0.0)
+    assert one.take_events() == [
+        Announced(1, "xensource-windows", 86451, True, "loses data"),
+        Blacklisted(1, "xensource-windows", 86451, "loses data"),
+    ]
+    assert one.take_events() == []
+
+
+def test_a_build_without_a_product_is_ignored_and_told_once_between_resets() -> None:
+    one = guest()
+    assert one.expected_product(5, 0.0) is None
+    assert one.expected_product(6, 0.0) is None
+    one.reset(0.0)
+    assert one.expected_product(7, 0.0) is None
+    assert one.take_events() == [BuildWithoutProduct(5), WasReset(), BuildWithoutProduct(7)]
+
+
+def test_protocol_version_0_ignores_product_and_build_without_a_word() -> None:
+    one = guest(Rules(protocol_version=0))
+    one.write(Effect.PRODUCT, 3, 0.0)
+    assert one.expected_product(1, 0.0) is None
+    assert one.take_events() == []
+
+
+def test_a_blacklisted_verdict_lasts_until_reset() -> None:
+    one = guest()
+    one.write(Effect.PRODUCT, 1, 0.0)
+    one.judge(1, 5, Verdict(blacklisted=True), 0.0)
+    one.judge(1, 6, Verdict(blacklisted=False), 0.0)
+    assert one.platform.blacklisted
+    announced = [event for event in one.take_events() if isinstance(event, Announced)]
+    assert [event.blacklisted for event in announced] == [True, True]
+    one.reset(0.0)
+    assert not one.platform.blacklisted
+
+
+def test_repeating_itself_is_no_news() -> None:
+    one = guest(Rules(allow_unplug=1))
+    for _ in range(3):
+        one.write(Effect.UNPLUG, 0x13, 0.0)
+        one.judge(3, 1, Verdict(blacklisted=False), 0.0)
+    assert one.take_events() == [
+        UndefinedBits(0x10), UnplugDenied(2, blacklisted=False), Unplugged(1), Announced(3, "linux", 1, False, ""),
+    ]  # fmt: skip
+
+
+def test_reset_forgets_all_but_the_log_and_the_balance() -> None:
+    one = guest(limits=Limits(rate=0, burst=1000))
+    one.write(Effect.PRODUCT, 3, 0.0)
+    one.judge(3, 1, Verdict(blacklisted=True), 0.0)
+    one.write(Effect.UNPLUG, 3, 0.0)
+    one.write(Effect.FLAGS_WRITE, 1, 0.0)
+    one.log.write(b"partial", 0.0)
+    balance = one.log.bucket.balance
+    one.reset(0.0)
+    kept = one.snapshot()
+    assert (kept.product, kept.build, kept.blacklisted, kept.unplugged, kept.flags) == (None, None, False, 0, 0)
+    assert kept.balance < balance
+    assert one.take_events()[-2:] == [Line(b"partial", 3, 1), WasReset()]
+
+
+def test_reset_loops_are_bounded_like_everything_else() -> None:
+    one = guest(limits=Limits(rate=0, burst=1000))
+    for _ in range(1000):
+        one.reset(0.0)
+    stored = sum(max(64, len(str(event))) for event in one.take_events())
+    assert stored <= 1000
+    assert one.log.suppressed > 900
+
+
+def test_lines_carry_the_product_of_their_time() -> None:
+    one = guest()
+    one.log.write(b"before\n", 0.0)
+    one.write(Effect.PRODUCT, 3, 0.0)
+    one.log.write(b"product\n", 0.0)
+    one.judge(3, 1, Verdict(blacklisted=False), 0.0)
+    one.log.write(b"both\n", 0.0)
+    lines = [event for event in one.take_events() if isinstance(event, Line)]
+    assert [(line.product, line.build) for line in lines] == [(None, None), (3, None), (3, 1)]
+
+
+def test_a_snapshot_brings_another_process_to_the_same_state() -> None:
+    one = guest(Rules(legacy_unplug=True), Limits(rate=1, burst=900))
+    one.write(Effect.PRODUCT, 1, 0.0)
+    one.judge(1, 86451, Verdict(blacklisted=True), 0.0)
+    one.write(Effect.LEGACY_UNPLUG, 3, 0.0)
+    one.write(Effect.FLAGS_WRITE, 1, 0.0)
+    one.log.write(b"x" * 800 + b"\npart", 5.0)
+    other = guest(Rules(), Limits(rate=1, burst=900))
+    other.restore(one.snapshot(), bytes(one.log.partial), 5.0)
+    assert other.snapshot() == one.snapshot()
+    assert other.log.partial == b"part"
+    assert other.log.product == (1, 86451)
+    assert other.changed
+
+
+def test_what_needs_nobodys_word_orders_nothing_but_by_unplug() -> None:
+    one = guest()
+    assert one.write(Effect.PRODUCT, 3, 0.0) == 0
+    assert one.write(Effect.FLAGS_WRITE, 3, 0.0) == 0
+    assert one.write(Effect.NONE, 3, 0.0) == 0
+    assert one.write(Effect.UNPLUG, 3, 0.0) == 3
+
+
+@pytest.mark.parametrize("effect", [Effect.PRODUCT, Effect.UNPLUG, Effect.FLAGS_WRITE])
+def test_what_must_be_kept_is_marked(effect: Effect) -> None:
+    one = guest()
+    one.changed = False
+    one.write(effect, 3, 0.0)
+    assert one.changed
+
+
+class GuestMachine(RuleBasedStateMachine):
+    """Accesses, resets, restarts and time against the plainest model of the contract."""
+
+    @initialize(
+        version=st.sampled_from([1, 1, 0]), allow=st.sampled_from([15, 15, 2]), deny=st.booleans(), legacy=st.booleans()
+    )
+    def begin(self, version: int, allow: int, deny: bool, legacy: bool) -> None:
+        self.ruled_by = Rules(version, allow, not deny, legacy)
+        self.machine = Machine(self.ruled_by, blacklist={("linux", 1), ("experimental", 9)})
+        self.forget()
+        self.lines: list[bytes] = []
+        self.partial = b""
+
+    def forget(self) -> None:
+        self.product = 0
+        self.build: int | None = None
+        self.blacklisted = False
+        self.ordered = 0
+        self.flags = 0
+
+    @rule(product=st.sampled_from([0, 1, 3, 0xFFFF, 0x777]))
+    def give_product(self, product: int) -> None:
+        assert self.machine.outw(0x12, product) == 0
+        if self.ruled_by.protocol_version:
+            self.product = product
+
+    @rule(build=st.sampled_from([0, 1, 9, 2**32 - 1]))
+    def give_build(self, build: int) -> None:
+        assert self.machine.outl(0x10, build) == 0
+        if self.product and self.ruled_by.protocol_version:
+            self.build = build
+            self.blacklisted = self.blacklisted or (self.product, build) in ((3, 1), (0xFFFF, 9))
+
+    def allowed(self, mask: int) -> int:
+        if self.blacklisted and not self.ruled_by.blacklisted_unplug:
+            return 0
+        return mask & 15 & self.ruled_by.allow_unplug
+
+    @rule(mask=st.integers(0, 0xFFFF))
+    def unplug(self, mask: int) -> None:
+        assert self.machine.outw(0x10, mask) == self.allowed(mask)
+        self.ordered |= self.allowed(mask)
+
+    @rule(value=st.integers(0, 3), addr=st.sampled_from([BAR + 4, BAR + 8]))
+    def unplug_legacy(self, value: int, addr: int) -> None:
+        mask = {(BAR + 4, 1): 3, (BAR + 8, 1): 1, (BAR + 8, 2): 2}.get((addr, value), 0)
+        order = self.allowed(mask) if self.ruled_by.legacy_unplug else 0
+        assert self.machine.outl(addr, value) == order
+        self.ordered |= order
+
+    @rule(value=st.integers(0, 255), addr=st.sampled_from([0x10, BAR]))
+    def write_flags(self, value: int, addr: int) -> None:
+        assert self.machine.outb(addr, value) == 0
+        self.flags = value & 1
+
+    @rule(text=st.text("ab\r\n", min_size=1, max_size=20).map(str.encode), at_once=st.booleans())
+    def log(self, text: bytes, at_once: bool) -> None:
+        if at_once:
+            self.machine.outs(0x12, 1, text)
+        else:
+            self.machine.feed(b"".join(frame(0x12, 1, data=byte) for byte in text))
+        *ended, self.partial = (self.partial + text).split(b"\n")
+        self.lines += [line.removesuffix(b"\r") for line in ended if line not in (b"", b"\r")]
+
+    def flush(self) -> None:
+        self.lines += [self.partial] if self.partial else []
+        self.partial = b""
+
+    @rule()
+    def reset(self) -> None:
+        self.machine.reset()
+        self.flush()
+        self.forget()
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 6.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.machine.now += seconds
+        self.machine.guest.log.tick(self.machine.now)
+        self.machine.said += self.machine.guest.take_events()
+        if self.machine.guest.log.partial == b"":
+            self.flush()
+
+    @rule()
+    def the_daemon_is_killed_and_comes_back(self) -> None:
+        """Between two frames: what was answered is there again."""
+        old = self.machine
+        self.machine = Machine(self.ruled_by, blacklist=old.blacklist)
+        self.machine.now = old.now
+        self.machine.guest.restore(old.guest.snapshot(), bytes(old.guest.log.partial), old.now)
+        self.machine.said = old.said
+
+    @invariant()
+    def reads_say_the_same(self) -> None:
+        machine = self.machine
+        assert machine.inw(0x10) == (0xD249 if self.blacklisted else 0x49D2)
+        assert machine.inb(0x12) == self.ruled_by.protocol_version
+        assert machine.inb(0x10) == machine.inb(BAR) == self.flags
+        platform = machine.guest.platform
+        assert (platform.product or 0, platform.build, platform.unplugged) == (self.product, self.build, self.ordered)
+
+    @invariant()
+    def lines_are_the_same(self) -> None:
+        assert self.machine.lines == self.lines
+        assert self.machine.guest.log.partial == self.partial
+
+
+TestGuestMachine = GuestMachine.TestCase
+TestGuestMachine.settings = settings(max_examples=40, stateful_step_count=30)
