@@ -97,8 +97,13 @@ class Xenstored:
         self.socket.unlink(missing_ok=True)
         (self.shim / "events").unlink(missing_ok=True)
         with (self.directory / "log").open("ab") as log:
+            # It ends with the thread that starts it: a test run that is killed leaves no daemon.
             self._process = subprocess.Popen(
-                self._command(), env=self._environment(), cwd=self._run, stdout=log, stderr=log
+                ["setpriv", "--pdeathsig", "KILL", *self._command()],
+                env=self._environment(),
+                cwd=self._run,
+                stdout=log,
+                stderr=log,
             )
         until = time.monotonic() + DEADLINE
         # The shim makes the FIFO after the socket is there.
