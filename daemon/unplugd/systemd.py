@@ -56,6 +56,18 @@ def forget_fd(name: str) -> bool:
     return _send(("FDSTOREREMOVE=1", f"FDNAME={name}"), ())
 
 
+_PROBE = "probe"
+"""Name of the descriptor that tries the manager's store out; not a socket, and nobody's."""
+
+
+def _has_library() -> bool:
+    try:
+        # its submodule: a directory that is called systemd, as in our own sources, is a namespace package to Python
+        return importlib.util.find_spec("systemd.daemon") is not None
+    except ModuleNotFoundError:
+        return False
+
+
 async def fd_store_works(deadline: float = 2.0) -> bool:
     """Whether descriptors that are stored now reach the next process.
 
@@ -63,17 +75,17 @@ async def fd_store_works(deadline: float = 2.0) -> bool:
     ours closed: a refused one is closed by the manager too, which the other end notices. BARRIER=1 tells when the
     manager has read so far. Without systemd-python the next process could not take them: False.
     """
-    if importlib.util.find_spec("systemd") is None or not os.environ.get("NOTIFY_SOCKET"):
+    if not os.environ.get("NOTIFY_SOCKET") or not _has_library():
         return False
     stored, kept = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     barrier, passed = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        sent = store_fd("probe", kept) and _send(("BARRIER=1",), (passed,))
+        sent = store_fd(_PROBE, kept) and _send(("BARRIER=1",), (passed,))
         os.close(kept)
         os.close(passed)
         return sent and await _closed(barrier, deadline) and not await _closed(stored, 0.0)
     finally:
-        forget_fd("probe")
+        forget_fd(_PROBE)
         os.close(stored)
         os.close(barrier)
 
@@ -117,6 +129,10 @@ def listen_fds() -> dict[str, list[socket.socket]]:
         raise HostError("sockets passed by systemd", f"LISTEN_FDS={passed}", error.strerror or str(error)) from None
     sockets: dict[str, list[socket.socket]] = {}
     for fd, name in names.items():
+        if name == _PROBE:  # left by a process that was killed while it tried
+            os.close(fd)
+            forget_fd(_PROBE)
+            continue
         try:
             passed_socket = socket.socket(fileno=fd)
         except OSError as error:

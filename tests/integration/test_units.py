@@ -24,11 +24,11 @@ import pytest
 
 from tests.lab.systemd import LAB as INSIDE
 from tests.lab.systemd import Systemd, bindings, wait_for
-from unplugd.devicemodel import DeviceModel
+from unplugd.devicemodel import Access, DeviceModel, encode
 
 ROOT = Path(__file__).parents[2]
-UNITS = sorted((ROOT / "systemd").glob("*.*"))
-PROGRAM = Path(sys.executable).parent / "unplugd"
+UNITS = sorted(path for path in (ROOT / "systemd").iterdir() if path.is_file())
+PROGRAMS = Path(sys.executable).parent
 UNIT = "unplugd.service"
 
 LAB = f"""
@@ -36,7 +36,7 @@ LAB = f"""
 ConditionPathExists=
 [Service]
 ExecStart=
-ExecStart={PROGRAM} --config {INSIDE}/unplugd.toml
+ExecStart={PROGRAMS}/unplugd --config {INSIDE}/unplugd.toml
 {bindings()}
 """
 
@@ -124,7 +124,7 @@ def test_systemd_finds_nothing_to_say(unit: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     for other in UNITS:
-        (tmp_path / other.name).write_text(other.read_text().replace("/usr/bin/unplugd", str(PROGRAM)))
+        (tmp_path / other.name).write_text(other.read_text().replace("/usr/bin/unplugd", f"{PROGRAMS}/unplugd"))
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit.name)],
         capture_output=True, text=True, timeout=60, check=False,
@@ -223,6 +223,44 @@ def test_killed_it_comes_back_and_remembers(host: Host) -> None:
     domain = json.loads(body)
     assert status == 200
     assert (domain["product"], domain["build"], domain["unplugged_mask"]) == (3, 1, 3)
+
+
+def test_while_it_restarts_nobody_is_refused(host: Host) -> None:
+    pytest.importorskip("systemd.daemon", reason="systemd-python is not installed", exc_type=ImportError)
+    host.settings("slow", "[Service]\nRestartSec=3s")
+    host.start()
+    host.kill(signal.SIGKILL)
+    host.wait_for("SubState", "auto-restart")
+    # There is no process, but a socket that takes connections: it is systemd that holds it.
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(str(host.path("dom7.sock")))
+        assert host.main_pid() == 0
+        client.sendall(encode(Access(0x10, 2, read=True)))
+        answer = client.recv(32, socket.MSG_WAITALL)
+    assert answer[8:10] == b"\xd2\x49"
+    assert host.systemd.property(UNIT, "NRestarts") == "1"
+
+
+def test_an_ordered_restart_refuses_nobody_either(host: Host) -> None:
+    pytest.importorskip("systemd.daemon", reason="systemd-python is not installed", exc_type=ImportError)
+    host.start()
+    inode = host.path("dom7.sock").stat().st_ino
+    host.systemd.systemctl("restart", UNIT, timeout=60)
+    assert host.path("dom7.sock").stat().st_ino == inode
+    with host.device_model() as device_model:
+        assert device_model.inw(0x10) == 0x49D2
+
+
+def test_without_a_store_of_descriptors_it_restarts_all_the_same(host: Host) -> None:
+    host.settings("store", "[Service]\nFileDescriptorStoreMax=0")
+    host.start()
+    with host.device_model() as device_model:
+        device_model.outw(0x12, 3)
+        host.kill(signal.SIGKILL)
+        device_model.outl(0x10, 1)
+        assert device_model.inw(0x10) == 0x49D2
+    assert json.loads(host.get("/api/v1/domains/7")[1])["build"] == 1
 
 
 def test_reload_applies_a_new_configuration(host: Host) -> None:
