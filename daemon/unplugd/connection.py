@@ -43,6 +43,7 @@ class Connection(asyncio.BufferedProtocol):
         self._full = False
         self._paused = False
         self._ended = False
+        self._closing = False
         self._since = 0.0
         self._deadline = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -71,6 +72,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes came: answer all that is complete in them."""
+        if self._closing:
+            return
         self._since = now = time.monotonic()
         self._answer(self._stream.receive(bytes(_buffer[:nbytes]), now), now)
 
@@ -92,6 +95,8 @@ class Connection(asyncio.BufferedProtocol):
     # --- answers
 
     def _answer(self, out: bytes, now: float) -> None:
+        if self._closing:
+            return
         self.domain.settle(now)
         if out:
             self._counters.observe(time.monotonic() - self._since)
@@ -125,7 +130,7 @@ class Connection(asyncio.BufferedProtocol):
         stream = self._stream
         blocked = self._full or stream.waiting is not None or stream.stopped
         transport = self._transport
-        if transport is None:
+        if transport is None or self._closing:
             return
         if self._ended and not blocked:
             self.close()
@@ -137,7 +142,7 @@ class Connection(asyncio.BufferedProtocol):
                 transport.resume_reading()
 
     def _go_on(self) -> None:
-        if self._stream.stopped and not self._full and self._transport is not None:
+        if self._stream.stopped and not self._full and not self._closing:
             self._since = now = time.monotonic()
             self._answer(self._stream.proceed(now), now)
         else:
@@ -163,7 +168,12 @@ class Connection(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close once the client has read what was answered, at the latest after CLOSE_TIMEOUT."""
         transport = self._transport
-        if transport is not None and not transport.is_closing():
+        if transport is not None and not self._closing:
+            self._closing = True
+            if self._task is not None:
+                self._task.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             transport.close()
             self._timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)
 

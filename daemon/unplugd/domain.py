@@ -25,6 +25,7 @@ from unplugd.core.events import (
     UndefinedBits,
     UnplugDenied,
     Unplugged,
+    VerdictFallback,
     WasReset,
 )
 from unplugd.core.events import Event as CoreEvent
@@ -48,6 +49,7 @@ COMPLAINT_INTERVAL = 10.0
 _KINDS: Mapping[type[CoreEvent], Event] = {
     Announced: Event.ANNOUNCED,
     Blacklisted: Event.BLACKLISTED,
+    VerdictFallback: Event.VERDICT_FALLBACK,
     Unplugged: Event.UNPLUGGED,
     UnplugDenied: Event.UNPLUG_DENIED,
     UndefinedBits: Event.UNDEFINED_BITS,
@@ -103,8 +105,6 @@ class Domain:
         self.settings = settings
         self.connections = 0
         self.unlimited = False
-        self.reason = ""
-        """Why the driver is blacklisted; "" where it isn't or nobody said."""
         self.log_lines = 0
         self.log_bytes = 0
         self._sink_lines = 0
@@ -125,6 +125,8 @@ class Domain:
         self._kept_uuid = ""
         self.state = self._open_state(uuid, now)
         self.outbox = settings.delivery.open(domid, self.name, uuid, self._lost)
+        platform = self.guest.platform
+        self._compared: object = platform.product, platform.build, platform.blacklisted, platform.unplugged
         self._relabel()
         self.settle(now)
 
@@ -259,7 +261,7 @@ class Domain:
             "product_name": self.settings.registry.name(self.product),
             "build": self.build,
             "blacklisted": self.blacklisted,
-            "blacklist_reason": self.reason if self.blacklisted else "",
+            "blacklist_reason": self.guest.reason,
             "unplugged": [name for name, bit in DEVICES.items() if self.unplugged & bit],
             "unplugged_mask": self.unplugged,
             "connections": self.connections,
@@ -285,6 +287,7 @@ class Domain:
                 self._tell(event)
         if guest.changed:
             self.state.commit(guest)
+            self._compare()
         elif guest.grew:
             self.state.grow(guest)
         log = guest.log
@@ -306,15 +309,15 @@ class Domain:
                 platform = self.guest.platform
                 self._guest_entry(Event.LINES_DROPPED, str(event).encode(), platform.product, platform.build)
                 return
-            case Blacklisted():
-                self.reason = event.reason
-            case Announced():
-                self._relabel()
-            case WasReset():
-                self.reason = ""
-                self._relabel()
         self._record(_KINDS[type(event)], str(event), self._driver_fields())
-        if isinstance(event, Announced | Blacklisted | Unplugged | WasReset):
+
+    def _compare(self) -> None:
+        """Labels and published nodes follow the state itself: a record of its change may have been suppressed."""
+        platform = self.guest.platform
+        state = platform.product, platform.build, platform.blacklisted, platform.unplugged
+        if state != self._compared:
+            self._compared = state
+            self._relabel()
             self.settings.published(self)
 
     def _driver_fields(self) -> tuple[tuple[str, str], ...]:
@@ -400,7 +403,9 @@ class Domain:
         settings = self.settings
         self.guest.platform.rules = settings.rules
         self.guest.registry = settings.registry
-        self.guest.log.configure(settings.limits(unlimited=self.unlimited), time.monotonic())
+        now = time.monotonic()
+        self.guest.log.configure(settings.limits(unlimited=self.unlimited), now)
+        self._arm(now)
 
     def limit(self, *, unlimited: bool) -> None:
         """The toolstack switched the rate limit of the guest's log off or on."""

@@ -59,13 +59,15 @@ class Census(Protocol):
 class _Known:
     """A domain that was introduced."""
 
-    __slots__ = ("callbacks", "confirmed", "facts", "told")
+    __slots__ = ("callbacks", "confirmed", "facts", "stale", "told")
 
     def __init__(self) -> None:
         self.confirmed = True
         """XS_IS_DOMAIN_INTRODUCED said T on this connection."""
         self.facts = Facts()
         self.told = False
+        self.stale = False
+        """Something changed while it was read for the first time."""
         self.callbacks: dict[str, Callable[[str], None]] = {}
 
 
@@ -78,7 +80,7 @@ class Domains:
         self._say = say
         self._known: dict[int, _Known] = {}
         self._scan_wanted = asyncio.Event()
-        self._introduce_seen = False
+        self._introductions = 0
         self._release_seen = False
         self._stale: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,7 +98,7 @@ class Domains:
             known.confirmed = False
 
     def _introduced_event(self, _path: str) -> None:
-        self._introduce_seen = True
+        self._introductions += 1
         self._scan_wanted.set()
 
     def _released_event(self, _path: str) -> None:
@@ -109,10 +111,10 @@ class Domains:
             await self._scan_wanted.wait()
             self._scan_wanted.clear()
             released, self._release_seen = self._release_seen, False
-            introduced, self._introduce_seen = self._introduce_seen, False
+            introductions, self._introductions = self._introductions, 0
             try:
                 found = await self.scan(after_release=released)
-                if introduced and not found:
+                if found < introductions:
                     await self._probe()
             except StoreError as error:
                 if self._store.connected:
@@ -121,15 +123,15 @@ class Domains:
                     self._scan_wanted.set()
                     await asyncio.sleep(1.0)
 
-    async def scan(self, *, after_release: bool) -> bool:
-        """Compare what xenstored knows with what is known here; says whether a domain was found. Raises StoreError.
+    async def scan(self, *, after_release: bool) -> int:
+        """Compare what xenstored knows with what is known here; how many domains were found. Raises StoreError.
 
         `after_release`: a @releaseDomain was seen, so that F is news about the domains from before a loss too, and
         everybody must be asked about; otherwise only whoever is not known to be there.
         """
         domids = await self._listed() | self._known.keys()
         if not after_release:
-            domids -= {domid for domid, known in self._known.items() if known.confirmed}
+            domids -= {domid for domid, known in self._known.items() if known.confirmed and known.told}
         return await self._ask(sorted(domids), after_release=after_release)
 
     async def _probe(self) -> None:
@@ -139,8 +141,8 @@ class Domains:
         await self._ask([domid for domid in range(1, last + 1) if domid not in self._known], after_release=False)
         await asyncio.sleep(0.1)  # events that come in numbers cause few probes
 
-    async def _ask(self, domids: list[int], *, after_release: bool) -> bool:
-        found = False
+    async def _ask(self, domids: list[int], *, after_release: bool) -> int:
+        found = 0
         for at in range(0, len(domids), _AT_ONCE):
             some = domids[at:at + _AT_ONCE]
             there = await asyncio.gather(*(self._store.is_introduced(domid) for domid in some))
@@ -148,7 +150,7 @@ class Domains:
             for domid, introduced in zip(some, there, strict=True):
                 if self._judge(domid, introduced=introduced, after_release=after_release):
                     fresh.append(domid)
-            found = found or bool(fresh)
+            found += len(fresh)
             await asyncio.gather(*(self._meet(domid) for domid in fresh))
         return found
 
@@ -166,7 +168,7 @@ class Domains:
             if known is None:
                 self._known[domid] = _Known()
                 return True
-            again, known.confirmed = not known.confirmed, True
+            again, known.confirmed = not (known.confirmed and known.told), True
             return again
         if known is not None and (known.confirmed or after_release):
             self._release(domid)
@@ -174,8 +176,7 @@ class Domains:
 
     def _release(self, domid: int) -> None:
         known = self._known.pop(domid)
-        for path, callback in known.callbacks.items():
-            self._spawn(self._unwatch(path, callback))
+        self._unwatch_all(known)
         if known.told:
             self._census.released(domid)
 
@@ -190,17 +191,28 @@ class Domains:
         known = self._known.get(domid)
         if known is None:
             return
-        armed = []
         if not known.callbacks:
-            for name in _NODES:
-                path = f"/local/domain/{domid}/{name}"
-                known.callbacks[path] = callback = functools.partial(self._changed, domid)
-                armed.append(self._store.watch(path, callback))
-        # sent after the watches: whatever changes from here on is an event
+            # read only when armed: a change before is covered by the read, one after it is an event
+            await self._watch(domid, known)
         facts = await self._read(domid)
-        if armed:
-            await asyncio.gather(*armed)
         self._tell(domid, known, facts)
+        if known.stale:
+            known.stale = False
+            self._changed(domid, "")
+
+    async def _watch(self, domid: int, known: _Known) -> None:
+        for name in _NODES:
+            known.callbacks[f"/local/domain/{domid}/{name}"] = functools.partial(self._changed, domid)
+        try:
+            await asyncio.gather(*(self._store.watch(path, callback) for path, callback in known.callbacks.items()))
+        except StoreError:
+            self._unwatch_all(known)  # to be armed all anew at the next try
+            raise
+
+    def _unwatch_all(self, known: _Known) -> None:
+        for path, callback in known.callbacks.items():
+            self._spawn(self._unwatch(path, callback))
+        known.callbacks = {}
 
     async def _read(self, domid: int) -> Facts:
         home = f"/local/domain/{domid}"
@@ -245,7 +257,10 @@ class Domains:
             self._census.changed(domid, kept)
 
     def _changed(self, domid: int, _path: str) -> None:
-        if domid not in self._stale:
+        known = self._known.get(domid)
+        if known is not None and not known.told:
+            known.stale = True
+        elif domid not in self._stale:
             self._stale.add(domid)
             self._spawn(self._look_again(domid))
 

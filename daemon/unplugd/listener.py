@@ -148,7 +148,8 @@ class Listener:
         self._access = access
         self._known_uid = device_model_uid
         try:
-            self._own(self.path)
+            if self._inode is not None:
+                self._own(self.path)
         except OSError as error:
             self.domain.record(Event.SINK_FAILED, f"{self.path}: its owner could not be set: {error.strerror}")
         for connection in self._connections:

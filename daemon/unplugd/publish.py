@@ -7,7 +7,7 @@ bring a destroyed domain's directory back. The first news of a domain go out at 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from unplugd.domain import Domain
 from unplugd.errors import NoSuchNode, StoreError, StoreUnavailable, TransactionConflict
@@ -18,6 +18,7 @@ INTERVAL = 1.0
 """Seconds between two transactions of one domain."""
 AT_ONCE = 8
 """Transactions under way at the same time."""
+_AT_A_TIME = 64
 ATTEMPTS = 10
 """How often a transaction that met somebody else's write is tried again."""
 
@@ -44,6 +45,27 @@ class Publisher:
             self._again.add(domain)
         else:
             self._tasks[domain] = asyncio.get_running_loop().create_task(self._follow(domain))
+
+    async def publish_all(self, domains: Iterable[Domain]) -> None:
+        """After a connect: what domains have to tell, and nodes of one that has nothing to tell any more removed.
+
+        Raises StoreError.
+        """
+        silent = []
+        for domain in domains:
+            if domain.published is not None:
+                self.changed(domain)
+            else:
+                silent.append(domain)
+        if self.enabled:
+            for at in range(0, len(silent), _AT_A_TIME):
+                some = silent[at:at + _AT_A_TIME]
+                found = await asyncio.gather(
+                    *(self._store.read(f"/local/domain/{domain.domid}/unplug/unplugged") for domain in some),
+                    return_exceptions=True)
+                for domain, value in zip(some, found, strict=True):
+                    if isinstance(value, bytes):
+                        self.changed(domain)
 
     def lost(self) -> None:
         """The connection is gone: whatever was written may be gone too."""

@@ -55,7 +55,6 @@ class Event(Enum):
     STOPPED = ("8215f4ec39814b5d8c1a7087ff8e74ed", INFO)
     RELOADED = ("07f1e034bc2841529c75f6ddba154e4d", INFO)
     RELOAD_REFUSED = ("e04740d14ebf4caeb3d73242c7517170", ERROR)
-    STATE_DISCARDED = ("d6ff0a5d994943aba4ffb522975dda7e", WARNING)
     INTERNAL = ("fda1f6e887b34371917a8142e29c4763", ERROR)
 
     def __init__(self, message_id: str, priority: str) -> None:

@@ -17,6 +17,7 @@ import fcntl
 import os
 import signal
 import time
+import traceback
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 
@@ -37,6 +38,9 @@ from unplugd.systemd import fd_store_works, forget_fd, listen_fds, notify, watch
 from unplugd.verdict import Blacklist
 from unplugd.xenstore import EmbeddedStore, open_store
 from unplugd.xenstore.store import Store
+
+SURPRISES = 100
+"""Uncaught exceptions that are recorded; the rest would only fill the journal."""
 
 SOCKET_RETRY = 2.0
 """Seconds until a domain's socket that could not be made is tried again."""
@@ -62,6 +66,7 @@ class Service:
         self._status_timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[int]
         self._lock: int | None = None
+        self._surprises = 0
 
     # --- from start to end
 
@@ -70,6 +75,7 @@ class Service:
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         self._prepare()
+        loop.set_exception_handler(self._surprised)
         try:
             await self._open_http()
         except HostError:
@@ -171,6 +177,14 @@ class Service:
         self._say(Event.INTERNAL, f"unplugd ends because of a fault of its own: {error!r}")
         self._end(1)
 
+    def _surprised(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """An exception that nobody caught: unplugd's own fault. It is recorded, and the service goes on."""
+        self._surprises += 1
+        if self._surprises <= SURPRISES:
+            error = context.get("exception")
+            place = traceback.format_exception(error)[-2:] if isinstance(error, BaseException) else []
+            self._say(Event.INTERNAL, f"{context.get('message')}: {error!r} {' '.join(place)}"[:1000])
+
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -221,9 +235,7 @@ class Service:
                 await asyncio.sleep(1.0)
         if self._starting:
             await asyncio.wait(set(self._starting))
-        for domain in self.domains.values():
-            if domain.published is not None:
-                self._publisher.changed(domain)
+        self._spawn(self._publisher.publish_all(list(self.domains.values())))
         self._say(Event.STORE_CONNECTED, f"xenstore connected: {len(self.domains)} domains,"
                                          f" {self._blacklist.entries} blacklisted builds")
         self._awaited = ""
@@ -352,6 +364,7 @@ class Service:
         for domid, domain in self.domains.items():
             domain.configure()
             self._listeners[domid].configure(self._access, self._facts[domid].device_model_uid)
+        self._spawn(self._publisher.publish_all(list(self.domains.values())))
         self._blacklist.configure(config.blacklist, self.settings.registry)
         if isinstance(self._store, EmbeddedStore):
             self._follow_embedded(self._store, config)

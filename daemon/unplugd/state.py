@@ -31,9 +31,9 @@ _AREAS = (_PAGE, 2 * _PAGE)
 _WORD = 2 * _SLOT // 8
 _LENGTH_BITS = 12  # LINE_LIMIT fits
 
-_HEADER = struct.Struct("<8sQ16s64sqqqqqddqqqqqq")
-"""magic, sequence, boot id, uuid, product, build, blacklisted, unplugged, flags, balance, its time, charged, unsaid
-lines, unsaid bytes, throttled, area of the partial line, its length."""
+_HEADER = struct.Struct("<8sQ16s64sqqqqqddqqqq128sqq")
+"""magic, sequence, boot id, uuid; then a Snapshot: product, build, blacklisted, unplugged, flags, balance, its time,
+charged, unsaid lines, unsaid bytes, throttled, reason; then area of the partial line, its length."""
 _CHECKSUM = struct.Struct("<I")
 _MAGIC = b"unplugd1"
 
@@ -91,7 +91,7 @@ class StateFile:
         if zlib.crc32(raw) != checksum:
             return
         (magic, sequence, boot, uuid, product, build, blacklisted, unplugged, flags, balance, balance_at, charged,
-         unsaid_lines, unsaid_bytes, throttled, area, length) = _HEADER.unpack(raw)
+         unsaid_lines, unsaid_bytes, throttled, reason, area, length) = _HEADER.unpack(raw)
         if magic != _MAGIC or boot != self._boot or sequence <= self._sequence:
             return
         if area not in (0, 1) or not 0 <= length < LINE_LIMIT or balance != balance:
@@ -102,6 +102,7 @@ class StateFile:
         snapshot = Snapshot(
             None if product < 0 else product, None if build < 0 else build, bool(blacklisted), unplugged, flags,
             balance, balance_at, charged, unsaid_lines, unsaid_bytes, bool(throttled),
+            reason.rstrip(b"\0").decode("utf-8", "ignore"),
         )
         self._kept = snapshot, self._map[_AREAS[area]:_AREAS[area] + length]
 
@@ -138,10 +139,10 @@ class StateFile:
             self._line = log.line_number
         self._append(log.partial)
         self._sequence += 1
-        product, build, *others = guest.snapshot()
+        product, build, *others, reason = guest.snapshot()
         raw = _HEADER.pack(
             _MAGIC, self._sequence, self._boot, self._uuid, -1 if product is None else product,
-            -1 if build is None else build, *others, self._area, self._length,
+            -1 if build is None else build, *others, reason.encode("utf-8", "replace"), self._area, self._length,
         )
         at = (self._sequence & 1) * _SLOT
         self._map[at:at + _HEADER.size + 4] = raw + _CHECKSUM.pack(zlib.crc32(raw))

@@ -30,6 +30,9 @@ from unplugd.xenstore.store import Store
 LOOKUPS_A_SECOND = 32
 """Lookups that one domain may cause in xenstored; beyond, the mirror answers."""
 
+REASON_LIMIT = 120
+"""Characters of a reason that are kept and shown."""
+
 SYNC_INTERVAL = 0.1
 """Seconds between two readings of the whole blacklist: a script that adds a thousand entries causes few."""
 
@@ -86,15 +89,19 @@ class Blacklist:
         if path is None:
             return "allowed", Verdict(blacklisted=False)
         now = time.monotonic()
-        if not self.synced or now >= deadline or not self._budget(domain).take(1, now):
-            return "fallback", self._fall_back(domain, path, "not asked")
+        if not self._budget(domain).take(1, now):
+            # the guest's own doing: what decides when xenstored is silent must not be the guest's to choose
+            return "fallback", self._by_mirror(path, f"it asked more than {LOOKUPS_A_SECOND} times a second")
+        if not self.synced:
+            return "fallback", self._fall_back(path, "xenstored is not connected")
         try:
-            value = await asyncio.wait_for(self._lookups.read(path, deadline=deadline - now), deadline - now)
+            left = max(0.001, deadline - now)
+            value = await asyncio.wait_for(self._lookups.read(path, deadline=left), left)
         except NoSuchNode:
             return "allowed", Verdict(blacklisted=False)
         except (StoreError, TimeoutError) as error:
-            return "fallback", self._fall_back(domain, path, str(error) or "no answer in time")
-        return "blacklisted", Verdict(blacklisted=True, reason=value.decode("utf-8", "replace")[:256])
+            return "fallback", self._fall_back(path, str(error) or "no answer in time")
+        return "blacklisted", Verdict(blacklisted=True, reason=value.decode("utf-8", "replace")[:REASON_LIMIT])
 
     def _budget(self, domain: Domain) -> TokenBucket:
         budget = self._budgets.get(domain.domid)
@@ -107,18 +114,20 @@ class Blacklist:
         """A domain is gone."""
         self._budgets.pop(domid, None)
 
-    def _fall_back(self, domain: Domain, path: str, why: str) -> Verdict:
-        match self._config.on_error:
-            case "allow":
-                blacklisted, by = False, 'blacklist.on_error = "allow"'
-            case "deny":
-                blacklisted, by = True, 'blacklist.on_error = "deny"'
-            case _:
-                # a xenstored that has just come back may be empty: what configuration puts there counts already
-                blacklisted = path in self._mirror or (not self.synced and path in self._configured.nodes)
-                by = "what xenstore had last"
-        domain.complain(Event.VERDICT_FALLBACK, f"verdict by {by}: xenstored: {why}")
-        return Verdict(blacklisted, self._configured.nodes.get(path, ""))
+    def _fall_back(self, path: str, why: str) -> Verdict:
+        """The verdict where xenstored has no word: what `blacklist.on_error` says."""
+        on_error = self._config.on_error
+        if on_error == "mirror":
+            return self._by_mirror(path, why)
+        return Verdict(on_error == "deny", "xenstored did not answer" if on_error == "deny" else "",
+                       f'{why}; blacklist.on_error = "{on_error}" decided')
+
+    def _by_mirror(self, path: str, why: str) -> Verdict:
+        """The verdict by what xenstore had last."""
+        # a xenstored that has just come back may be empty: what configuration puts there counts already
+        configured = not self.synced and path in self._configured.nodes
+        return Verdict(path in self._mirror or configured, self._configured.nodes.get(path, ""),
+                       f"{why}; what xenstore had last decided")
 
     # --- what xenstore has
 
@@ -129,6 +138,7 @@ class Blacklist:
     async def sync(self) -> None:
         """After a connect: put configuration's entries there, then read everything. Raises StoreError."""
         await self.put_entries()
+        self._dirty.clear()
         await self.read_all()
         self.synced = True
 
@@ -180,13 +190,17 @@ class Blacklist:
         """Keep the mirror up to date until cancelled."""
         while True:
             await self._dirty.wait()
-            self._dirty.clear()
-            if self.synced:
-                try:
-                    await self.read_all()
-                except StoreError as error:
-                    self._say(Event.STORE_REFUSED, f"the blacklist could not be read: {error}")
             await asyncio.sleep(SYNC_INTERVAL)
+            if not self.synced:
+                continue  # sync() reads it all; what it may have missed is still marked here
+            self._dirty.clear()
+            try:
+                await self.read_all()
+            except StoreError as error:
+                self._dirty.set()
+                if self._store.connected:
+                    self._say(Event.STORE_REFUSED, f"the blacklist could not be read: {error}")
+                    await asyncio.sleep(1.0)
 
     # --- which nodes are ours
 

@@ -6,6 +6,9 @@ process, such as CLOCK_BOOTTIME). The figures are qemu-traditional's unless conf
 
 from __future__ import annotations
 
+ROUNDING = 1e-6
+"""Tokens that are as good as none: a wait that was just long enough may end a rounding error too early."""
+
 
 class TokenBucket:
     """A balance that starts full, refills at `rate` tokens a second up to `burst`, and may be overdrawn.
@@ -56,7 +59,7 @@ class TokenBucket:
     def wait(self, tokens: float, now: float) -> float:
         """Seconds from `now` until the balance is at least `tokens`; infinity where that never comes."""
         missing = tokens - self.refill(now)
-        if missing <= 0:
+        if missing <= ROUNDING:
             return 0.0
         if self.rate <= 0 or tokens > self.burst:
             return float("inf")

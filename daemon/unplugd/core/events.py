@@ -64,6 +64,17 @@ class Blacklisted:
 
 
 @dataclass(frozen=True, slots=True)
+class VerdictFallback:
+    """A build number was judged without xenstored's word."""
+
+    build: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"build {self.build} judged without xenstored: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
 class Unplugged:
     """Devices were ordered to be unplugged that had not been since reset."""
 
@@ -134,6 +145,6 @@ class Resumed:
 
 
 Event = (
-    Line | LinesDropped | Announced | Blacklisted | Unplugged | UnplugDenied | UndefinedBits | BuildWithoutProduct
-    | WasReset | Throttled | Resumed
+    Line | LinesDropped | Announced | Blacklisted | VerdictFallback | Unplugged | UnplugDenied | UndefinedBits
+    | BuildWithoutProduct | WasReset | Throttled | Resumed
 )

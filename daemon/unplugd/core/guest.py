@@ -17,6 +17,7 @@ from unplugd.core.events import (
     UndefinedBits,
     UnplugDenied,
     Unplugged,
+    VerdictFallback,
     WasReset,
 )
 from unplugd.core.guestlog import GuestLog, Limits
@@ -31,6 +32,8 @@ class Verdict:
     blacklisted: bool
     reason: str = ""
     """Why, in an administrator's words; "" if unknown."""
+    fallback: str = ""
+    """Why xenstored itself was not asked, or did not answer, and what decided instead; "" where it answered."""
 
 
 class Snapshot(NamedTuple):
@@ -48,12 +51,14 @@ class Snapshot(NamedTuple):
     unsaid_lines: int
     unsaid_bytes: int
     throttled: bool
+    reason: str
+    """As Guest.reason."""
 
 
 class Guest:
     """The state of one domain and the events that it caused, oldest first, in `events` (the caller takes them)."""
 
-    __slots__ = ("_told", "changed", "events", "grew", "log", "platform", "registry")
+    __slots__ = ("_told", "changed", "events", "grew", "log", "platform", "reason", "registry", "resets")
 
     def __init__(self, rules: Rules, limits: Limits, registry: Registry, now: float,
                  cost: Callable[[bytes], int] = len) -> None:
@@ -65,6 +70,10 @@ class Guest:
         """Set by everything that changes a Snapshot; whoever keeps it clears it."""
         self.grew = False
         """Set when bytes came for the log: the partial line is longer, or lines have ended."""
+        self.reason = ""
+        """Why the driver is blacklisted; "" where it isn't or nobody said."""
+        self.resets = 0
+        """How often the platform device was reset: a verdict that was asked for before one counts no more."""
         self._told: set[object] = set()
 
     def reset(self, now: float) -> None:
@@ -72,6 +81,8 @@ class Guest:
         self.changed = True
         self.log.cut(now)
         self.platform.reset()
+        self.resets += 1
+        self.reason = ""
         self.log.product = (None, None)
         self._told.clear()
         self.log.record(WasReset(), now)
@@ -108,6 +119,10 @@ class Guest:
         platform = self.platform
         before = platform.blacklisted
         platform.judge(build, verdict.blacklisted)
+        if verdict.blacklisted:
+            self.reason = verdict.reason
+        if verdict.fallback:
+            self.log.record(VerdictFallback(build, verdict.fallback), now)
         self._identify()
         name = self.registry.name(product)
         key = (product, build, platform.blacklisted)
@@ -149,7 +164,7 @@ class Guest:
         platform, log = self.platform, self.log
         return Snapshot(platform.product, platform.build, platform.blacklisted, platform.unplugged, platform.flags,
                         log.bucket.balance, log.bucket.at, log.charged, log.unsaid_lines, log.unsaid_bytes,
-                        log.throttled)
+                        log.throttled, self.reason)
 
     def restore(self, kept: Snapshot, partial: bytes, now: float) -> None:
         """Go on where an earlier process stopped. A partial line's time counts anew."""
@@ -159,6 +174,7 @@ class Guest:
         log.bucket.restore(kept.balance, kept.balance_at, now)
         log.charged = kept.charged
         log.unsaid_lines, log.unsaid_bytes, log.throttled = kept.unsaid_lines, kept.unsaid_bytes, kept.throttled
+        self.reason = kept.reason
         log.restore_partial(partial, now)
         self._identify()
         self.changed = True

@@ -57,7 +57,7 @@ class GuestLog:
         self.line_number = 0
         """How many lines were ended: while it stays the same, `partial` only grows."""
         self.charged = 0
-        """With `delay`: what the partial line has been charged so far."""
+        """With `delay`: what the partial line has been charged so far, as part of its frames."""
         self.unsaid_lines = 0
         self.unsaid_bytes = 0
         self.throttled = False
@@ -77,6 +77,8 @@ class GuestLog:
     def configure(self, limits: Limits, now: float) -> None:
         """Change the limits of a running guest."""
         self.bucket.configure(limits.rate, limits.burst, now)
+        if limits.delay != self.limits.delay:
+            self.charged = 0  # what the partial line has paid counts only in the mode in which it paid
         self.limits = limits
 
     def restore_partial(self, partial: bytes, now: float) -> None:
@@ -98,8 +100,10 @@ class GuestLog:
             room = LINE_LIMIT - len(partial)
             partial += body[:room]
             body = body[room:]
+            self.charged += room
             self.cut(now)
         partial += body
+        self.charged += len(body) + ended
         if ended:
             self.end_line(now)
 
@@ -204,7 +208,6 @@ class GuestLog:
     def charge_frame(self, count: int, now: float) -> None:
         """With `delay`: the bytes of one frame are charged at once."""
         if not self.limits.unlimited:
-            self.charged += count
             self.bucket.overdraw(count, now)
 
     def hold(self, now: float) -> float:

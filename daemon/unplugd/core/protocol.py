@@ -189,9 +189,10 @@ class Platform:
                 return (1 << 8 * size) - 1
 
     def give_product(self, number: int) -> None:
-        """[3] A product number; 0 takes back what was given."""
-        if self.rules.protocol_version:
+        """[3] A product number; 0 takes back what was given. The build number of another product is forgotten."""
+        if self.rules.protocol_version and number != (self.product or 0):
             self.product = number or None
+            self.build = None
 
     def judge(self, build: int, blacklisted: bool) -> None:
         """[4] A build number with its verdict. A guest once blacklisted stays so until reset."""

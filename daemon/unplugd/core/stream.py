@@ -4,18 +4,19 @@ Sans I/O. The caller feeds what it read and the time, writes what it gets, and l
 waits for a verdict or for tokens: read no more, and resume() when it is there) and `fault` (close the connection).
 
 Nearly all accesses of a running guest are magic reads and log bytes, and one guest's log byte is like another's: the
-same 32 bytes. Whole frames that were served once are answered from a table from then on (Dispatch.seen). Everything
-else takes the slow path, which is the specification in the open.
+same 32 bytes. Such a frame is recognized once and answered from a table from then on (Dispatch). Everything else takes
+the slow path, which is the specification in the open.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Generator
 from dataclasses import dataclass
 
 from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import LINE_LIMIT
-from unplugd.core.ioreq import FRAME_SIZE, Request, decode, response
+from unplugd.core.ioreq import FRAME_SIZE, Request, decode, pio, response
 from unplugd.core.protocol import LEGACY_MASKS, MAGIC, MAGIC_BLACKLISTED, Effect, Rules
 from unplugd.errors import ClientFault
 
@@ -42,6 +43,11 @@ _Job = Generator[Waiting, Verdict | None, bytes]
 
 _NEWLINE = 0x0A
 _MAGIC = -1
+_NOTHING, _ALLOWED, _DENIED = (value.to_bytes(8, "little") for value in (0, MAGIC, MAGIC_BLACKLISTED))
+_WRITTEN, _READ = b"\x03\x00", b"\x23\x00"  # the last two bytes of a response: state and `dir`, type
+
+_FIELDS = struct.Struct("<QQQ6xH")
+"""addr; data; count and size; (vp_eport and _pad0 left out;) state, flags and type."""
 
 OUTPUT_LIMIT = 64 * 1024
 """Bytes of responses to string reads after which receive() stops: 32 bytes of request can ask for 4 KiB of answer."""
@@ -50,30 +56,42 @@ SEEN_LIMIT = 8192
 """Frames that are remembered with their responses (about 2 MiB); past it, remembering begins anew."""
 
 
+Known = tuple[int, bytes, bytes]
+"""What is known of a frame: the log byte that it writes, or _MAGIC; its response; that of a blacklisted guest."""
+
+
 class Dispatch:
-    """The protocol's table under given rules, ready for lookup. One serves all connections."""
+    """The protocol's table under given rules, ready for lookup. One serves all connections.
+
+    With `delay` a log byte is charged and its response may be held back: it is never answered from `seen`.
+    """
 
     def __init__(self, rules: Rules, *, delay: bool) -> None:
         self.effects = rules.effects()
-        self._delay = delay
-        self.seen: dict[bytes, tuple[int, bytes, bytes]] = {}
-        """A request's frame to: the log byte that it writes, or _MAGIC; its response; that of a blacklisted guest."""
+        self.seen: dict[bytes, Known] = {}
+        self._usual: dict[tuple[int, int, int], Effect] = {}
+        for row in rules.rows():
+            if row.effect is Effect.MAGIC or (row.effect is Effect.LOG and not delay):
+                addr, _, shape, bits = _FIELDS.unpack(pio(row.addr, size=row.size, read=row.read))
+                self._usual[addr, shape, bits] = row.effect
 
-    def remember(self, request: Request, effect: Effect) -> None:
-        """Take a single access into `seen`, if it is one that guests do all the time.
-
-        With `delay` a log byte is charged and may be held back: it is never answered from a table.
-        """
-        if effect is Effect.MAGIC and not request.string:
-            known = _MAGIC, response(request, MAGIC), response(request, MAGIC_BLACKLISTED)
-        elif effect is Effect.LOG and not request.string and not self._delay:
-            answer = response(request, 0)
-            known = request.data, answer, answer
+    def recognize(self, frame: bytes) -> Known | None:
+        """What there is to know of a frame that is a single magic read or log byte; None for any other."""
+        addr, value, shape, bits = _FIELDS.unpack(frame)
+        effect = self._usual.get((addr, shape, bits))
+        if effect is None:
+            return None
+        head, tail = frame[:8], frame[16:30]
+        if effect is Effect.LOG:
+            answer = head + _NOTHING + tail + _WRITTEN
+            known = value & 0xFF, answer, answer
         else:
-            return
+            tail += _READ
+            known = _MAGIC, head + _ALLOWED + tail, head + _DENIED + tail
         if len(self.seen) >= SEEN_LIMIT:
             self.seen.clear()
-        self.seen[request.frame] = known
+        self.seen[frame] = known
+        return known
 
 
 class IoreqStream:
@@ -115,12 +133,13 @@ class IoreqStream:
         log = self._guest.log
         partial = log.partial
         blacklisted = self._guest.platform.blacklisted
-        seen = self._dispatch.seen
+        seen, recognize = self._dispatch.seen, self._dispatch.recognize
         pieces: list[bytes] = []
         position = magics = logged = answered = 0
         last = len(data) - FRAME_SIZE
         while position <= last:
-            known = seen.get(data[position:position + FRAME_SIZE])
+            frame = data[position:position + FRAME_SIZE]
+            known = seen.get(frame) or recognize(frame)
             if known is None:
                 begin = position
                 position = self._slow(data, begin, pieces)
@@ -206,7 +225,6 @@ class IoreqStream:
         if effect is Effect.LEGACY_UNPLUG and not _legacy_masks(request, payload):
             effect = Effect.NONE
         self._tally[effect.kind] += 1
-        self._dispatch.remember(request, effect)
         if request.read:
             answer = guest.platform.read(effect, request.size)
             if request.string:
@@ -240,8 +258,10 @@ class IoreqStream:
         product = guest.expected_product(build, self._now)
         if product is not None:
             self._builds += 1
+            resets = guest.resets
             verdict = yield NeedVerdict(product, build, first=self._builds == 1)
-            guest.judge(product, build, verdict or Verdict(blacklisted=False), self._now)
+            if guest.resets == resets:
+                guest.judge(product, build, verdict or Verdict(blacklisted=False), self._now)
 
 
 def _elements(request: Request, payload: bytes) -> list[int]:

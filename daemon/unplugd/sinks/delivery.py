@@ -66,7 +66,7 @@ class Delivery:
         self._outboxes: dict[int, Outbox] = {}
         self._waiting: dict[str, dict[Outbox, None]] = {"journal": {}, "stderr": {}}
         self._total = 0
-        self._failing: dict[str, int] = {}
+        self._failing: set[Outbox] = set()
         self._own = Outbox(0, "", None, self._lost_own)
         self._own_lost = 0
         self._drained: asyncio.Event | None = None
@@ -113,9 +113,21 @@ class Delivery:
         self._outboxes[domid] = outbox
         if self._files is not None:
             self._files.open(domid, name)
-        for entry, sinks in left:
-            self._keep(outbox, entry, sinks)
+        self._take_over(outbox, left)
         return outbox
+
+    def _take_over(self, outbox: Outbox, left: list[tuple[Entry, list[str]]]) -> None:
+        """Put what an earlier process left on its way again; until it has arrived it stays in the spool."""
+        offsets = [0] * len(left)
+        if left and outbox.spool is not None:
+            with contextlib.suppress(OSError):
+                offsets = outbox.spool.rewrite(left)
+        for (entry, sinks), offset in zip(left, offsets, strict=True):
+            for sink in sinks:
+                if sink != "file" or self._files is not None:
+                    self._enqueue(outbox, entry, sink, offset)
+        if not outbox.pending and outbox.spool is not None:
+            outbox.spool.clear()
 
     def _spool_path(self, domid: int, uuid: str) -> Path:
         return self._directory / f"dom{domid}{'-' if uuid else ''}{uuid}.spool"
@@ -131,6 +143,7 @@ class Delivery:
         if self._outboxes.get(outbox.domid) is not outbox:
             return
         del self._outboxes[outbox.domid]
+        self._failing.discard(outbox)
         if self._files is not None:
             queue = list(outbox.queues.get("file", ()))[outbox.in_flight:]
             last = self._files.close(outbox.domid, [format_line(entry.time, entry.message) for entry, _ in queue])
@@ -142,7 +155,7 @@ class Delivery:
         error = None if last.cancelled() else last.exception()
         if isinstance(error, OSError):
             self._file_failed(outbox, error)
-            self._failing.pop(outbox.name, None)
+            self._failing.discard(outbox)
             self._forget(outbox, "file", count)
         else:
             self._done(outbox, "file", count)
@@ -171,18 +184,18 @@ class Delivery:
 
     def _adopt(self, path: Path) -> None:
         left = list(load(path))
-        lines = [entry for entry, sinks in left if "file" in sinks]
-        for entry, sinks in left:
-            for sink in sinks:
-                if sink != "file":
-                    self._offer(self._own, entry, sink)
-        fields = dict(lines[0].fields) if lines else {}
-        domid = fields.get("XEN_DOMID", "")
-        if self._files is not None and domid.isdigit() and int(domid) not in self._outboxes:
-            self._files.open(int(domid), fields.get("XEN_DOMAIN_NAME", f"dom{domid}"))
-            self._files.close(int(domid), [format_line(entry.time, entry.message) for entry in lines])
-        with contextlib.suppress(OSError):
-            path.unlink()
+        fields = dict(left[0][0].fields) if left else {}
+        domid = int(fields.get("XEN_DOMID", "0"))
+        orphan = Outbox(domid, fields.get("XEN_DOMAIN_NAME", f"dom{domid}"), Spool(path), lambda lines, size: None)
+        self._take_over(orphan, left)
+        lines = [format_line(entry.time, entry.message) for entry, _ in orphan.queues.get("file", ())]
+        if lines and self._files is not None and domid not in self._outboxes:
+            self._files.open(domid, orphan.name)
+            last = self._files.close(domid, lines)
+            if last is not None:
+                last.add_done_callback(functools.partial(self._closed, orphan, len(lines)))
+        elif lines:
+            self._forget(orphan, "file", len(lines))
 
     # --- records
 
@@ -243,9 +256,12 @@ class Delivery:
                 self._compact(outbox)
                 offset = outbox.spool.append(entry, sinks)
         for sink in sinks:
-            outbox.queues.setdefault(sink, deque()).append((entry, offset))
-            self._count(outbox, size)
-            self._schedule(outbox, sink)
+            self._enqueue(outbox, entry, sink, offset)
+
+    def _enqueue(self, outbox: Outbox, entry: Entry, sink: str, offset: int) -> None:
+        outbox.queues.setdefault(sink, deque()).append((entry, offset))
+        self._count(outbox, len(entry.message) + OVERHEAD)
+        self._schedule(outbox, sink)
 
     def _compact(self, outbox: Outbox) -> None:
         """A spool that never got empty has grown by what is done: begin it anew with what is not."""
@@ -285,7 +301,7 @@ class Delivery:
 
     def _schedule(self, outbox: Outbox, sink: str) -> None:
         if sink == "file":
-            if outbox.task is None:
+            if outbox.task is None and self._outboxes.get(outbox.domid) is outbox:
                 outbox.task = asyncio.get_running_loop().create_task(self._write_file(outbox))
             return
         self._waiting[sink][outbox] = None
@@ -354,15 +370,16 @@ class Delivery:
         await self._files.append(outbox.domid, lines)
 
     def _file_failed(self, outbox: Outbox, error: OSError) -> None:
-        if outbox.name not in self._failing:
-            self._failing[outbox.name] = outbox.domid
+        if outbox not in self._failing:
+            self._failing.add(outbox)
             where = error.filename or str(self._config.directory)
             self._say(
                 Event.SINK_FAILED, f"guest log of {outbox.name}: {where}: {error.strerror}; lines are kept"
             )
 
     def _file_recovered(self, outbox: Outbox) -> None:
-        if self._failing.pop(outbox.name, None) is not None:
+        if outbox in self._failing:
+            self._failing.discard(outbox)
             self._say(Event.SINK_RECOVERED, f"guest log of {outbox.name}: written again")
 
     def _rename_failed(self, domid: int, error: OSError) -> None:

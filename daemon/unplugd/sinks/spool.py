@@ -11,6 +11,7 @@ had not been sent.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import struct
@@ -36,17 +37,26 @@ class Spool:
     def append(self, entry: Entry, sinks: list[str]) -> int:
         """Keep `entry` for `sinks`; returns the offset behind it, for done()."""
         if self._descriptor is None:
-            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._descriptor = os.open(self._path, flags, 0o600)
-            os.pwrite(self._descriptor, bytes(_HEADER.size), 0)
-            self._end = _HEADER.size
+            self._begin()
         body = json.dumps([entry.time, entry.message.decode("latin-1"), entry.fields, sinks]).encode()
         record = _PREFIX.pack(len(body), zlib.crc32(body)) + body
-        written = os.pwrite(self._descriptor, record, self._end)
-        if written != len(record):
-            raise OSError(28, os.strerror(28), str(self._path))
-        self._end += written
+        self._write(record, self._end)
+        self._end += len(record)
         return self._end
+
+    def _begin(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._descriptor = os.open(self._path, flags, 0o600)
+        try:
+            self._write(bytes(_HEADER.size), 0)
+        except OSError:
+            self.close()
+            raise
+        self._end = _HEADER.size
+
+    def _write(self, data: bytes, at: int) -> None:
+        if self._descriptor is None or os.pwrite(self._descriptor, data, at) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def done(self, sink: str, offset: int) -> None:
         """`sink` has everything up to `offset`."""
