@@ -1,0 +1,7 @@
+"""`python3 -m unplugd.ctl` is `unplugctl`."""
+
+import sys
+
+from unplugd.ctl.cli import entry
+
+sys.exit(entry())

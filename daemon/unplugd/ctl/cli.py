@@ -1,0 +1,256 @@
+"""The command `unplugctl`: its arguments, and how it ends.
+
+The parser is the one source of the help texts, the man page (scripts/man-docs.py) and the shell completion
+(completion.py). Which function runs is named as text, so that only its module is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from unplugd import __version__
+from unplugd.ctl import show
+from unplugd.ctl.failure import EXITS, OK, USAGE, Failure
+
+DOMAIN = "a domain's name, domid or uuid"
+PRODUCT = "a product's name or number: linux, 3, xensource-windows, ..."
+BUILD = "its build number: decimal, 0x..., or XENBUS's three numbers as 9.0.4"
+
+EPILOG = "\n".join(["Exit status:", *(f"  {number}  {meaning}" for number, meaning in EXITS)])
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of epilogs, and the help texts in one column."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=min(100, int(os.environ.get("COLUMNS", "100"))))
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors say what to do next."""
+
+    def error(self, message: str) -> Any:
+        """Part of argparse: ends the process with status 2."""
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n  {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of `unplugctl`."""
+    result = Parser(
+        prog="unplugctl",
+        description="Look after unplugd: the guests it serves, their PV drivers, the driver blacklist, guest logs.",
+        epilog=EPILOG,
+        formatter_class=_Help,
+    )
+    _common(result, first=True)
+    result.add_argument("--version", action="version", version=f"unplugctl {__version__}")
+    commands = result.add_subparsers(metavar="COMMAND", title="commands")
+    _guests(commands)
+    _logs(commands)
+    _blacklist(commands)
+    _configuration(commands)
+    status = _command(commands, "status", "status:status", "whether unplugd runs and does its job",
+                      "Says whether unplugd runs, whether it is ready and what it waits for, and what is out of the"
+                      " ordinary.")
+    _json(status)
+    completion = _command(commands, "completion", "completion:print_script", "shell completion",
+                          "Prints the completion of a shell, made from unplugctl's own arguments. Packages install it;"
+                          ' by hand: eval "$(unplugctl completion bash)"')
+    completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish", "domains"),
+                            help="bash, zsh or fish; `domains` prints what completes a DOMAIN")
+    return result
+
+
+def _common(command: argparse.ArgumentParser, *, first: bool = False) -> None:
+    """What may stand before and after the command's name."""
+    def default(value: str | None) -> Any:
+        return value if first else argparse.SUPPRESS
+
+    config = command.add_argument("--config", metavar="FILE", default=default(None),
+                                  help="unplugd's configuration, as with unplugd (default /etc/unplugd/unplugd.toml)")
+    config.complete = "file"  # type: ignore[attr-defined] # read by completion.py
+    sock = command.add_argument("--socket", metavar="PATH", default=default(None),
+                                help="unplugd's control socket (default control.sock in the configured runtime_dir)")
+    sock.complete = "file"  # type: ignore[attr-defined]
+    command.add_argument("--color", "--colour", metavar="WHEN", choices=("auto", "always", "never"),
+                         default=default("auto"), help="auto (on a terminal, unless NO_COLOR is set), always or never")
+
+
+def _command(commands: Any, name: str, run: str, help: str, description: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, description=description, formatter_class=_Help)
+    command.set_defaults(run=run)
+    _common(command)
+    return command
+
+
+def _json(command: argparse.ArgumentParser, help: str = "print JSON (its keys: unplugctl(1))") -> None:
+    command.add_argument("-l", "--json", action="store_true", help=help)
+
+
+def _domain(command: argparse.ArgumentParser, name: str = "domain", nargs: str | None = None,
+            help: str = DOMAIN) -> None:
+    action = command.add_argument(name, metavar="DOMAIN", nargs=nargs, help=help)
+    action.complete = "domain"  # type: ignore[attr-defined]
+
+
+def _guests(commands: Any) -> None:
+    listed = _command(commands, "list", "guests:list_domains", "the guests, one line each",
+                      "Shows one line for each guest: its PV driver as it announced itself, the verdict on it, what it"
+                      " unplugged, and how its log does.")
+    _json(listed)
+    _domain(listed, "domains", "*", "only these: names, domids or uuids")
+    shown = _command(commands, "show", "guests:show_domain", "one guest, in words",
+                     "Says everything about one guest: what its driver did and when, why it was judged as it was, and"
+                     " what to do about it.")
+    _json(shown)
+    _domain(shown)
+    top = _command(commands, "top", "top:top", "what the guests log, live",
+                   "Shows rates of guest logs as they change. On a terminal: q quits, i, n, b, d sort by id, name,"
+                   " bytes, dropped lines.")
+    _json(top, "print JSON, one line an iteration; implies -b")
+    top.add_argument("-b", "--batch", action="store_true", help="write tables one after another, for files and pipes")
+    top.add_argument("-i", "--iterations", metavar="N", type=_count, default=0, help="end after N (default: never)")
+    top.add_argument("-d", "--delay", metavar="SECS", type=_seconds, default=3.0,
+                     help="seconds between two looks (default 3)")
+    top.add_argument("-s", "--sort", metavar="BY", choices=("id", "name", "bytes", "dropped"), default="bytes",
+                     help="id, name, bytes (the default) or dropped")
+
+
+def _logs(commands: Any) -> None:
+    log = _command(commands, "log", "journal:log", "what a guest wrote to its log",
+                   "Shows the lines of a guest's log: from the journal, or from the guest's file where the journal is"
+                   " not among unplugd's sinks. Guests that are gone are found too.")
+    _domain(log)
+    _journal(log)
+    events = _command(commands, "events", "journal:events", "what happened: drivers, verdicts, unplugs, faults",
+                      "Shows unplugd's own records in the journal: drivers announced, verdicts, unplug orders, resets,"
+                      " throttled guests, faults, connections denied.")
+    _domain(events, nargs="?", help=f"only of this guest: {DOMAIN}")
+    _journal(events)
+    events.add_argument("-k", "--kind", metavar="KIND", action="append",
+                        help="only this kind of event, as the second column names it; may be given again")
+
+
+def _journal(command: argparse.ArgumentParser) -> None:
+    _json(command, "print JSON, one line an entry")
+    command.add_argument("-f", "--follow", action="store_true", help="go on as they come, until interrupted")
+    command.add_argument("-n", "--lines", metavar="N", type=_count, help="only the last N (default: all; with -f: 10)")
+    command.add_argument("-S", "--since", metavar="TIME",
+                         help="only since TIME, as journalctl takes it: today, -1h, 2026-01-31 12:00")
+    directory = command.add_argument("-D", "--directory", metavar="DIR", help="read the journal in this directory")
+    directory.complete = "file"  # type: ignore[attr-defined]
+    command.add_argument("--namespace", metavar="NS", help="read this journal namespace (LogNamespace= of the unit)")
+
+
+def _blacklist(commands: Any) -> None:
+    group = commands.add_parser(
+        "blacklist", help="which driver builds must not be used", formatter_class=_Help,
+        description="Shows and changes the driver blacklist, in xenstore (/mh/driver-blacklist) and in configuration."
+                    " It works while unplugd is down.")
+    actions = group.add_subparsers(metavar="ACTION", title="actions", required=True)
+    listed = _command(actions, "list", "blacklist:list_entries", "all of it",
+                      "Shows every blacklisted build, where that is said, and how many running guests have such a"
+                      " driver.")
+    _json(listed)
+    checked = _command(actions, "check", "blacklist:check", "whether a build is blacklisted, and why",
+                       "Says whether a build is blacklisted, by what, and which running guests have it. The exit status"
+                       " is 1 if it is.")
+    _build(checked)
+    added = _command(actions, "add", "blacklist:add", "blacklist a build",
+                     "Blacklists a build of a product: from now on its drivers are told to leave themselves out. Guests"
+                     " that run are not touched; those that have this driver are named.")
+    _build(added)
+    added.add_argument("-r", "--reason", metavar="TEXT", help="why, for people: show and the records repeat it")
+    added.add_argument("-y", "--yes", action="store_true", help="do not ask, even where it hits every Linux guest")
+    removed = _command(actions, "remove", "blacklist:remove", "take a build off the blacklist",
+                       "Takes a build off the blacklist. A guest that was told that its driver is blacklisted is told"
+                       " otherwise at its next start.")
+    _build(removed)
+    for command in (added, removed):
+        command.add_argument("-p", "--persist", action="store_true",
+                             help="in conf.d as well, for xenstore forgets when dom0 boots; a running unplugd reloads")
+
+
+def _build(command: argparse.ArgumentParser) -> None:
+    _json(command)
+    product = command.add_argument("product", metavar="PRODUCT", help=PRODUCT)
+    product.complete = "product"  # type: ignore[attr-defined]
+    command.add_argument("build", metavar="BUILD", help=BUILD)
+
+
+def _configuration(commands: Any) -> None:
+    group = commands.add_parser("config", help="unplugd's configuration", formatter_class=_Help,
+                                description="Checks and shows unplugd's configuration files.")
+    actions = group.add_subparsers(metavar="ACTION", title="actions", required=True)
+    checked = _command(actions, "check", "configuration:check", "whether it can be used",
+                       "Checks the configuration as `unplugd --check` does: a reload would take it.")
+    _json(checked)
+    shown = _command(actions, "show", "configuration:show_configuration", "what is in it",
+                     "Shows the configuration files that are read, in order. With --effective: every key with the value"
+                     " that holds, as one file.")
+    shown.add_argument("-e", "--effective", action="store_true", help="every key with its value, defaults included")
+    _json(shown, "print the effective values as JSON")
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of times")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.05 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.05 to 86400")
+    return seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `unplugctl`; returns the exit status."""
+    result = parser()
+    options = result.parse_args(arguments)
+    run = getattr(options, "run", None)
+    if run is None:
+        result.print_help()
+        return USAGE
+    show.use_colour(options.color)
+    try:
+        module, _, function = run.partition(":")
+        if options.socket is None and module != "configuration":
+            from unplugd.ctl.control import runtime_directory
+
+            options.socket = os.path.join(runtime_directory(options.config), "control.sock")
+        status = getattr(importlib.import_module(f"unplugd.ctl.{module}"), function)(options)
+        sys.stdout.flush()
+        return int(status)
+    except Failure as failure:
+        sys.stdout.flush()
+        print(f"unplugctl: {failure.problem}", file=sys.stderr)
+        for line in filter(None, failure.hint.split("\n")):
+            print(f"  {line}", file=sys.stderr)
+        return failure.status
+    except KeyboardInterrupt:
+        # how -f and top are ended
+        return OK if getattr(options, "follow", False) or run.startswith("top:") else 128 + signal.SIGINT
+
+
+def entry() -> int:
+    """The console script: as main(), and a reader that goes away (`| head`) ends it as it ends cat."""
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    return main()

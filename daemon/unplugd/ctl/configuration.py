@@ -1,0 +1,122 @@
+"""`unplugctl config`: is the configuration valid, what is in its files, and what does all of it come to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unplugd.config import Config, files, load
+from unplugd.core.protocol import DEVICES
+from unplugd.ctl import show
+from unplugd.ctl.failure import OK, USAGE, Failure
+from unplugd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+
+def _path(options: Namespace) -> Path | None:
+    return Path(options.config) if options.config else None
+
+
+def check(options: Namespace) -> int:
+    """`unplugctl config check`."""
+    path = _path(options)
+    try:
+        load(path)
+        read = [str(file) for file in files(path)]
+    except ConfigError as error:
+        if options.json:
+            show.print_json({"valid": False, "file": error.file, "key": error.key, "problem": error.problem})
+            return USAGE
+        raise Failure(USAGE, show.line(str(error)),
+                      "a running unplugd keeps what it read before; unplugd.toml(5) has every key") from None
+    if options.json:
+        show.print_json({"valid": True, "files": read})
+    else:
+        print("configuration is valid: " + (", ".join(read) or "no file, the defaults"))
+    return OK
+
+
+def show_configuration(options: Namespace) -> int:
+    """`unplugctl config show`: the files as they are, or with --effective what they come to."""
+    path = _path(options)
+    try:
+        if options.effective or options.json:
+            config = load(path)
+            if options.json:
+                show.print_json({"files": [str(file) for file in files(path)], "effective": effective(config)})
+            else:
+                print(toml(effective(config)), end="")
+            return OK
+        for file in files(path):
+            print(show.paint(f"# {file}", show.BOLD))
+            print("\n".join(show.line(line) for line in file.read_bytes().splitlines()))
+            print()
+        if not files(path):
+            print("# no file: the defaults hold;  unplugctl config show --effective")
+    except ConfigError as error:
+        raise Failure(USAGE, show.line(str(error)), "unplugctl config check") from None
+    except OSError as error:
+        raise Failure(USAGE, f"{error.filename}: {error.strerror}", "unplugctl config check") from None
+    return OK
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """Every key with its value, as a document of the same form that the files have."""
+    document: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        document[field.name] = (
+            {key.name: getattr(value, key.name) for key in dataclasses.fields(value)}
+            if dataclasses.is_dataclass(value) else value)
+    document["runtime_dir"] = str(config.runtime_dir)
+    document["products"] = dict(config.products)
+    xenstore, blacklist = document["xenstore"], document["blacklist"]
+    xenstore["domain"] = [dataclasses.asdict(domain) for domain in xenstore.pop("domains")]
+    blacklist["entry"] = [dataclasses.asdict(entry) for entry in blacklist.pop("entries")]
+    blacklist["range"] = [{"product": one.product, "from": one.first, "to": one.last, "reason": one.reason}
+                          for one in blacklist.pop("ranges")]
+    mask = config.policy.allow_unplug
+    document["policy"]["allow_unplug"] = [name for name, bit in DEVICES.items() if mask & bit]
+    uids = config.socket.device_model_uids
+    document["socket"]["device_model_uids"] = "auto" if uids is None else list(uids)
+    document["log"]["sinks"] = list(config.log.sinks)
+    document["log"]["directory"] = str(config.log.directory)
+    document["http"]["listen"] = _address(config.http.listen)
+    return document
+
+
+def _address(listen: tuple[str, int] | None) -> str:
+    if listen is None:
+        return ""
+    host, port = listen
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def toml(document: dict[str, Any]) -> str:
+    """The document as TOML that unplugd reads as the same configuration."""
+    lines = [f"{key} = {_value(value)}" for key, value in document.items() if not isinstance(value, dict)]
+    for section, table in document.items():
+        if not isinstance(table, dict):
+            continue
+        lists = {key: value for key, value in table.items()
+                 if key in ("domain", "entry", "range") and section != "products"}
+        lines += ["", f"[{section}]"]
+        lines += [f"{_key(key)} = {_value(value)}" for key, value in table.items() if key not in lists]
+        for key, tables in lists.items():
+            for one in tables:
+                lines += ["", f"[[{section}.{key}]]"]
+                lines += [f"{name} = {_value(value)}" for name, value in one.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").isalnum() and name.isascii() else json.dumps(name, ensure_ascii=True)
+
+
+def _value(value: Any) -> str:
+    # JSON's numbers, strings, booleans and lists of them are TOML's (floats are finite here)
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,240 @@
+"""`unplugctl list` and `show`: the guests as a table, and one of them in words.
+
+`show` is for somebody who has never heard of the protocol: it says what happened, what it means and what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from unplugd.ctl import show
+from unplugd.ctl.control import Control
+from unplugd.ctl.failure import NOT_FOUND, OK, Failure
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+HEADS = ("Name", "ID", "Driver", "Build", "Verdict", "Unplugged", "Log")
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+def is_uuid(text: str) -> bool:
+    """Whether a DOMAIN on the command line is a uuid."""
+    return _UUID.fullmatch(text.lower()) is not None
+
+
+def find(domains: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
+    """The domain that DOMAIN means: a domid, else a uuid, else a name. Raises Failure."""
+    if wanted.isascii() and wanted.isdigit():
+        for domain in domains:
+            if domain["domid"] == int(wanted):
+                return domain
+    if is_uuid(wanted):
+        for domain in domains:
+            if domain["uuid"].lower() == wanted.lower():
+                return domain
+    named = [domain for domain in domains if domain["name"] == wanted]
+    if len(named) > 1:
+        ids = ", ".join(str(domain["domid"]) for domain in named)
+        raise Failure(NOT_FOUND, f"{len(named)} domains are called {show.safe(wanted)}: {ids}", "name one by its id")
+    if not named:
+        raise Failure(NOT_FOUND, f"no domain {show.safe(wanted)} is served by unplugd",
+                      "unplugctl list  shows those that are; unplugctl log and events also know guests that are gone")
+    return named[0]
+
+
+def list_domains(options: Namespace) -> int:
+    """`unplugctl list`."""
+    control = Control(options.socket)
+    domains = control.domains()
+    if options.domains:
+        domains = [find(domains, wanted) for wanted in options.domains]
+    if options.json:
+        show.print_json({"domains": domains})
+        return OK
+    rows = [row(domain) for domain in domains]
+    for line in show.table(HEADS, rows, right=(1, 3), colours=[colours(domain) for domain in domains]):
+        print(line)
+    return OK
+
+
+def row(domain: dict[str, Any]) -> tuple[str, ...]:
+    """A domain's line of the table."""
+    return (show.name(domain), str(domain["domid"]), show.cut(driver(domain), 32),
+            "-" if domain["build"] is None else str(domain["build"]), verdict(domain),
+            ",".join(domain["unplugged"]) or "-", log_state(domain))
+
+
+def colours(domain: dict[str, Any]) -> tuple[str, ...]:
+    """The colours of that line."""
+    log = domain["log"]
+    losing = log["throttled"] or any(log["dropped_lines"].values())
+    return ("", "", "", "", show.RED if domain["blacklisted"] else "", "", show.YELLOW if losing else "")
+
+
+def driver(domain: dict[str, Any]) -> str:
+    """The PV driver, by name where it has one."""
+    if domain["product"] is None:
+        return "-"
+    return show.safe(domain["product_name"]) if domain["product_name"] else f"product {domain['product']}"
+
+
+def verdict(domain: dict[str, Any]) -> str:
+    """What was decided about the driver; `-` while it has announced none."""
+    if domain["blacklisted"]:
+        return "BLACKLISTED"
+    return "-" if domain["build"] is None else "allowed"
+
+
+def log_state(domain: dict[str, Any]) -> str:
+    """How the guest's log does, in a word or three."""
+    log = domain["log"]
+    dropped = sum(log["dropped_lines"].values())
+    if log["throttled"]:
+        return f"throttled, {dropped} dropped" if dropped else "throttled"
+    if dropped:
+        return f"{dropped} dropped"
+    return show.plural(log["lines"], "line") if log["lines"] else "-"
+
+
+# --- show
+
+
+def show_domain(options: Namespace) -> int:
+    """`unplugctl show DOMAIN`."""
+    control = Control(options.socket)
+    domid = find(control.domains(), options.domain)["domid"]
+    domain = control.json(f"/api/v1/domains/{domid}")
+    if domain is None:
+        raise Failure(NOT_FOUND, f"domain {domid} has just gone", "unplugctl list")
+    if options.json:
+        show.print_json(domain)
+        return OK
+    print(show.paint(f"{show.name(domain, 200)} (domain {domid}, uuid {show.safe(domain['uuid']) or 'not known yet'})",
+                     show.BOLD))
+    print()
+    for line in summary(domain):
+        print(f"  {line}")
+    print()
+    for label, value in facts(domain):
+        print(f"  {label:<14}{value}")
+    print()
+    for line in history(domain):
+        print(line)
+    return OK
+
+
+def summary(domain: dict[str, Any]) -> list[str]:
+    """What it all means, and what to do, in a sentence or a few."""
+    told = driver(domain) + ("" if domain["build"] is None else f" build {domain['build']}")
+    if domain["blacklisted"]:
+        because = f" ({show.safe(domain['blacklist_reason'])})" if domain["blacklist_reason"] else ""
+        lines = [
+            f"Its PV driver, {told}, is on this host's blacklist{because}.",
+            "It was told so: its magic number reads 0xd249 until the guest is reset. A driver that is told so leaves",
+            "itself out, and the guest runs with emulated devices: slower, but safe.",
+        ]
+        if domain["unplugged"]:
+            lines += ["It unplugged its emulated " + " and ".join(domain["unplugged"]) + " all the same: it does not"
+                      " look at the answer."]
+        product = domain["product_name"] or domain["product"]
+        return [*lines,
+                "To use PV drivers: install another build in the guest, or take this one off the list with",
+                f"  unplugctl blacklist remove {show.safe(product)} {domain['build']}",
+                "and restart the guest: a verdict lasts until then."]
+    if domain["build"] is not None:
+        return [f"Its PV driver announced itself as {told} and is allowed."
+                + ("" if domain["unplugged"] else " It has unplugged nothing yet.")]
+    if domain["unplugged"]:
+        return ["Its driver unplugged emulated devices without saying which driver it is, as those of the BSDs do:",
+                "there is no build to blacklist."]
+    if domain["connections"] == 0:
+        return ["No device model is connected, so nothing that the guest does can be seen here.",
+                "Is unplugd-attach running, or a device model that knows unplugd?  systemctl status unplugd-attach"]
+    return ["No PV driver has announced itself: the guest is still starting, or it has none."]
+
+
+def facts(domain: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is known, line by line."""
+    log = domain["log"]
+    product = "none" if domain["product"] is None else f"{driver(domain)} (product {domain['product']})"
+    build = "" if domain["build"] is None else f", build {domain['build']}{dotted(domain['build'])}"
+    said = verdict(domain)
+    if domain["blacklisted"]:
+        said = show.paint(said, show.RED) + (
+            f": {show.safe(domain['blacklist_reason'])}" if domain["blacklist_reason"] else "")
+    limit = "none (log-throttling = 0)" if not log["limited"] else (
+        f"{log['balance']} bytes left now" + (show.paint(", over it", show.YELLOW) if log["throttled"] else ""))
+    dropped = ", ".join(
+        f"{show.plural(lines, 'line')} ({show.size(log['dropped_bytes'].get(reason, 0))}) by {reason}"
+        for reason, lines in sorted(log["dropped_lines"].items()) if lines)
+    return [
+        ("Driver", product + build),
+        ("Verdict", "nothing announced yet" if said == "-" else said),
+        ("Unplugged", ", ".join(domain["unplugged"]) or "nothing"),
+        ("Device model", show.plural(domain["connections"], "connection")),
+        ("Log", (f"{show.plural(log['lines'], 'line')}, {show.size(log['bytes'])} since unplugd started"
+                f"; read it: unplugctl log {domain['domid']}")),
+        ("Log limit", limit),
+        ("Dropped", dropped or "nothing"),
+    ]
+
+
+def dotted(build: int) -> str:
+    """A build number as the three numbers that XENBUS makes it of, where it looks like that."""
+    return f" ({build >> 16}.{build >> 8 & 0xFF}.{build & 0xFF})" if 0xFFFF < build <= 0xFFFFFF else ""
+
+
+def history(domain: dict[str, Any]) -> list[str]:
+    """Which accesses came when; the journal's part where the daemon remembers none."""
+    steps = domain.get("history")
+    more = f"  what was recorded before: unplugctl events {domain['domid']}"
+    if not steps:
+        return ["  No access of its driver is remembered;", more]
+    heads = show.paint("  What its driver did", show.BOLD)
+    return [heads, *(f"    {show.moment(step['time'])}  {told(step)}{again(step)}" for step in steps), more]
+
+
+def again(step: dict[str, Any]) -> str:
+    """How often a step was repeated."""
+    times = step.get("times", 1)
+    return "" if times < 2 else f" ({times} times, last {show.moment(step['last_time'])})"
+
+
+def told(step: dict[str, Any]) -> str:
+    """A step of the history as a sentence."""
+    match step["did"]:
+        case "magic":
+            blacklisted = step["answer"] == 0xD249
+            return f"read the magic number: {step['answer']:#06x}, " + (
+                "this driver is blacklisted" if blacklisted else "go on")
+        case "version":
+            return f"read the protocol version: {step['answer']}"
+        case "product":
+            return f"gave product number {step['product']}" if step["product"] else "took its product number back"
+        case "build":
+            because = f", {show.safe(step['reason'])}" if step["reason"] else ""
+            by = _SOURCES.get(step["source"], show.safe(step["source"]))
+            said = show.paint("blacklisted", show.RED) if step["blacklisted"] else "allowed"
+            return f"gave build number {step['build']}: {said}" + (f" by {by}" if by else "") + because
+        case "ignored-build":
+            return f"gave build number {step['build']} without a product number: ignored"
+        case "unplug":
+            order = ", ".join(step["order"]) or "nothing"
+            return f"asked to unplug (mask {step['mask']}): the device model was told to unplug {order}"
+        case "reset":
+            return "the platform device was reset: all before this no longer counts"
+        case "restored":
+            return "unplugd started anew and took the guest's state over"
+    return show.safe(step["did"])
+
+
+_SOURCES = {
+    "xenstore": "xenstore",
+    "configuration": "configuration",
+    "mirror": "what xenstore had last (it did not answer in time)",
+    "on-error": "blacklist.on_error (xenstore did not answer in time)",
+    "unknown-product": "default: nobody has registered this product number",
+}

@@ -1,0 +1,269 @@
+"""`unplugctl log` and `events`: what guests and unplugd said, from the journal or the guests' files.
+
+journalctl reads the journal (its library is not everywhere, journalctl is); every entry is escaped here once more, for
+whoever may write to the journal could have left it there. Only entries count that the user of unplugd wrote: any local
+user can use its identifiers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from unplugd.ctl import show
+from unplugd.ctl.control import Control
+from unplugd.ctl.failure import FAILED, NOT_FOUND, NOT_RUNNING, OK, Failure
+from unplugd.ctl.guests import find, is_uuid
+from unplugd.records import Event
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from pathlib import Path
+
+    from unplugd.config import Config
+
+_FIELDS = ("MESSAGE", "MESSAGE_ID", "PRIORITY", "XEN_DOMID", "XEN_DOMAIN_UUID", "XEN_DOMAIN_NAME", "UNPLUG_PRODUCT",
+           "UNPLUG_PRODUCT_NAME", "UNPLUG_BUILD")
+
+KINDS = {event.message_id: event.name.lower().replace("_", "-") for event in Event}
+"""MESSAGE_ID to the name of the kind of event in output and --kind."""
+
+FOLLOW_INTERVAL = 0.25
+"""Seconds between two looks at a guest's file that is followed."""
+
+
+def log(options: Namespace) -> int:
+    """`unplugctl log DOMAIN`."""
+    domain, uid = _known(options)
+    config = _config(options)
+    if config is not None and "journal" not in config.log.sinks and not (options.directory or options.namespace):
+        if "file" in config.log.sinks:
+            return _log_file(options, config, domain)
+        raise Failure(FAILED, 'log.sinks has neither "journal" nor "file": guest lines go to standard error only',
+                      "under systemd that is  journalctl -u unplugd")
+    matches = ["SYSLOG_IDENTIFIER=unplugd-guest", f"_UID={uid}", _match(options.domain, domain)]
+    for entry in _entries(options, matches):
+        if options.json:
+            show.print_json_line(entry)
+        else:
+            print(f"{show.moment(entry['time'])}  {show.line(entry['message'])}", flush=options.follow)
+    return OK
+
+
+def events(options: Namespace) -> int:
+    """`unplugctl events [DOMAIN]`."""
+    domain, uid = _known(options)
+    config = _config(options)
+    if config is not None and "journal" not in config.log.sinks and not (options.directory or options.namespace):
+        raise Failure(FAILED, 'log.sinks has no "journal": unplugd\'s own records go to its standard error',
+                      "under systemd that is  journalctl -u unplugd")
+    matches = ["SYSLOG_IDENTIFIER=unplugd", f"_UID={uid}"]
+    if options.domain:
+        matches.append(_match(options.domain, domain))
+    matches += [f"MESSAGE_ID={message_id}" for message_id, kind in KINDS.items() if kind in (options.kind or ())]
+    for entry in _entries(options, matches):
+        if options.json:
+            show.print_json_line(entry)
+            continue
+        colour = {"3": show.RED, "4": show.YELLOW}.get(entry["priority"], "")
+        kind = show.paint(entry["event"].ljust(22), colour)
+        print(f"{show.moment(entry['time'])}  {kind}{show.line(entry['message'])}", flush=options.follow)
+    return OK
+
+
+def _known(options: Namespace) -> tuple[dict[str, Any] | None, int]:
+    """The domain if unplugd serves it (a guest that is gone has its lines all the same), and unplugd's uid."""
+    control = Control(options.socket)
+    try:
+        uid = control.peer()[1]
+        if not options.domain:
+            return None, uid
+        return find(control.domains(), options.domain), uid
+    except Failure as failure:
+        if failure.status == NOT_FOUND and "called" not in failure.problem:
+            return None, control.peer()[1]
+        if failure.status == NOT_RUNNING:
+            return None, 0
+        raise
+
+
+def _config(options: Namespace) -> Config | None:
+    from pathlib import Path
+
+    from unplugd.config import load
+    from unplugd.errors import ConfigError
+
+    try:
+        return load(Path(options.config) if options.config else None)
+    except ConfigError:
+        return None     # the journal is the default
+
+
+def _match(wanted: str, domain: dict[str, Any] | None) -> str:
+    if domain is not None and domain["uuid"]:
+        return f"XEN_DOMAIN_UUID={domain['uuid']}"
+    if domain is not None:
+        return f"XEN_DOMID={domain['domid']}"
+    if wanted.isascii() and wanted.isdigit():
+        return f"XEN_DOMID={wanted}"
+    return f"XEN_DOMAIN_UUID={wanted.lower()}" if is_uuid(wanted) else f"XEN_DOMAIN_NAME={wanted}"
+
+
+def _entries(options: Namespace, matches: list[str]) -> Iterator[dict[str, Any]]:
+    journalctl = shutil.which("journalctl")
+    if journalctl is None:
+        raise Failure(FAILED, "journalctl is not installed", "the sink \"file\" needs no journal: log.sinks")
+    command = [journalctl, "--output=json", "--all", "--quiet", "--no-pager", f"--output-fields={','.join(_FIELDS)}"]
+    if options.directory:
+        command.append(f"--directory={options.directory}")
+    if options.namespace:
+        command.append(f"--namespace={options.namespace}")
+    if options.lines is not None:
+        command.append(f"--lines={options.lines}")
+    if options.since:
+        command.append(f"--since={options.since}")
+    if options.follow:
+        command.append("--follow")
+        if options.lines is None:
+            command.append("--lines=10")
+    process = subprocess.Popen([*command, *matches], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603
+    try:
+        assert process.stdout is not None  # noqa: S101 # PIPE
+        for line in process.stdout:
+            entry = _entry(line)
+            if entry is not None:
+                yield entry
+    finally:
+        process.terminate()
+        status = process.wait()
+    # what is wrong was said by journalctl itself; that nothing matched is 1 without a word
+    if status not in (0, 1, -15):
+        raise Failure(FAILED, f"journalctl ended with status {status}")
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """An entry of the journal under the keys of --json; None for what is none."""
+    try:
+        raw = json.loads(line)
+        seconds = int(raw["__REALTIME_TIMESTAMP"]) / 1e6
+    except (ValueError, KeyError, TypeError):
+        return None
+    text = {name: _text(raw.get(name)) for name in _FIELDS}
+
+    def number(name: str) -> int | None:
+        return int(text[name]) if text[name].isascii() and text[name].isdigit() else None
+
+    return {
+        "time": round(seconds, 6),
+        "event": KINDS.get(text["MESSAGE_ID"], "other"),
+        "message": text["MESSAGE"],
+        "priority": text["PRIORITY"],
+        "domid": number("XEN_DOMID"),
+        "uuid": text["XEN_DOMAIN_UUID"],
+        "name": text["XEN_DOMAIN_NAME"],
+        "product": number("UNPLUG_PRODUCT"),
+        "product_name": text["UNPLUG_PRODUCT_NAME"],
+        "build": number("UNPLUG_BUILD"),
+    }
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        if all(isinstance(byte, int) and 0 <= byte < 256 for byte in value):
+            return bytes(value).decode("utf-8", "surrogateescape")
+        return _text(value[0]) if value else ""      # a field that is there twice
+    return ""
+
+
+# --- guests' files
+
+
+def _log_file(options: Namespace, config: Config, domain: dict[str, Any] | None) -> int:
+    path = _file(config, options.domain, domain)
+    lines = _last_lines(path, 10 if options.follow and options.lines is None else options.lines)
+    for line in lines:
+        _show_line(options, line)
+    if options.follow:
+        _follow(options, path)
+    return OK
+
+
+def _file(config: Config, wanted: str, domain: dict[str, Any] | None) -> Path:
+    from unplugd.sinks.files import file_name
+
+    name, domid = (domain["name"], domain["domid"]) if domain else (wanted, 0)
+    path = config.log.directory / file_name(name, domid)
+    # two domains of one name: the later has its domid in the file's name
+    other = path.with_name(path.name.removesuffix(".log") + f"-{domid}.log")
+    found = next((each for each in (other, path) if each.exists()), None)
+    if found is None:
+        raise Failure(NOT_FOUND, f"{path}: no such file: this guest has logged nothing", f"ls {config.log.directory}")
+    return found
+
+
+def _last_lines(path: Path, count: int | None) -> list[bytes]:
+    text = b""
+    for each in (path.with_name(path.name + ".1"), path):
+        try:
+            text += each.read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise Failure(FAILED, f"{each}: {error.strerror}", "guest logs are root's: use sudo") from None
+    lines = text.splitlines()
+    return lines if count is None else lines[-count:] if count else []
+
+
+def _show_line(options: Namespace, line: bytes) -> None:
+    stamp, _, message = line.partition(b" ")
+    if options.json:
+        text = message.decode("ascii", "backslashreplace")
+        show.print_json_line({"time": _seconds(stamp), "event": "guest-line", "message": text})
+    else:
+        print(f"{_moment(stamp)}  {show.line(message)}", flush=options.follow)
+
+
+def _seconds(stamp: bytes) -> float:
+    from datetime import datetime
+
+    try:
+        return datetime.fromisoformat(stamp.decode("ascii")).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _moment(stamp: bytes) -> str:
+    seconds = _seconds(stamp)
+    return show.moment(seconds) if seconds else show.line(stamp)
+
+
+def _follow(options: Namespace, path: Path) -> None:
+    """Lines as they come; a file that was rotated or renamed goes on as the new one at its path."""
+    stream = path.open("rb")
+    stream.seek(0, os.SEEK_END)
+    rest = b""
+    try:
+        while True:
+            rest += stream.read()
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                _show_line(options, line)
+            sys.stdout.flush()
+            time.sleep(FOLLOW_INTERVAL)
+            try:
+                if path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
+                    rest += stream.read()
+                    stream.close()
+                    stream = path.open("rb")
+            except FileNotFoundError:
+                continue
+    finally:
+        stream.close()

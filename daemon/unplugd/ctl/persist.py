@@ -1,0 +1,214 @@
+"""The blacklist in configuration files: where an entry stands, and adding and removing one without touching the rest.
+
+Files are edited as text, so that comments and order stay; what comes out must read, as TOML, as exactly what was
+there plus or minus the entry, or it is not written. `unplugctl` writes to conf.d only: unplugd.toml is the
+administrator's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unplugd.config import DEFAULT_DROP_INS, files, load
+from unplugd.ctl.failure import FAILED, USAGE, Failure
+from unplugd.errors import ConfigError
+
+FILE = "50-unplugctl.toml"
+"""The file in conf.d that --persist adds to."""
+
+_HEADER = """\
+# Blacklist entries of `unplugctl blacklist add --persist`. It may be edited: comments and all other keys are kept.
+"""
+_BLOCK = re.compile(r"\s*\[\[\s*blacklist\s*\.\s*entry\s*\]\]")
+
+
+class Entry(NamedTuple):
+    """A `blacklist.entry` or `blacklist.range` and where it stands; of an entry, `first` is `last`."""
+
+    file: Path
+    product: str
+    first: int
+    last: int
+    reason: str
+    is_range: bool
+
+
+def drop_ins(config: Path | None) -> Path:
+    """The directory of drop-in files."""
+    return DEFAULT_DROP_INS if config is None else config.with_name(config.name + ".d")
+
+
+def configured(config: Path | None) -> list[Entry]:
+    """All entries and ranges of the configuration, with their files. Raises Failure if it cannot be used."""
+    try:
+        load(config)
+        paths = files(config)
+    except ConfigError as error:
+        raise Failure(USAGE, str(error), "unplugctl config check") from None
+    found = []
+    for path in paths:
+        blacklist = tomllib.loads(path.read_text()).get("blacklist", {})
+        found += [Entry(path, one["product"], one["build"], one["build"], one.get("reason", ""), False)
+                  for one in blacklist.get("entry", [])]
+        found += [Entry(path, one["product"], one.get("from", 0), one.get("to", 0xFFFFFFFF), one.get("reason", ""),
+                        True) for one in blacklist.get("range", [])]
+    return found
+
+
+def add(config: Path | None, product: str, build: int, reason: str) -> Path | None:
+    """Add an entry to our file; None where some file has it already. Raises Failure."""
+    directory = drop_ins(config)
+    try:
+        directory.mkdir(mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise _cannot(directory, error) from None
+    with _locked(directory):
+        if any(not one.is_range and (one.product, one.first) == (product, build) for one in configured(config)):
+            return None
+        path = directory / FILE
+        text = path.read_text() if path.exists() else _HEADER
+        block = f"\n[[blacklist.entry]]\nproduct = {_quoted(product)}\nbuild = {build}\n"
+        if reason:
+            block += f"reason = {_quoted(reason)}\n"
+        new = text + ("" if not text or text.endswith("\n") else "\n") + block
+        wanted = _parsed(path, text)
+        wanted.setdefault("blacklist", {}).setdefault("entry", []).append(
+            {"product": product, "build": build, **({"reason": reason} if reason else {})})
+        _replace(config, path, new, wanted)
+    return path
+
+
+def remove(config: Path | None, product: str, build: int) -> tuple[list[Path], list[Path]]:
+    """Take an entry out of conf.d: the files that had it, and those outside conf.d that still have it."""
+    directory = drop_ins(config)
+    if not directory.is_dir():
+        return [], _holders(config, product, build)
+    removed = []
+    with _locked(directory):
+        for path in dict.fromkeys(_holders(config, product, build)):
+            if path.parent != directory:
+                continue
+            text = path.read_text()
+            wanted = _parsed(path, text)
+            kept = [one for one in wanted["blacklist"]["entry"] if (one["product"], one["build"]) != (product, build)]
+            wanted["blacklist"]["entry"] = kept
+            _replace(config, path, _without(text, product, build), wanted)
+            removed.append(path)
+        return removed, _holders(config, product, build)
+
+
+def _holders(config: Path | None, product: str, build: int) -> list[Path]:
+    return [one.file for one in configured(config) if not one.is_range and (one.product, one.first) == (product, build)]
+
+
+def _without(text: str, product: str, build: int) -> str:
+    """The text without the tables of this entry. Comments stay where they are."""
+    lines = text.splitlines(keepends=True)
+    starts = [at for at, line in enumerate(lines) if _BLOCK.match(line)]
+    for start in reversed(starts):
+        end = next((at for at in range(start + 1, len(lines)) if lines[at].lstrip().startswith("[")), len(lines))
+        try:
+            (one,) = tomllib.loads("".join(lines[start:end]))["blacklist"]["entry"]
+        except (ValueError, KeyError):
+            continue
+        if (one.get("product"), one.get("build")) == (product, build):
+            kept = [line for line in lines[start:end] if line.lstrip().startswith("#")]
+            if not kept and start and not lines[start - 1].strip():
+                start -= 1      # the empty line that set it apart
+            while end > start and not kept and not lines[end - 1].strip():
+                end -= 1
+            lines[start:end] = kept
+    return "".join(lines)
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string; JSON's is one."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise Failure(USAGE, f"{path}: is not TOML: {error}", "unplugctl config check") from None
+
+
+def _plain(document: dict[str, Any]) -> dict[str, Any]:
+    """A document without what says nothing: an empty list of entries, an empty table of the blacklist."""
+    blacklist = {key: value for key, value in document.get("blacklist", {}).items() if value != []}
+    rest = {key: value for key, value in document.items() if key != "blacklist"}
+    return rest | ({"blacklist": blacklist} if blacklist else {})
+
+
+def _replace(config: Path | None, path: Path, text: str, wanted: dict[str, Any]) -> None:
+    """Put `text` in the place of the file, at once or not at all, if it says what is wanted."""
+    try:
+        said = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        said = {}
+    if _plain(said) != _plain(wanted):
+        raise Failure(FAILED, f"{path}: the entry is written there in a way that unplugctl cannot edit",
+                      "edit the file, then: systemctl reload unplugd")
+    try:
+        old = path.read_bytes() if path.exists() else None
+        mode = path.stat().st_mode & 0o7777 if old is not None else 0o644
+        _write(path, text.encode(), mode)
+        try:
+            load(config)
+        except ConfigError as error:
+            # what unplugd would not load is not left there
+            if old is None:
+                path.unlink()
+            else:
+                _write(path, old, mode)
+            raise Failure(FAILED, f"{error} (nothing was changed)", "unplugctl config check") from None
+    except OSError as error:
+        raise _cannot(path, error) from None
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            os.fchmod(stream.fileno(), mode)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Two unplugctl at a time: the second waits."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _cannot(directory, error) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _cannot(path: Path, error: OSError) -> Failure:
+    hint = "configuration is root's: use sudo" if isinstance(error, PermissionError) else ""
+    return Failure(FAILED, f"{path}: {error.strerror}", hint)

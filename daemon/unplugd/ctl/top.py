@@ -1,0 +1,154 @@
+"""`unplugctl top`: what guests log, by guest, as it happens; `-b` writes it out as xentop does.
+
+Two looks at the daemon give rates. On a terminal it takes the whole screen: q ends it, the keys in KEYS sort.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from unplugd.ctl import show
+from unplugd.ctl.control import Control
+from unplugd.ctl.failure import OK, USAGE, Failure
+from unplugd.ctl.guests import driver, verdict
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+HEADS = ("Name", "ID", "Conns", "Lines/s", "Bytes/s", "Dropped/s", "Lines", "Dropped", "Balance", "Log", "Driver",
+         "Verdict")
+RIGHT = (1, 2, 3, 4, 5, 6, 7, 8)
+
+KEYS = {"i": "id", "n": "name", "b": "bytes", "d": "dropped"}
+"""Key pressed to order."""
+
+
+def rates(before: dict[tuple[int, str], dict[str, Any]], domains: list[dict[str, Any]],
+          seconds: float) -> list[dict[str, Any]]:
+    """The rows: what each domain has, and its rates since `before` (0 for one that is new)."""
+    rows = []
+    for domain in domains:
+        log = domain["log"]
+        old = before.get((domain["domid"], domain["uuid"]), domain)["log"]
+
+        def rate(now: float, then: float) -> float:
+            # counters start anew with the daemon
+            return round(max(0.0, now - then) / seconds, 1) if seconds > 0 else 0.0
+
+        dropped, dropped_before = sum(log["dropped_lines"].values()), sum(old["dropped_lines"].values())
+        rows.append({
+            "domid": domain["domid"], "name": domain["name"], "uuid": domain["uuid"],
+            "connections": domain["connections"],
+            "lines_per_second": rate(log["lines"], old["lines"]),
+            "bytes_per_second": rate(log["bytes"], old["bytes"]),
+            "dropped_per_second": rate(dropped, dropped_before),
+            "lines": log["lines"], "dropped": dropped, "balance": log["balance"], "throttled": log["throttled"],
+            "limited": log["limited"], "driver": driver(domain), "verdict": verdict(domain),
+        })
+    return rows
+
+
+def ordered(rows: list[dict[str, Any]], order: str) -> list[dict[str, Any]]:
+    """The rows in the order that was asked for; the domid decides between equals."""
+    match order:
+        case "name":
+            return sorted(rows, key=lambda row: (row["name"], row["domid"]))
+        case "bytes":
+            return sorted(rows, key=lambda row: (-row["bytes_per_second"], -row["lines"], row["domid"]))
+        case "dropped":
+            return sorted(rows, key=lambda row: (-row["dropped_per_second"], -row["dropped"], row["domid"]))
+    return sorted(rows, key=lambda row: row["domid"])
+
+
+def lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The table."""
+    cells = [
+        (show.name(row), str(row["domid"]), str(row["connections"]), f"{row['lines_per_second']:.1f}",
+         f"{row['bytes_per_second']:.0f}", f"{row['dropped_per_second']:.1f}", str(row["lines"]), str(row["dropped"]),
+         str(row["balance"]) if row["limited"] else "-",
+         "throttled" if row["throttled"] else "ok" if row["limited"] else "unlimited",
+         show.cut(row["driver"], 32), row["verdict"])
+        for row in rows
+    ]
+    colours = [
+        ("",) * 9 + (show.YELLOW if row["throttled"] else "", "", show.RED if row["verdict"] == "BLACKLISTED" else "")
+        for row in rows
+    ]
+    return show.table(HEADS, cells, right=RIGHT, colours=colours)
+
+
+def top(options: Namespace) -> int:
+    """`unplugctl top`."""
+    if not options.batch and not options.json and not (sys.stdout.isatty() and sys.stdin.isatty()):
+        raise Failure(USAGE, "this is no terminal", "unplugctl top -b  writes to files and pipes")
+    control = Control(options.socket)
+    before, then = control.domains(), time.monotonic()
+    if options.batch or options.json:
+        return _batch(control, options, before, then)
+    return _live(control, options, before, then)
+
+
+def _look(control: Control, before: list[dict[str, Any]], then: float) -> tuple[list[dict[str, Any]],
+                                                                               list[dict[str, Any]], float]:
+    now = time.monotonic()
+    domains = control.domains()
+    known = {(domain["domid"], domain["uuid"]): domain for domain in before}
+    return rates(known, domains, now - then), domains, now
+
+
+def _batch(control: Control, options: Namespace, before: list[dict[str, Any]], then: float) -> int:
+    done = 0
+    while not options.iterations or done < options.iterations:
+        time.sleep(options.delay)
+        rows, before, then = _look(control, before, then)
+        rows = ordered(rows, options.sort)
+        if options.json:
+            show.print_json_line({"time": round(time.time(), 3), "domains": rows})
+        else:
+            for line in lines(rows):
+                print(line)
+            print(flush=True)
+        done += 1
+    return OK
+
+
+def _live(control: Control, options: Namespace, before: list[dict[str, Any]], then: float) -> int:
+    import termios
+    import tty
+
+    terminal = sys.stdin.fileno()
+    kept = termios.tcgetattr(terminal)
+    order, done = options.sort, 0
+    sys.stdout.write("\x1b[?1049h\x1b[?25l\x1b[?7l")  # a screen of its own, without a cursor, long lines cut
+    try:
+        tty.setcbreak(terminal)
+        while not options.iterations or done < options.iterations:
+            key = _key(terminal, options.delay if done else 0.5)
+            if key == "q":
+                break
+            order = KEYS.get(key, order)
+            rows, before, then = _look(control, before, then)
+            columns, height = os.get_terminal_size()
+            head = (f"unplugctl top - {time.strftime('%H:%M:%S')}   {show.plural(len(rows), 'domain')}, "
+                    f"{sum(row['throttled'] for row in rows)} throttled   sorted by {order}; "
+                    "keys: q quit, i id, n name, b bytes, d dropped")
+            screen = [head[:columns - 1], "", *lines(ordered(rows, order))][:height - 1]
+            sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\r\n" for line in screen) + "\x1b[J")
+            sys.stdout.flush()
+            done += 1
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, kept)
+        sys.stdout.write("\x1b[?7h\x1b[?25h\x1b[?1049l")
+        sys.stdout.flush()
+    return OK
+
+
+def _key(terminal: int, seconds: float) -> str:
+    if select.select([terminal], [], [], seconds)[0]:
+        pressed = os.read(terminal, 1)
+        return pressed.decode("ascii", "replace") or "q"
+    return ""
