@@ -63,6 +63,15 @@ def _uid_of(user: str) -> int | None:
         return None
 
 
+def _inode_suffix(inode: tuple[int, int] | None) -> str:
+    """End of a socket's name in systemd's store: device and inode of its path.
+
+    They tell a socket whose path is still its own from one that was replaced: getsockname() only knows the name that
+    the socket had before it got its place.
+    """
+    return "" if inode is None else "@{:x}.{}".format(*inode)
+
+
 class Listener:
     """The socket of one domain and its connections."""
 
@@ -89,34 +98,41 @@ class Listener:
         listening = self._adopt(passed)
         if listening is None:
             listening = self._bind()
-            name = self._names()[0]
+            name = self._names()[0] + _inode_suffix(self._inode)
             if self._keep and store_fd(name, listening.fileno()):
                 self._stored = name
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(self._accept, sock=listening, backlog=BACKLOG)
 
     def _names(self) -> list[str]:
-        """Names of the socket in systemd's store: the uuid's, or without one as long as there was none."""
+        """What names of the socket in systemd's store begin with: the uuid's, or without one while there was none."""
         plain = f"dom{self.domain.domid}"
         return [f"{plain}-{self.domain.uuid}", plain] if self.domain.uuid else [plain]
 
     def _adopt(self, passed: dict[str, list[socket.socket]]) -> socket.socket | None:
         """A socket that is listened on already: whoever connected meanwhile waits in its queue."""
-        for name in self._names():
-            for listening in passed.pop(name, []):
-                try:
-                    if listening.getsockname() != str(self.path):
-                        raise OSError
-                    self._own(self.path)
-                    status = self.path.lstat()
-                except OSError:
+        inode = None
+        with contextlib.suppress(OSError):
+            status = self.path.lstat()
+            inode = status.st_dev, status.st_ino
+        found = None
+        for begin in self._names():
+            for name in [name for name in passed if name.partition("@")[0] == begin]:
+                for listening in passed.pop(name):
+                    if found is None and name == begin + _inode_suffix(inode) and self._owned():
+                        found, self._stored, self._inode = listening, name, inode
+                    else:
+                        listening.close()
+                if name != self._stored:
                     forget_fd(name)
-                    listening.close()
-                    continue
-                self._inode = status.st_dev, status.st_ino
-                self._stored = name
-                return listening
-        return None
+        return found
+
+    def _owned(self) -> bool:
+        try:
+            self._own(self.path)
+        except OSError:
+            return False
+        return True
 
     def _bind(self) -> socket.socket:
         new = self.path.with_suffix(".new")
