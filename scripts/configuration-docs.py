@@ -13,14 +13,14 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "daemon"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "daemon"))
 
 import docspage
 
 from unplugd import config
 from unplugd.errors import ConfigError
 
+ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "config" / "unplugd.toml"
 
 RESTART = "refused: it needs a restart"
@@ -28,7 +28,8 @@ BUILD = "from the next build number on"
 ACCESS = "from the next access on"
 RELOAD = {
     "runtime_dir": RESTART,
-    "publish": "at once: switched on, what guests have announced so far is written too; switched off, what is there stays",
+    "publish": "at once: switched on, what guests have announced so far is written too; switched off, what is there"
+               " stays",
     "protocol_version": ACCESS,
     "xenstore.backend": RESTART,
     "xenstore.socket": RESTART,
@@ -75,9 +76,7 @@ class Block:
     def names(self) -> list[str]:
         """The keys, dotted; those of a list of tables by the name of the list."""
         found = [f"{self.section}.{key}".lstrip(".") for key in self.keys]
-        for line in self.example:
-            if match := re.fullmatch(r"\[\[(.+)\]\]", line):
-                found.append(match[1])
+        found += [line[2:-2] for line in self.example if line.startswith("[[")]
         return found or [self.section]
 
 

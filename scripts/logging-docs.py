@@ -28,8 +28,7 @@ EVENTS = {
     Event.UNPLUGGED: (GUEST, "Devices were ordered to be unplugged that had not been since reset."),
     Event.UNPLUG_DENIED: (GUEST, "Policy refused a device that the driver asked to have unplugged."),
     Event.UNDEFINED_BITS: (GUEST, "An unplug mask had bits that mean nothing. Once between two resets."),
-    Event.BUILD_WITHOUT_PRODUCT: (GUEST, "A build number came without a product number and was ignored. Once between"
-                                         " two resets."),
+    Event.BUILD_WITHOUT_PRODUCT: (GUEST, "A build number without a product number was ignored. Once between resets."),
     Event.RESET: (GUEST, "The platform device came out of reset; the guest's protocol state is forgotten."),
     Event.THROTTLED: (GUEST, "The guest's log came over its limit."),
     Event.RESUMED: (GUEST, "The guest's log is within its limit again."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "daemon"))
@@ -126,7 +127,7 @@ COLUMNS = "addr              data              count     size      eport     pad
 def hexadecimal(frame: bytes) -> str:
     """The bytes of a frame as they travel, field by field; what follows it on its own lines."""
     cuts = (0, 8, 16, 20, 24, 28, 30, 31, 32)
-    line = "  ".join(frame[begin:end].hex() for begin, end in zip(cuts, cuts[1:], strict=False))
+    line = "  ".join(frame[begin:end].hex() for begin, end in pairwise(cuts))
     line = line[: -len("00  00")] + f"{frame[30]:02x} {frame[31]:02x}"
     payload = frame[FRAME_SIZE:]
     text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in payload)

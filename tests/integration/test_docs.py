@@ -1,0 +1,115 @@
+"""What the documentation shows of a running daemon is what a running daemon shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.documents import ALL_BLOCKS, ROOT, RUNS_BESIDE, Block
+from tests.lab.daemon import free_port
+from unplugd.devicemodel import DeviceModel
+from unplugd.guests import LINUX
+from unplugd.simulator import play
+from unplugd.trial import Trial, fetch
+
+CONFIGURATION = """
+runtime_dir = "{run}"
+[xenstore]
+backend = "embedded"
+[[xenstore.domain]]
+domid = 7
+name = "web-01"
+uuid = "4f0e0c5e-0000-4000-8000-000000000007"
+[socket]
+device_model_uids = [{uid}]
+[log]
+sinks = ["file"]
+directory = "{run}/log"
+[http]
+listen = "127.0.0.1:{port}"
+"""
+
+
+class Running:
+    """A daemon with one domain, 7."""
+
+    def __init__(self, run: Path, port: int) -> None:
+        self.run = run
+        self.port = port
+
+    def here(self, command: str) -> str:
+        """A command of the documentation, for this daemon."""
+        return command.replace("/run/unplugd", str(self.run)).replace("127.0.0.1:9877", f"127.0.0.1:{self.port}")
+
+    def domain(self) -> dict[str, Any]:
+        """What the API says of domain 7."""
+        status, text = fetch(self.run / "control.sock", "/api/v1/domains/7")
+        assert status == 200
+        described: dict[str, Any] = json.loads(text)
+        return described
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    with tempfile.TemporaryDirectory(prefix="unplugd-docs-") as directory:
+        run, port = Path(directory) / "run", free_port()
+        with Trial(Path(directory), CONFIGURATION.format(run=run, uid=os.geteuid(), port=port)) as trial:
+            yield Running(run, port)
+            assert trial.stop() == 0
+
+
+@pytest.mark.parametrize("block", [block for block in ALL_BLOCKS if block.note == RUNS_BESIDE], ids=lambda b: b.page)
+def test_commands_beside_a_daemon(block: Block, running: Running) -> None:
+    if "curl" in block.text and shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    for command in block.text.splitlines():
+        done = subprocess.run(
+            ["bash", "-e", "-c", running.here(command)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        assert done.stdout
+
+
+def shape(value: object) -> object:
+    """A JSON document without what may be otherwise."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    return type(value).__name__
+
+
+def test_the_documented_domain_is_one(running: Running) -> None:
+    (example,) = [block for block in ALL_BLOCKS if block.note == "example of a domain"]
+    documented = json.loads(example.text)
+    with DeviceModel(running.run / "dom7.sock", timeout=30) as device:
+        play(LINUX.logging(b"hello dom0\n"), device)
+    found = running.domain()
+    assert shape(found) == shape(documented)
+    same = ("domid", "name", "uuid", "product", "product_name", "build", "blacklisted", "unplugged", "unplugged_mask")
+    assert {key: found[key] for key in same} == {key: documented[key] for key in same}
+    table = (ROOT / "docs" / "api.md").read_text()
+    for key in [key for key in documented if key != "log"] + [f"log.{key}" for key in documented["log"]]:
+        assert f"`{key}`" in table, key
+
+
+def test_the_extract_in_the_readme_is_the_demos(tmp_path: Path) -> None:
+    (extract,) = [block for block in ALL_BLOCKS if block.note == "from make demo"]
+    done = subprocess.run(
+        [sys.executable, "-m", "unplugd.demo"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=80, check=True,
+    )  # fmt: skip
+    printed = [re.sub(r"\d+", "0", line) for line in done.stdout.splitlines()]
+    at = 0
+    for line in extract.text.splitlines():
+        if line:
+            at = printed.index(re.sub(r"\d+", "0", line), at)
