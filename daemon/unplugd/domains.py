@@ -26,6 +26,9 @@ from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Store
 _AT_ONCE = 64
 """Domains whose nodes are read at the same time: verdicts' neighbours in xenstored should not wait for thousands."""
 
+_ARMED_AT_ONCE = 16
+"""Domains whose nodes are being watched at the same time, behind what is more urgent."""
+
 _PROBED = 256
 """How far beyond the highest domid that is listed a domain without any node is looked for."""
 
@@ -59,15 +62,13 @@ class Census(Protocol):
 class _Known:
     """A domain that was introduced."""
 
-    __slots__ = ("callbacks", "confirmed", "facts", "stale", "told")
+    __slots__ = ("callbacks", "confirmed", "facts", "told")
 
     def __init__(self) -> None:
         self.confirmed = True
         """XS_IS_DOMAIN_INTRODUCED said T on this connection."""
         self.facts = Facts()
         self.told = False
-        self.stale = False
-        """Something changed while it was read for the first time."""
         self.callbacks: dict[str, Callable[[str], None]] = {}
 
 
@@ -83,6 +84,7 @@ class Domains:
         self._introductions = 0
         self._release_seen = False
         self._stale: set[int] = set()
+        self._arming = asyncio.Semaphore(_ARMED_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def arm(self) -> None:
@@ -187,27 +189,26 @@ class Domains:
             pass  # then the watch went with its connection
 
     async def _meet(self, domid: int) -> None:
-        """Watch and read a domain's nodes, then tell of it. A domain without them is there all the same."""
+        """Read a domain's nodes and tell of it; its nodes are watched soon after. One without nodes is there too."""
         known = self._known.get(domid)
         if known is None:
             return
+        self._tell(domid, known, await self._read(domid))
         if not known.callbacks:
-            # read only when armed: a change before is covered by the read, one after it is an event
-            await self._watch(domid, known)
-        facts = await self._read(domid)
-        self._tell(domid, known, facts)
-        if known.stale:
-            known.stale = False
-            self._changed(domid, "")
+            for name in _NODES:
+                known.callbacks[f"/local/domain/{domid}/{name}"] = functools.partial(self._changed, domid)
+            self._spawn(self._watch(domid, known))
 
     async def _watch(self, domid: int, known: _Known) -> None:
-        for name in _NODES:
-            known.callbacks[f"/local/domain/{domid}/{name}"] = functools.partial(self._changed, domid)
-        try:
-            await asyncio.gather(*(self._store.watch(path, callback) for path, callback in known.callbacks.items()))
-        except StoreError:
-            self._unwatch_all(known)  # to be armed all anew at the next try
-            raise
+        """Watch a domain's nodes, then read them again: what changed before they were watched was no event."""
+        async with self._arming:
+            try:
+                await asyncio.gather(*(self._store.watch(path, call) for path, call in known.callbacks.items()))
+            except StoreError as error:
+                self._unwatch_all(known)  # to be armed anew by the scan after the next connect
+                self._say(Event.STORE_REFUSED, f"domain {domid} is not watched: {error}")
+            if self._known.get(domid) is known:
+                await self._look_again(domid)
 
     def _unwatch_all(self, known: _Known) -> None:
         for path, callback in known.callbacks.items():
@@ -257,10 +258,7 @@ class Domains:
             self._census.changed(domid, kept)
 
     def _changed(self, domid: int, _path: str) -> None:
-        known = self._known.get(domid)
-        if known is not None and not known.told:
-            known.stale = True
-        elif domid not in self._stale:
+        if domid not in self._stale:
             self._stale.add(domid)
             self._spawn(self._look_again(domid))
 
