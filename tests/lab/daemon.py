@@ -34,7 +34,7 @@ from typing import Any, Self, TypeVar
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-PATIENCE = 30.0
+PATIENCE = float(os.environ.get("UNPLUGD_TEST_PATIENCE", "30"))
 """Seconds that something which must happen gets on a slow and busy machine."""
 
 UUID = "4f0e0c5e-0000-4000-8000-{:012d}"
@@ -395,10 +395,10 @@ class Daemon:
             for sample in family.samples
         }
 
-    def value(self, name: str, **labels: object) -> float | None:
+    def value(self, metric: str, /, **labels: object) -> float | None:
         """One sample, None where there is none."""
         wanted = frozenset((key, str(value)) for key, value in labels.items())
-        return self.metrics().get((name, wanted))
+        return self.metrics().get((metric, wanted))
 
     def samples(self, name: str) -> dict[frozenset[tuple[str, str]], float]:
         """The samples of one name, by labels."""
