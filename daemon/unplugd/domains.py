@@ -62,13 +62,15 @@ class Census(Protocol):
 class _Known:
     """A domain that was introduced."""
 
-    __slots__ = ("callbacks", "confirmed", "facts", "told")
+    __slots__ = ("callbacks", "confirmed", "facts", "meeting", "told")
 
     def __init__(self) -> None:
         self.confirmed = True
         """XS_IS_DOMAIN_INTRODUCED said T on this connection."""
         self.facts = Facts()
         self.told = False
+        self.meeting = False
+        """It is being read right now."""
         self.callbacks: dict[str, Callable[[str], None]] = {}
 
 
@@ -87,12 +89,12 @@ class Domains:
         self._arming = asyncio.Semaphore(_ARMED_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def arm(self) -> None:
-        """Watch for comings and goings; once, before the first scan. Raises StoreError."""
-        await asyncio.gather(
-            self._store.watch(INTRODUCE_DOMAIN, self._introduced_event),
-            self._store.watch(RELEASE_DOMAIN, self._released_event),
-        )
+    def arm(self) -> None:
+        """Watch for comings and goings; once, before the store runs: it arms its watches at every connect."""
+        self._armed = [
+            asyncio.ensure_future(self._store.watch(INTRODUCE_DOMAIN, self._introduced_event)),
+            asyncio.ensure_future(self._store.watch(RELEASE_DOMAIN, self._released_event)),
+        ]
 
     def lost(self) -> None:
         """The connection is gone: from now on F means nothing about the domains that are known."""
@@ -171,7 +173,7 @@ class Domains:
                 self._known[domid] = _Known()
                 return True
             again, known.confirmed = not (known.confirmed and known.told), True
-            return again
+            return again and not known.meeting
         if known is not None and (known.confirmed or after_release):
             self._release(domid)
         return False
@@ -193,7 +195,11 @@ class Domains:
         known = self._known.get(domid)
         if known is None:
             return
-        self._tell(domid, known, await self._read(domid))
+        known.meeting = True
+        try:
+            self._tell(domid, known, await self._read(domid))
+        finally:
+            known.meeting = False
         if not known.callbacks:
             for name in _NODES:
                 known.callbacks[f"/local/domain/{domid}/{name}"] = functools.partial(self._changed, domid)

@@ -87,6 +87,8 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, 0)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
+        self._blacklist.arm()
+        self._domains.arm()
         for store in {id(store): store for store in (self._store, self._lookups)}.values():
             self._keep_running(self._run_store(store))
         self._keep_running(self._domains.follow())
@@ -171,25 +173,27 @@ class Service:
         self._spawn(work).add_done_callback(self._missed)
 
     def _missed(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
-            return
-        error = task.exception()
-        self._say(Event.INTERNAL, f"unplugd ends because of a fault of its own: {error!r}")
-        self._end(1)
+        if not task.cancelled():
+            self._end(1)
 
     def _surprised(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """An exception that nobody caught: unplugd's own fault. It is recorded, and the service goes on."""
         self._surprises += 1
         if self._surprises <= SURPRISES:
-            error = context.get("exception")
-            place = traceback.format_exception(error)[-2:] if isinstance(error, BaseException) else []
-            self._say(Event.INTERNAL, f"{context.get('message')}: {error!r} {' '.join(place)}"[:1000])
+            self._say(Event.INTERNAL, f"{context.get('message')}: {_traceback(context.get('exception'))}")
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
         return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # nobody knows what was left undone: the next process begins with what is kept
+            self._say(Event.INTERNAL, f"unplugd ends because of a fault of its own: {_traceback(task.exception())}")
+            self._end(1)
 
     def _say(self, event: Event, message: str) -> None:
         self._delivery.record(Entry(time.time(), message.encode("utf-8", "surrogateescape"), (
@@ -223,9 +227,7 @@ class Service:
         self._awaited = "xenstore's domains and blacklist to be read"
         while True:
             try:
-                await self._store.watch("/mh/driver-blacklist", self._blacklist.changed)
                 await self._blacklist.sync()
-                await self._domains.arm()
                 await self._domains.scan(after_release=False)
                 break
             except StoreError as error:
@@ -441,3 +443,9 @@ class Service:
         while True:
             notify("WATCHDOG=1", self._status())
             await asyncio.sleep(interval)
+
+
+def _traceback(error: object) -> str:
+    """An exception with the place that it comes from, for a record."""
+    lines = traceback.format_exception(error)[-2:] if isinstance(error, BaseException) else [str(error)]
+    return " ".join(" ".join(lines).split())[:1000]

@@ -182,8 +182,11 @@ class Blacklist:
             mirror.update(f"{ROOT}/{product}/{build}" for build in builds if build.isdigit())
         self._mirror = mirror
 
-    def changed(self, _path: str) -> None:
-        """Something under the blacklist's directory changed."""
+    def arm(self) -> None:
+        """Watch the blacklist's directory; once, before the store runs: it arms its watches at every connect."""
+        self._armed = asyncio.ensure_future(self._store.watch(ROOT, self._changed))
+
+    def _changed(self, _path: str) -> None:
         self._dirty.set()
 
     async def follow(self) -> None:

@@ -118,7 +118,7 @@ def load(path: Path) -> Iterator[tuple[Entry, list[str]]]:
             time, message, fields, sinks = json.loads(body)
             entry = Entry(float(time), message.encode("latin-1"), tuple((str(k), str(v)) for k, v in fields))
             left = [sink for sink in sinks if sink in SINKS and reached[sink] < at]
-        except (ValueError, TypeError, UnicodeError):
+        except (ValueError, TypeError, AttributeError):
             continue
         if left:
             yield entry, left

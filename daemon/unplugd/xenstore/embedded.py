@@ -198,7 +198,7 @@ class EmbeddedStore:
         """Send the events of what was changed: not from here, since a callback may ask for something itself."""
         touched = list(self._tree.touched)
         self._tree.touched.clear()
-        if not self._connected:
+        if not touched or not self._connected:
             return
         for (watched, callback), armed in self._watches.items():
             for path, exact in touched:
