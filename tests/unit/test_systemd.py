@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -24,6 +28,12 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         listener.settimeout(10)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         yield listener
+
+
+@pytest.fixture
+def library() -> None:
+    """systemd-python, which needs a C compiler and headers to be installed."""
+    pytest.importorskip("systemd.daemon", reason="systemd-python is not installed", exc_type=ImportError)
 
 
 def test_assignments_arrive_in_one_datagram(manager: socket.socket) -> None:
@@ -58,6 +68,79 @@ def test_no_manager_is_no_error(monkeypatch: pytest.MonkeyPatch, address: str | 
 def test_a_manager_that_does_not_read_is_not_waited_for(manager: socket.socket) -> None:
     # Far more than any queue holds: it must come back with False, the test's timeout says if it hangs.
     assert not all(service_manager.notify("WATCHDOG=1") for _ in range(5000))
+
+
+class Manager(threading.Thread):
+    """A service manager that keeps descriptors, or refuses them as systemd does: without a word."""
+
+    def __init__(self, listener: socket.socket, *, keeps: bool) -> None:
+        super().__init__(daemon=True)
+        self.listener = listener
+        self.keeps = keeps
+        self.kept: dict[str, int] = {}
+
+    def run(self) -> None:
+        while (message := socket.recv_fds(self.listener, 4096, 8))[0] != b"END":
+            data, descriptors, _, _ = message
+            fields = dict(line.split("=", 1) for line in data.decode().splitlines())
+            if "FDSTOREREMOVE" in fields and fields["FDNAME"] in self.kept:
+                os.close(self.kept.pop(fields["FDNAME"]))
+            for descriptor in descriptors:
+                if "FDSTORE" in fields and self.keeps:
+                    self.kept[fields["FDNAME"]] = descriptor
+                else:
+                    os.close(descriptor)
+
+    def end(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"END", self.listener.getsockname())
+        self.join(10)
+        for descriptor in self.kept.values():
+            os.close(descriptor)
+
+
+def test_a_descriptor_is_stored_and_forgotten(manager: socket.socket) -> None:
+    store = Manager(manager, keeps=True)
+    reading, writing = os.pipe()
+    assert service_manager.store_fd("dom7", writing)
+    os.close(writing)
+    store.start()
+    os.set_blocking(reading, False)
+    with pytest.raises(BlockingIOError):  # the other end is still open: the manager has it
+        os.read(reading, 1)
+    assert service_manager.forget_fd("dom7")
+    store.end()
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("keeps", [True, False])
+def test_whether_descriptors_are_kept_is_found_out(manager: socket.socket, *, keeps: bool) -> None:
+    store = Manager(manager, keeps=keeps)
+    store.start()
+    assert asyncio.run(service_manager.fd_store_works(30.0)) is keeps
+    store.end()
+    assert store.kept == {}
+
+
+@pytest.mark.usefixtures("manager", "library")
+def test_a_manager_that_says_nothing_keeps_nothing() -> None:
+    assert asyncio.run(service_manager.fd_store_works(0.05)) is False
+
+
+def test_nothing_is_kept_without_a_manager_or_the_library(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for found in ({"return_value": None}, {"side_effect": ModuleNotFoundError}):
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.util, "find_spec", Mock(**found))
+            assert asyncio.run(service_manager.fd_store_works(30.0)) is False
+    manager.setblocking(False)
+    with pytest.raises(BlockingIOError):  # it was not even asked
+        manager.recv(4096)
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    assert asyncio.run(service_manager.fd_store_works(30.0)) is False
 
 
 def test_watchdog_interval_is_half(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,12 +178,6 @@ def test_sockets_passed_without_the_library(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     with pytest.raises(HostError, match="python3-systemd"):
         service_manager.listen_fds()
-
-
-@pytest.fixture
-def library() -> None:
-    """systemd-python, which needs a C compiler and headers to be installed."""
-    pytest.importorskip("systemd.daemon", reason="systemd-python is not installed", exc_type=ImportError)
 
 
 RECEIVER = """
@@ -159,6 +236,19 @@ def test_sockets_passed_by_name(tmp_path: Path) -> None:
         "inheritable": [False] * 3,
         "again": {},
     }
+
+
+@pytest.mark.usefixtures("library")
+def test_a_probe_that_was_left_is_put_aside(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.dup2(writing, 50)
+    try:
+        done = receive([50], "probe")
+    finally:
+        for fd in (reading, writing, 50):
+            os.close(fd)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["names"] == {}
 
 
 @pytest.mark.usefixtures("library")
