@@ -18,7 +18,7 @@ import pytest
 from tests.documents import ALL_BLOCKS, ROOT, RUNS_BESIDE, Block
 from tests.lab.daemon import free_port
 from unplugd.devicemodel import DeviceModel
-from unplugd.guests import LINUX
+from unplugd.guests import CHATTY, CITRIX, FREEBSD, LINUX, XENBUS
 from unplugd.simulator import play
 from unplugd.trial import Trial, fetch
 
@@ -30,14 +30,24 @@ backend = "embedded"
 domid = 7
 name = "web-01"
 uuid = "4f0e0c5e-0000-4000-8000-000000000007"
+{more}
+[[blacklist.entry]]
+product = "xensource-windows"
+build = 86451
+reason = "loses data on resume"
 [socket]
 device_model_uids = [{uid}]
 [log]
 sinks = ["file"]
 directory = "{run}/log"
+rate = 1
+burst = 8192
 [http]
 listen = "127.0.0.1:{port}"
 """
+
+
+OTHERS = {8: ("win-ts", XENBUS), 9: ("old-win", CITRIX), 10: ("bsd-gw", FREEBSD), 11: ("chatty", CHATTY)}
 
 
 class Running:
@@ -63,7 +73,11 @@ class Running:
 def running() -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="unplugd-docs-") as directory:
         run, port = Path(directory) / "run", free_port()
-        with Trial(Path(directory), CONFIGURATION.format(run=run, uid=os.geteuid(), port=port)) as trial:
+        more = "".join(
+            f'[[xenstore.domain]]\ndomid = {domid}\nname = "{name}"\n' for domid, (name, _) in OTHERS.items()
+        )
+        text = CONFIGURATION.format(run=run, uid=os.geteuid(), port=port, more=more)
+        with Trial(Path(directory), text) as trial:
             yield Running(run, port)
             assert trial.stop() == 0
 
@@ -99,6 +113,23 @@ def test_the_documented_domain_is_one(running: Running) -> None:
     table = (ROOT / "docs" / "api.md").read_text()
     for key in [key for key in documented if key != "log"] + [f"log.{key}" for key in documented["log"]]:
         assert f"`{key}`" in table, key
+
+
+def test_the_list_in_the_readme_is_unplugctls(running: Running) -> None:
+    (shown,) = [block for block in ALL_BLOCKS if block.note == "from unplugctl list"]
+    for domid, guest in {7: LINUX, **{domid: guest for domid, (_, guest) in OTHERS.items()}}.items():
+        with DeviceModel(running.run / f"dom{domid}.sock", timeout=30) as device:
+            play(guest, device)
+    done = subprocess.run(
+        [sys.executable, "-m", "unplugd.ctl", "--socket", str(running.run / "control.sock"), "list"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    first, *lines = shown.text.splitlines()
+    assert first == "$ unplugctl list"
+    # how many lines are dropped depends on the time that it takes
+    assert [re.sub(r"\d+ dropped", "n dropped", line) for line in done.stdout.splitlines()] == [
+        re.sub(r"\d+ dropped", "n dropped", line) for line in lines
+    ]
 
 
 def test_the_extract_in_the_readme_is_the_demos(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.documents import (
     prose,
 )
 from unplugd import config
+from unplugd.ctl.cli import parser as unplugctl
 from unplugd.metrics import CATALOGUE
 from unplugd.records import Event
 
@@ -215,6 +216,8 @@ def test_commands_for_dom0_name_what_is_there(block: Block) -> None:
             _, expression, source, *_ = shlex.split(line)
             old = expression.split(",")[1]
             assert f"\nExecStart={old}\n" in (ROOT / source).read_text()
+        if line.startswith("unplugctl "):
+            unplugctl().parse_args(shlex.split(line)[1:])
 
 
 @pytest.mark.parametrize("block", [block for block in ALL_BLOCKS if block.language == "toml"], ids=str)
@@ -240,6 +243,9 @@ def test_rooms_import_only_whom_they_may() -> None:
                        if not module.startswith((f"unplugd.{room}", "unplugd.core"))}  # fmt: skip
             assert not strange, path
     assert [path.name for path in package.rglob("*.py") if "unplugd.service" in imports(path)] == ["cli.py"]
+    inside = {f"unplugd.{name}" for name in ("domain", "domains", "connection", "listener", "verdict", "publish")}
+    for room in ("ctl", "attach"):
+        assert [path for path in (package / room).glob("*.py") if imports(path) & inside] == []
 
 
 def test_every_room_is_in_the_picture() -> None:
