@@ -49,7 +49,7 @@ EVENTS = {
     Event.STOPPED: (HOST, "unplugd stopped."),
     Event.RELOADED: (HOST, "A new configuration holds."),
     Event.RELOAD_REFUSED: (HOST, "A new configuration was refused, and why. The old one holds."),
-    Event.INTERNAL: (HOST, "A fault of unplugd's own. If a part of it ended, so does unplugd; systemd starts it again."),
+    Event.INTERNAL: (HOST, "A fault of its own. If a part of it ended, so does unplugd; systemd starts it again."),
 }
 """Each kind of record: who can cause it, and what it says."""
 
