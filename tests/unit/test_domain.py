@@ -1,0 +1,378 @@
+"""A domain: its records and their fields, what is kept over a restart, what metrics and the API show."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import pytest
+
+from tests.lab.host import OTHER_UUID, UUID, Host, host, until
+from unplugd.config import Config, LogConfig, PolicyConfig
+from unplugd.core.guest import Verdict
+from unplugd.core.protocol import Effect
+from unplugd.domain import COMPLAINTS, LABEL_CHANGES, Domain
+from unplugd.records import Event
+
+
+def say(domain: Domain, data: bytes) -> None:
+    """Log bytes as a connection takes them in."""
+    domain.guest.log.write(data, time.monotonic())
+    domain.guest.grew = True
+    domain.settle(time.monotonic())
+
+
+def announce(domain: Domain, product: int = 3, build: int = 1, verdict: Verdict | None = None) -> None:
+    now = time.monotonic()
+    domain.guest.write(Effect.PRODUCT, product, now)
+    domain.guest.judge(product, build, verdict or Verdict(blacklisted=False), now)
+    domain.settle(now)
+
+
+def unplug(domain: Domain, mask: int = 3) -> int:
+    order = domain.guest.write(Effect.UNPLUG, mask, time.monotonic())
+    domain.settle(time.monotonic())
+    return order
+
+
+def reset(domain: Domain) -> None:
+    domain.guest.reset(time.monotonic())
+    domain.settle(time.monotonic())
+
+
+def run(tmp_path: Path, test: Callable[[Host], Coroutine[None, None, None]], config: Config | None = None) -> None:
+    async def main() -> None:
+        async with host(tmp_path, config) as one:
+            await test(one)
+
+    asyncio.run(main())
+
+
+def test_fields_of_a_guests_line(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        say(domain, b"before\n")
+        announce(domain, 1, 86451)
+        say(domain, b"a \x1b line\r\n")
+        first, *_, last = [entry for entry in one.journald.read() if entry["SYSLOG_IDENTIFIER"] == "unplugd-guest"]
+        assert first == {
+            "MESSAGE": "before", "PRIORITY": "6", "SYSLOG_IDENTIFIER": "unplugd-guest",
+            "MESSAGE_ID": Event.GUEST_LINE.message_id, "XEN_DOMID": "7", "XEN_DOMAIN_UUID": UUID,
+            "XEN_DOMAIN_NAME": "web-01",
+        }  # fmt: skip
+        assert last["MESSAGE"] == "a \\x1b line"
+        assert (last["UNPLUG_PRODUCT"], last["UNPLUG_PRODUCT_NAME"], last["UNPLUG_BUILD"]) == (
+            "1", "xensource-windows", "86451",
+        )  # fmt: skip
+        assert (domain.log_lines, domain.log_bytes) == (2, 6 + 8)
+
+    run(tmp_path, main)
+
+
+def test_records_of_its_own_name_the_guest(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        announce(domain, 1, 86451, Verdict(blacklisted=True, reason="loses data"))
+        unplug(domain, 0x13)
+        reset(domain)
+        records = [entry for entry in one.journald.read() if entry["SYSLOG_IDENTIFIER"] == "unplugd"]
+        assert [entry["MESSAGE_ID"] for entry in records] == [
+            event.message_id
+            for event in (Event.ANNOUNCED, Event.BLACKLISTED, Event.UNDEFINED_BITS, Event.UNPLUGGED, Event.RESET)
+        ]
+        for entry in records:
+            assert entry["MESSAGE"].startswith("web-01 (domain 7): ")
+            assert (entry["XEN_DOMID"], entry["XEN_DOMAIN_UUID"], entry["XEN_DOMAIN_NAME"]) == ("7", UUID, "web-01")
+        assert records[1]["UNPLUG_BUILD"] == "86451"
+        assert "loses data" in records[1]["MESSAGE"]
+        assert records[1]["PRIORITY"] == "4"
+
+    run(tmp_path, main)
+
+
+def test_each_kind_of_event_has_an_id_of_its_own() -> None:
+    ids = [event.message_id for event in Event]
+    assert len(set(ids)) == len(ids)
+    assert all(len(message_id) == 32 and int(message_id, 16) for message_id in ids)
+
+
+def test_what_is_shown(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        announce(domain, 1, 86451, Verdict(blacklisted=True, reason="loses data"))
+        unplug(domain)
+        say(domain, b"line\n")
+        assert (domain.product, domain.build, domain.blacklisted, domain.unplugged) == (1, 86451, True, 3)
+        assert (domain.label_product, domain.label_build) == ("1", "86451")
+        shown = domain.describe()
+        assert shown["domid"] == 7
+        assert shown["name"] == "web-01"
+        assert shown["uuid"] == UUID
+        assert shown["product_name"] == "xensource-windows"
+        assert shown["blacklist_reason"] == "loses data"
+        assert shown["unplugged"] == ["ide-disks", "nics"]
+        reset(domain)
+        assert (domain.product, domain.build, domain.blacklisted, domain.unplugged) == (None, None, False, 0)
+        assert domain.describe()["blacklist_reason"] == ""
+
+    run(tmp_path, main)
+
+
+def test_what_is_published(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        assert domain.published is None
+        announce(domain)
+        unplug(domain)
+        assert one.published
+        assert domain.published == {
+            "product": "3", "product-name": "linux", "build": "1", "blacklisted": "0", "unplugged": "3",
+        }  # fmt: skip
+        one.published.clear()
+        reset(domain)
+        assert one.published == [7]
+        assert domain.published is None
+
+    run(tmp_path, main)
+
+
+def test_a_guest_over_its_limit_is_published_and_labelled_all_the_same(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        say(domain, b"x" * 60 + b"\n")
+        announce(domain, 3, 1, Verdict(blacklisted=True, reason="by hand"))
+        unplug(domain)
+        assert one.journald.of(Event.ANNOUNCED) == []
+        assert one.published
+        assert (domain.label_product, domain.label_build) == ("3", "1")
+        assert domain.describe()["blacklist_reason"] == "by hand"
+        one.published.clear()
+        reset(domain)
+        assert one.published == [7]
+        assert (domain.label_product, domain.label_build) == ("", "")
+
+    run(tmp_path, main, Config(log=LogConfig(rate=0, burst=64)))
+
+
+def test_labels_change_8_times_then_read_other(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        for build in range(LABEL_CHANGES):
+            announce(domain, 3, build)
+            assert (domain.label_product, domain.label_build) == ("3", str(build))
+        for build in range(100, 103):
+            announce(domain, 3, build)
+            assert (domain.label_product, domain.label_build) == ("other", "other")
+        reset(domain)
+        assert (domain.label_product, domain.label_build) == ("other", "other")
+
+    run(tmp_path, main)
+
+
+def test_another_product_is_not_shown_with_the_build_of_the_last(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        announce(domain, 3, 1)
+        domain.guest.write(Effect.PRODUCT, 2, 0.0)
+        unplug(domain)
+        nodes = domain.published or {}
+        assert (nodes.get("product"), nodes.get("build")) != ("2", "1"), "no driver ever said that"
+        assert (domain.label_product, domain.label_build) != ("2", "1")
+
+    run(tmp_path, main)
+
+
+def test_everything_survives_sigkill(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        announce(domain, 1, 86451, Verdict(blacklisted=True, reason="loses data"))
+        unplug(domain)
+        say(domain, b"a line\nhalf a li")
+        balance = domain.guest.log.bucket.balance
+        again = one.domain()
+        assert (again.product, again.build, again.blacklisted, again.unplugged) == (1, 86451, True, 3)
+        assert again.describe()["blacklist_reason"] == "loses data"
+        assert (again.label_product, again.label_build) == ("1", "86451")
+        assert again.guest.log.bucket.balance <= balance + 10
+        say(again, b"ne\n")
+        assert one.journald.lines == ["a line", "half a line"]
+
+    run(tmp_path, main)
+
+
+def test_a_domid_that_is_used_again_starts_anew(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        announce(one.domain(), 1, 5, Verdict(blacklisted=True))
+        other = one.domain(7, "db-01", OTHER_UUID)
+        assert (other.product, other.blacklisted) == (None, False)
+        assert one.domain(7, "db-01", OTHER_UUID).blacklisted is False
+
+    run(tmp_path, main)
+
+
+@pytest.mark.parametrize(("uuid", "same"), [(UUID, True), (OTHER_UUID, False)])
+def test_a_uuid_that_comes_late(tmp_path: Path, uuid: str, same: bool) -> None:
+    async def main(one: Host) -> None:
+        announce(one.domain(), 1, 5, Verdict(blacklisted=True))
+        early = one.domain(7, "", "")  # restarted, and xenstore has nothing yet
+        assert early.name == "dom7"
+        assert early.uuid == ""
+        assert early.identify(uuid) is same
+        if same:
+            assert early.uuid == UUID
+            assert early.blacklisted
+            assert early.identify(UUID)
+            assert not early.identify(OTHER_UUID)
+
+    run(tmp_path, main)
+
+
+def test_a_uuid_that_was_never_known_before(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain(7, "", "")
+        announce(domain)
+        assert domain.identify(UUID)
+        say(domain, b"x\n")
+        assert one.journald.read()[-1]["XEN_DOMAIN_UUID"] == UUID
+        assert one.domain().product == 3, "its state is this uuid's now"
+
+    run(tmp_path, main)
+
+
+def test_renames(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain(7, "", UUID)
+        domain.rename("web-01--incoming")
+        assert one.journald.of(Event.RENAMED) == []
+        domain.rename("web-01")
+        domain.rename("web-01")
+        assert one.journald.of(Event.RENAMED) == ["web-01 (domain 7): renamed from web-01--incoming"]
+        say(domain, b"x\n")
+        assert one.journald.read()[-1]["XEN_DOMAIN_NAME"] == "web-01"
+
+    run(tmp_path, main)
+
+
+def test_at_release_the_partial_line_is_recorded_and_the_rest_forgotten(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        announce(domain)
+        say(domain, b"last words")
+        domain.release()
+        assert one.journald.lines == ["last words"]
+        assert not (tmp_path / "state" / "dom7").exists()
+
+    run(tmp_path, main)
+
+
+def test_when_unplugd_stops_the_partial_line_stays_for_the_next(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        say(domain, b"to be contin")
+        domain.stop()
+        again = one.domain()
+        say(again, b"ued\n")
+        assert one.journald.lines == ["to be continued"]
+
+    run(tmp_path, main)
+
+
+def test_a_partial_line_is_flushed_by_time(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        say(domain, b"no end")
+        await until(lambda: one.journald.lines == ["no end"])
+        domain.stop()
+
+    run(tmp_path, main, Config(log=LogConfig(flush_after=0.05)))
+
+
+def test_a_partial_line_of_before_the_restart_is_flushed_by_time(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        say(domain, b"no end")
+        domain.stop()
+        again = one.domain()
+        await until(lambda: one.journald.lines == ["no end"])
+        again.stop()
+
+    run(tmp_path, main, Config(log=LogConfig(flush_after=0.05)))
+
+
+def test_throttling_is_told_and_ends(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        told = []
+        one.settings.throttling = lambda: told.append(domain.throttled)
+        domain = one.domain()
+        for _ in range(30):
+            say(domain, b"x" * 90 + b"\n")
+        assert domain.throttled
+        assert domain.dropped_lines["rate-limit"] == 30 - domain.log_lines
+        assert domain.dropped_bytes["rate-limit"] == 90 * domain.dropped_lines["rate-limit"]
+        assert told == [True]
+        domain.limit(unlimited=True)
+        domain.limit(unlimited=True)
+        say(domain, b"free\n")
+        assert told == [True, False]
+        await until(lambda: one.journald.lines[-1] == "free")
+        assert one.journald.of(Event.LINES_DROPPED)
+        domain.limit(unlimited=False)
+        assert domain.describe()["log"]["limited"]  # type: ignore[index]
+
+    run(tmp_path, main, Config(log=LogConfig(rate=1, burst=1000)))
+
+
+def test_lines_that_no_sink_took_are_counted(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        domain.limit(unlimited=True)
+        one.journald.stop()
+        for _ in range(400):
+            say(domain, b"y" * 1000 + b"\n")
+        assert domain.dropped_lines["sink"] > 0
+        assert domain.dropped_bytes["sink"] == 1000 * domain.dropped_lines["sink"]
+
+    run(tmp_path, main)
+
+
+def test_complaints_about_its_device_model_are_bounded(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        for number in range(COMPLAINTS + 50):
+            domain.complain(Event.PROTOCOL_FAULT, f"fault {number}")
+            one.journald.read()
+        assert len(one.journald.of(Event.PROTOCOL_FAULT)) == COMPLAINTS
+        domain._complaints.balance = 1
+        domain.complain(Event.PROTOCOL_FAULT, "one more")
+        assert "50 more like this" in one.journald.of(Event.PROTOCOL_FAULT)[-1]
+
+    run(tmp_path, main)
+
+
+def test_without_room_for_its_state_it_is_served_all_the_same(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        (tmp_path / "state" / "dom7").mkdir()
+        domain = one.domain()
+        assert one.journald.of(Event.SINK_FAILED)
+        announce(domain)
+        assert domain.product == 3
+        domain.release()
+
+    run(tmp_path, main)
+
+
+def test_a_reload_changes_rules_and_limits(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        assert unplug(domain) == 3
+        one.settings.configure(Config(policy=PolicyConfig(allow_unplug=2), log=LogConfig(burst=500),
+                                      products={"mine": 0x777}))
+        domain.configure()
+        assert unplug(domain) == 2
+        assert domain.guest.log.bucket.balance <= 500
+        announce(domain, 0x777, 1)
+        assert (domain.published or {})["product-name"] == "mine"
+
+    run(tmp_path, main)
