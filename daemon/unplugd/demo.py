@@ -312,7 +312,7 @@ class Demo:
             time.sleep(pause)
 
 
-_DROPPED = re.compile(r"unplugd: (\d+) lines \(\d+ bytes\) of this guest dropped")
+_DROPPED = re.compile(r"unplugd: (\d+) lines \(\d+ bytes\) dropped: rate limit")
 
 _SHOWN_METRICS = (
     "unplugd_domains ",

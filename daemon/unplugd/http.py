@@ -15,9 +15,7 @@ Sources: RFC 9110, RFC 9112; h11's documentation.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from email.utils import formatdate
@@ -30,6 +28,7 @@ from urllib.parse import urlsplit
 import h11
 
 from unplugd.errors import HostError
+from unplugd.httpsockets import listen_control, why
 from unplugd.metrics import HostView
 from unplugd.pages import Page, Pages, fault
 
@@ -324,7 +323,7 @@ class HttpServer:
         try:
             server = await asyncio.get_running_loop().create_server(lambda: Connection(listener), address, port)
         except OSError as error:
-            raise HostError("HTTP listener", f"{address}:{port}", _why(error)) from error
+            raise HostError("HTTP listener", f"{address}:{port}", why(error)) from error
         self._listeners.append((server, listener))
         name = server.sockets[0].getsockname()
         return name[0], name[1]
@@ -341,10 +340,10 @@ class HttpServer:
 
         Raises HostError if `path` is something else or cannot be had.
         """
-        try:
-            bound = _bind(path)
-        except OSError as error:
-            raise HostError("control socket", str(path), _why(error)) from error
+        await self.start_control(listen_control(path), path)
+
+    async def start_control(self, bound: socket.socket, path: Path) -> None:
+        """Serves everything on a socket that httpsockets.listen_control() made at `path`."""
         listener = Listener(self._pages, everything=True)
         self._listeners.append((await _serve(bound, listener), listener))
         self._control_file = (path, _inode(path))
@@ -357,21 +356,6 @@ class HttpServer:
             path, inode = self._control_file
             self._control_file = None
             _remove(path, inode)
-
-
-def _bind(path: Path) -> socket.socket:
-    with suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise HostError("control socket", str(path), "something that is no socket is there")
-        path.unlink()
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        bound.bind(str(path))
-        path.chmod(0o600)   # before listen(): until then nobody can connect
-    except OSError:
-        bound.close()
-        raise
-    return bound
 
 
 def _inode(path: Path) -> int:
@@ -398,9 +382,3 @@ async def _close(listeners: list[tuple[asyncio.Server, Listener]]) -> None:
             connection.abort()
     with suppress(TimeoutError):
         await asyncio.wait_for(asyncio.gather(*(server.wait_closed() for server, _ in listeners)), CLOSE_DEADLINE)
-
-
-def _why(error: OSError) -> str:
-    if error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno)
-    return error.strerror or str(error)

@@ -113,7 +113,9 @@ class Publisher:
                     continue
             self._say(Event.STORE_REFUSED, f"domain {domain.domid}: nothing published: xenstore is too busy")
         except StoreUnavailable:
-            self._written.pop(domain, None)  # on_connected publishes everything anew
+            self._written.pop(domain, None)
+            if self._store.connected:
+                self._again.add(domain)  # a slow answer; after a lost connection everything is published anew
         except StoreError as error:
             self._say(Event.STORE_REFUSED, f"domain {domain.domid}: nothing published: {error}")
 

@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unplugd import __version__
 from unplugd.config import Config, load
@@ -28,7 +29,7 @@ from unplugd.core.stream import NeedVerdict
 from unplugd.domain import Domain, Settings
 from unplugd.domains import Domains, Facts
 from unplugd.errors import ConfigError, HostError, StoreError
-from unplugd.http import HttpServer
+from unplugd.httpsockets import listen_control, listen_tcp
 from unplugd.listener import Access, Listener
 from unplugd.metrics import Counters
 from unplugd.publish import Publisher
@@ -38,6 +39,12 @@ from unplugd.systemd import fd_store_works, forget_fd, listen_fds, notify, watch
 from unplugd.verdict import Blacklist
 from unplugd.xenstore import EmbeddedStore, open_store
 from unplugd.xenstore.store import Store
+
+if TYPE_CHECKING:
+    from unplugd.http import HttpServer
+
+HTTP_DELAY = 0.25
+"""Seconds that HTTP waits for the guests' sockets at most: without a xenstore there is something to see, too."""
 
 SURPRISES = 100
 """Uncaught exceptions that are recorded; the rest would only fill the journal."""
@@ -65,6 +72,9 @@ class Service:
         self._synchronizing: asyncio.Task[None] | None = None
         self._status_timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[int]
+        self._served: asyncio.Future[int]
+        self._http: HttpServer | None = None
+        self._control: HttpServer | None = None
         self._lock: int | None = None
         self._surprises = 0
 
@@ -74,13 +84,10 @@ class Service:
         """Serve until SIGTERM or SIGINT; returns the exit status. Raises HostError where the host won't have it."""
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
+        self._served = loop.create_future()
+        self._http_opened = asyncio.Event()
         self._prepare()
         loop.set_exception_handler(self._surprised)
-        try:
-            await self._open_http()
-        except HostError:
-            await self._control.close()
-            raise
         self._keep_sockets = await fd_store_works()
         self._say(Event.STARTED, f"unplugd {__version__} started" + (
             "; sockets are kept over restarts" if self._keep_sockets else ""))
@@ -98,6 +105,10 @@ class Service:
             self._keep_running(self._ping(interval))
         self._tell_status()
         try:
+            # guests come first: HTTP and its libraries are loaded when their sockets are there
+            await asyncio.wait({self._served, self._ended}, timeout=HTTP_DELAY)
+            await self._open_http()
+            self._http_opened.set()
             return await self._ended
         finally:
             await self._stop()
@@ -108,6 +119,12 @@ class Service:
         self._delivery = Delivery(config.log, self._state_directory)
         self.settings = Settings(config, self._delivery, self.counters, self._state_directory, self._published)
         self.settings.throttling = self._status_soon
+        self._passed = listen_fds()
+        self._http_passed = self._passed.pop("http", [])
+        self._control_socket = listen_control(config.runtime_dir / "control.sock")
+        self._tcp_sockets = self._http_passed
+        if not self._http_passed and config.http.listen is not None:
+            self._tcp_sockets = listen_tcp(*config.http.listen)
         self._access = Access(config.socket.device_model_uids)
         self._store = open_store(config.xenstore)
         embedded = isinstance(self._store, EmbeddedStore)
@@ -134,16 +151,12 @@ class Service:
         return state
 
     async def _open_http(self) -> None:
+        from unplugd.http import HttpServer
+
         self._control = HttpServer(self)
-        await self._control.start_unix(self.config.runtime_dir / "control.sock")
+        await self._control.start_control(self._control_socket, self.config.runtime_dir / "control.sock")
         self._http = HttpServer(self)
-        self._passed = listen_fds()
-        passed = self._passed.pop("http", [])
-        self._http_passed = bool(passed)
-        if passed:
-            await self._http.start_sockets(passed)
-        elif self.config.http.listen is not None:
-            await self._http.start_tcp(*self.config.http.listen)
+        await self._http.start_sockets(self._tcp_sockets)
 
     def _end(self, status: int) -> None:
         if not self._ended.done():
@@ -163,8 +176,9 @@ class Service:
         await self._store.close()
         if self._lookups is not self._store:
             await self._lookups.close()
-        await self._http.close()
-        await self._control.close()
+        for server in (self._http, self._control):
+            if server is not None:
+                await server.close()
         self._say(Event.STOPPED, "unplugd stopped")
         await self._delivery.stop()
 
@@ -237,6 +251,9 @@ class Service:
                 await asyncio.sleep(1.0)
         if self._starting:
             await asyncio.wait(set(self._starting))
+        if not self._served.done():
+            self._served.set_result(0)
+        await self._http_opened.wait()
         self._spawn(self._publisher.publish_all(list(self.domains.values())))
         self._say(Event.STORE_CONNECTED, f"xenstore connected: {len(self.domains)} domains,"
                                          f" {self._blacklist.entries} blacklisted builds")
@@ -345,6 +362,8 @@ class Service:
     async def _apply(self, config: Config) -> None:
         """Follow a new configuration. Raises before anything has changed."""
         self._refuse_what_needs_a_restart(config)
+        from unplugd.http import HttpServer
+
         http = None
         if config.http != self.config.http and not self._http_passed:
             http = HttpServer(self)
@@ -357,8 +376,9 @@ class Service:
                 await http.close()
             raise
         if http is not None:
-            http, self._http = self._http, http
-            await http.close()
+            previous, self._http = self._http, http
+            if previous is not None:
+                await previous.close()
         self.config = config
         self.settings.configure(config)
         self._access = Access(config.socket.device_model_uids)

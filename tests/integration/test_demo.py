@@ -43,7 +43,7 @@ def test_the_demo_shows_the_main_job_and_ends_by_itself(tmp_path: Path) -> None:
         "ok blacklisted by host: stays with emulated devices",
         "ok asked for no verdict, unplugged disks and NICs",
         r"login: \x1b[2J\x1b[31mroot\x07\t\\o/ \xff",
-        "of this guest dropped by its rate limit",
+        "dropped: rate limit",
         'unplugd_blacklist_lookups_total{result="blacklisted"} 1',
         "ok unplugd stopped cleanly",
         "To look further:",

@@ -28,7 +28,7 @@ class LinesDropped:
     bytes: int
 
     def __str__(self) -> str:
-        return f"unplugd: rate limit: {self.lines} lines dropped, {self.bytes} bytes"
+        return f"unplugd: {self.lines} lines ({self.bytes} bytes) dropped: rate limit"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import time
 from collections import deque
@@ -266,7 +267,7 @@ class Delivery:
     def _compact(self, outbox: Outbox) -> None:
         """A spool that never got empty has grown by what is done: begin it anew with what is not."""
         spool = outbox.spool
-        if spool is None or spool.size < 4 * QUEUE_LIMIT:
+        if spool is None or spool.size < 4 * QUEUE_LIMIT or outbox.in_flight:
             return
         with_sinks: dict[int, tuple[Entry, list[str]]] = {}
         for sink, queue in outbox.queues.items():
@@ -347,7 +348,7 @@ class Delivery:
                 lines = _batch(queue)
                 outbox.in_flight = len(lines)
                 try:
-                    await self._append(outbox, lines)
+                    await self._append(outbox, lines, queue[len(lines) - 1][1])
                 except OSError as error:
                     self._file_failed(outbox, error)
                     if self._outboxes.get(outbox.domid) is not outbox:
@@ -364,10 +365,12 @@ class Delivery:
         finally:
             outbox.task = None
 
-    async def _append(self, outbox: Outbox, lines: list[bytes]) -> None:
+    async def _append(self, outbox: Outbox, lines: list[bytes], offset: int) -> None:
         if self._files is None:
-            raise FileNotFoundError(2, "the sink `file` is off")
-        await self._files.append(outbox.domid, lines)
+            raise FileNotFoundError(errno.ENOENT, "the sink `file` is off")
+        # marked in the thread that wrote them: a process killed right then repeats as little as can be
+        marked = functools.partial(outbox.spool.done, "file", offset) if outbox.spool is not None else _nothing
+        await self._files.append(outbox.domid, lines, marked)
 
     def _file_failed(self, outbox: Outbox, error: OSError) -> None:
         if outbox not in self._failing:
@@ -415,12 +418,16 @@ class Delivery:
             return f"files: {len(self._failing)} guest logs cannot be written"
         return None
 
-    async def stop(self, deadline: float = 3.0) -> None:
+    async def stop(self, deadline: float = 2.0) -> None:
         """Let what is on its way arrive until `deadline` seconds from now; the rest is in the spools."""
-        if self._total:
+        end = time.monotonic() + deadline
+        before = self._total + 1
+        while 0 < self._total < before and time.monotonic() < end:
+            # as long as it gets less: a sink that takes nothing is not waited for
+            before = self._total
             self._drained = asyncio.Event()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._drained.wait(), deadline)
+                await asyncio.wait_for(self._drained.wait(), 0.1)
         for outbox in self._outboxes.values():
             if outbox.task is not None:
                 outbox.task.cancel()
@@ -429,6 +436,10 @@ class Delivery:
         self._journal.close()
         if self._stderr is not None:
             self._stderr.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _batch(queue: deque[tuple[Entry, int]]) -> list[bytes]:

@@ -170,9 +170,15 @@ class GuestFiles:
         return self.directory / self._guests[domid].claimed
 
     def append(
-        self, domid: int, lines: Sequence[bytes], deadline: float = DEADLINE
+        self,
+        domid: int,
+        lines: Sequence[bytes],
+        written: Callable[[], None] = lambda: None,
+        deadline: float = DEADLINE,
     ) -> Coroutine[Any, Any, None]:
         """Append `lines`, each complete with its newline (see `format_line`), to the domain's file; to be awaited.
+
+        `written` is called in the thread as soon as all of them are in the file.
 
         The lines are on their way when this returns, whatever happens to the domain before they are awaited. Raises
         OSError (ENOSPC, EROFS, ELOOP, ...) if they could not be written: then none of them is in the file, unless
@@ -185,7 +191,7 @@ class GuestFiles:
         guest = self._guests[domid]
         if guest.appending is not None and not guest.appending.done():
             raise OSError(errno.EBUSY, "the disk has not answered yet", str(self.directory / guest.file))
-        guest.appending = self._start(guest, partial(self._append, guest, list(lines)))
+        guest.appending = self._start(guest, partial(self._append, guest, list(lines), written))
         return self._appended(guest.appending, deadline)
 
     async def aclose(self) -> None:
@@ -220,8 +226,8 @@ class GuestFiles:
         if not task.cancelled():
             task.exception()  # append() raises it to its caller; one who was cancelled does not want it
 
-    async def _append(self, guest: _Guest, lines: list[bytes]) -> None:
-        await _append_in_thread(self.directory / guest.file, lines, self.max_bytes, executor=self._threads)
+    async def _append(self, guest: _Guest, lines: list[bytes], written: Callable[[], None] = lambda: None) -> None:
+        await _append_in_thread(self.directory / guest.file, lines, self.max_bytes, written, executor=self._threads)
 
     async def _rename(self, domid: int, guest: _Guest, target: str) -> None:
         source, guest.file = guest.file, target
@@ -265,12 +271,13 @@ def _open_regular(path: Path, flags: int) -> int:
     return descriptor
 
 
-def _append(path: Path, lines: list[bytes], max_bytes: int) -> None:
+def _append(path: Path, lines: list[bytes], max_bytes: int, written: Callable[[], None]) -> None:
     try:
         _append_batches(path, lines, max_bytes)
     except FileNotFoundError:
         _make_directory(path.parent)  # somebody removed it, with our file in it
         _append_batches(path, lines, max_bytes)
+    written()
 
 
 def _append_batches(path: Path, lines: list[bytes], max_bytes: int) -> None:
