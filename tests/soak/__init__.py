@@ -1,0 +1,1 @@
+"""What takes minutes: kills under load, floods, fuzzing, and memory over time. `python -m tests.soak` runs it."""

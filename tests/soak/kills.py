@@ -1,0 +1,199 @@
+"""SIGKILL under load: the real unit under the real systemd, journald and xenstored, and guests that count.
+
+After the last kill, every line that was acknowledged to a guest is in the journal and in the guest's file; no answer
+was wrong, nobody was refused, and nobody waited longer than WAIT.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from tests.integration.test_units import LAB, UNIT, Host
+from tests.lab.daemon import toml, uuid
+from tests.lab.systemd import LAB as INSIDE
+from tests.lab.systemd import Systemd, wait_for
+from tests.lab.xenstored import Xenstored
+from tests.soak.load import BLACKLISTED_BUILD, Guest, Load
+
+WAIT = float(os.environ.get("UNPLUGD_SOAK_WAIT", "2"))
+"""Seconds that no guest may wait longer, less the time that the new process had to wait for a CPU."""
+
+BUDGET = 100_000
+"""Bytes of log that a guest may cause and stay well below its burst of 131072."""
+
+_JOURNAL = "[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\nRuntimeMaxUse=1G\nRuntimeKeepFree=1M\n"
+
+
+@contextmanager
+def machine(guests: int) -> Iterator[tuple[Host, Xenstored]]:
+    """A booted host with xenstored, so many guests and unplugd as a package installs it: compiled."""
+    # A unix socket's path is at most 107 bytes.
+    directory = Path(tempfile.mkdtemp(prefix="u-"))
+    try:
+        systemd = Systemd(directory)
+        (directory / "journald.conf").write_text(_JOURNAL)
+        cache = directory / "pycache"
+        subprocess.run(
+            [sys.executable, "-X", f"pycache_prefix={cache}", "-c", "import unplugd.service"],
+            env={key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}, check=True,
+        )
+        with systemd, Xenstored("c", directory / "xs") as xenstored:
+            for domid in range(1, guests + 1):
+                xenstored.create(domid, f"vm{domid}", uuid(domid))
+            host = Host(systemd)
+            systemd.drop_in(UNIT, "lab", f"{LAB}\nEnvironment=PYTHONPYCACHEPREFIX={INSIDE}/pycache")
+            host.configuration.write_text(toml({
+                "xenstore": {"backend": "socket", "socket": f"{INSIDE}/xs/run/socket"},
+                "blacklist": {"entry": [{"product": "linux", "build": BLACKLISTED_BUILD}]},
+                "log": {"sinks": ["journal", "file"], "flush_after": 60.0},
+                "http": {"listen": ""},
+            }))
+            systemd.daemon_reload()
+            host.start()
+            yield host, xenstored
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def run(kills: int, guests: int = 50) -> tuple[dict[str, str], list[str]]:
+    """Kill the daemon so often; figures for the table, and what does not hold."""
+    problems: list[str] = []
+    waits: list[tuple[float, float]] = []
+    with machine(guests) as (host, _):
+        interval = max(0.25, kills * 3 / (BUDGET / 64))
+        load = Load([
+            Guest(domid, host.path(f"dom{domid}.sock"), blacklisted=domid % 5 == 0, interval=interval)
+            for domid in range(1, guests + 1)
+        ])
+        begin = time.monotonic()
+        load.start()
+        try:
+            waits = list(_kill(host, load, kills))
+        finally:
+            load.finish()
+        seconds = time.monotonic() - begin
+        wait_for(lambda: host.systemd.property(UNIT, "ActiveState") == "active", "the unit to be active again")
+        journal, files = _recorded(host, load.guests)
+    lines = sum(line.complete for guest in load.guests for line in guest.lines)
+    doubtful = sum(bool(line.doubtful) for guest in load.guests for line in guest.lines)
+    for where, found in (("journal", journal), ("files", files)):
+        missing = [text for guest in load.guests for text in _missing(guest, found[guest.domid])]
+        problems += [f"missing in the {where}: {text}" for text in missing[:5]]
+        if len(missing) > 5:
+            problems.append(f"missing in the {where}: {len(missing)} in all")
+    problems += [text for guest in load.guests for text in guest.wrong][:5]
+    refused = sum(guest.refused for guest in load.guests)
+    if refused:
+        problems.append(f"{refused} connects refused")
+    own = [wait - starved for wait, starved in waits]
+    if max(own) > WAIT:
+        problems.append(f"a guest waited {max(own):.2f} s")
+    figures = {
+        "kills": str(kills),
+        "guests": str(guests),
+        "seconds": f"{seconds:.0f}",
+        "answers": str(sum(guest.answers for guest in load.guests)),
+        "acknowledged lines": str(lines),
+        "of them sent again in part": str(doubtful),
+        "recorded twice in the journal": str(_twice(load.guests, journal)),
+        "recorded twice in the files": str(_twice(load.guests, files)),
+        "refused connects": str(refused),
+        "wrong answers": str(sum(len(guest.wrong) for guest in load.guests)),
+        "longest wait, median of the kills": f"{statistics.median(wait for wait, _ in waits):.2f} s",
+        "longest wait of all": f"{max(waits)[0]:.2f} s",
+        "the same without waiting for a CPU": f"{statistics.median(own):.2f} s, {max(own):.2f} s",
+    }
+    return figures, problems
+
+
+def _kill(host: Host, load: Load, kills: int) -> Iterator[tuple[float, float]]:
+    """Kill and kill again, as soon as everybody was answered.
+
+    Yields the longest wait that each kill caused, and how much of it the new process was ready to run but did not.
+    """
+    chance = random.Random(kills)
+    for number in range(1, kills + 1):
+        time.sleep(chance.uniform(0.02, 0.8))
+        for guest in load.guests:
+            guest.longest = 0.0
+        answers = [guest.answers + 5 for guest in load.guests]
+        host.kill(signal.SIGKILL)
+        wait_for(partial(_restarted, host, number), "a restart")
+        wait_for(partial(_answered, load.guests, answers), "answers for everybody")
+        schedule = host.systemd.path(f"/proc/{host.main_pid()}/schedstat").read_text().split()
+        yield max(guest.longest for guest in load.guests), int(schedule[1]) / 1e9
+
+
+def _restarted(host: Host, number: int) -> bool:
+    return int(host.systemd.property(UNIT, "NRestarts")) >= number
+
+
+def _answered(guests: Sequence[Guest], answers: Sequence[int]) -> bool:
+    return all(guest.answers > least for guest, least in zip(guests, answers, strict=True))
+
+
+def _recorded(host: Host, guests: Sequence[Guest]) -> tuple[dict[int, list[bytes]], dict[int, list[bytes]]]:
+    """What journal and files have, by domain, once nothing more comes."""
+    journal: dict[int, list[bytes]] = {}
+    files: dict[int, list[bytes]] = {}
+
+    def all_there() -> bool:
+        journal.clear()
+        journal.update(_from_journal(host))
+        files.update({guest.domid: _from_file(host, guest.domid) for guest in guests})
+        return not any(
+            _missing(guest, found.get(guest.domid, [])) for guest in guests for found in (journal, files)
+        )
+
+    end = time.monotonic() + 20
+    while not all_there() and time.monotonic() < end:
+        time.sleep(1)
+    return defaultdict(list, journal), defaultdict(list, files)
+
+
+def _from_journal(host: Host) -> Mapping[int, list[bytes]]:
+    found: dict[int, list[bytes]] = defaultdict(list)
+    output = host.systemd.execute(
+        "journalctl", "--output=cat", "--output-fields=XEN_DOMID,MESSAGE", "--no-pager", "--all", "--output=export",
+        "SYSLOG_IDENTIFIER=unplugd-guest", timeout=120,
+    ).stdout  # fmt: skip
+    for entry in output.split("\n\n"):
+        fields = dict(line.split("=", 1) for line in entry.splitlines() if "=" in line)
+        if "XEN_DOMID" in fields:
+            found[int(fields["XEN_DOMID"])].append(fields.get("MESSAGE", "").encode())
+    return found
+
+
+def _from_file(host: Host, domid: int) -> list[bytes]:
+    lines: list[bytes] = []
+    for suffix in (".1", ""):
+        path = host.systemd.path(f"/var/log/xen/unplugd/guest-vm{domid}.log{suffix}")
+        if path.exists():
+            lines += [line.split(b" ", 1)[-1] for line in path.read_bytes().splitlines()]
+    return lines
+
+
+def _missing(guest: Guest, recorded: Sequence[bytes]) -> list[str]:
+    there = set(recorded)
+    return [
+        line.text.decode()
+        for line in guest.lines
+        if line.complete and line.text not in there and not any(map(line.matches, recorded if line.doubtful else ()))
+    ]
+
+
+def _twice(guests: Sequence[Guest], recorded: Mapping[int, Sequence[bytes]]) -> int:
+    return sum(len(recorded[guest.domid]) - len(set(recorded[guest.domid])) for guest in guests)
