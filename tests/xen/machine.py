@@ -22,6 +22,8 @@ XEN_OPTIONS = (
     "console=com1 com1=115200,8n1 dom0_mem=2G,max:2G dom0_max_vcpus=2 loglvl=all guest_loglvl=all sched=credit2 "
     "spec-ctrl=no"
 )
+_CHUNK = 48 << 10
+"""Bytes of a file that go to dom0 in one request."""
 DOM0_OPTIONS = "console=hvc0 earlyprintk=xen loglevel=6 net.ifnames=0 mitigations=off"
 
 
@@ -118,7 +120,9 @@ class Machine:
         """Write a file in dom0."""
         data = content.encode() if isinstance(content, str) else content
         self.check(f"mkdir -p {shlex.quote(str(Path(path).parent))}")
-        self._request(60, path=path, content=base64.b64encode(data).decode(), mode=mode)
+        for at in range(0, max(1, len(data)), _CHUNK):
+            content = base64.b64encode(data[at:at + _CHUNK]).decode()
+            self._request(60, path=path, content=content, mode=mode, append=at > 0)
 
     def until(self, command: str, seconds: float = 60, *, pause: float = 0.5) -> str:
         """Run a command in dom0 until it succeeds; returns its output. Raises AssertionError, Dead."""
@@ -133,8 +137,8 @@ class Machine:
         self._number += 1
         request["id"] = self._number
         deadline = time.monotonic() + seconds
-        self._line.settimeout(10)
-        self._line.sendall(json.dumps(request).encode() + b"\n")
+        self._line.settimeout(seconds)
+        self._line.sendall(b"\n" + json.dumps(request).encode() + b"\n")
         while True:
             while b"\n" in self._received:
                 line, self._received = self._received.split(b"\n", 1)

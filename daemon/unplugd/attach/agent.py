@@ -54,7 +54,11 @@ class HasMemory(Protocol):
 
 
 class Agent:
-    """Serves accesses; `answer` is called with the vCPU and what goes into its slot when one is done."""
+    """Serves accesses; `answer` is called with the vCPU and what goes into its slot when one is done.
+
+    `failed` is called with an exception that nobody expected: the access it belongs to will have no answer, so the
+    process has to end and leave it to the next one.
+    """
 
     def __init__(
         self,
@@ -62,11 +66,13 @@ class Agent:
         qemu: DrivesQemu,
         memory: HasMemory,
         answer: Callable[[int, int | None], None],
+        failed: Callable[[BaseException], None],
     ) -> None:
         self._unplugd = unplugd
         self._qemu = qemu
         self._memory = memory
         self._answer = answer
+        self._failed = failed
         self._tasks: set[asyncio.Task[None]] = set()
         self.in_flight = 0
         """Accesses that have no answer yet."""
@@ -99,7 +105,12 @@ class Agent:
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
 
     async def _drive(self, vcpu: int, plan: Plan, step: Step) -> None:
         brought: Brought = None

@@ -15,7 +15,7 @@ import traceback
 from dataclasses import dataclass
 from enum import IntEnum
 from errno import EINVAL, EOPNOTSUPP
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from unplugd.attach.agent import Agent
 from unplugd.attach.broker import ChildEnd
@@ -125,7 +125,15 @@ async def _main(
         report=broker.log,
     )
     monitor = Monitor(lambda: broker.connect("qemu"), broker.log)
-    agent = Agent(unplugd, monitor, GuestMemory(memory), server.answer)
+    failure: asyncio.Future[None] = loop.create_future()
+
+    def failed(error: BaseException) -> None:
+        if not failure.done():
+            failure.set_exception(error)
+
+    # An exception in a callback of the loop's (an answer of unplugd's, an access) is as final as one in a task.
+    loop.set_exception_handler(lambda _, context: failed(context.get("exception") or RuntimeError(context["message"])))
+    agent = Agent(unplugd, monitor, GuestMemory(memory), server.answer, failed)
     confine(domain.domid, identity, kept.directory / "empty", supervisor)
     how = "taken over" if server.taken_over else "created"
     broker.say("attached", f"ioreq server {server.id} {how}, {server.vcpus} vCPUs")
@@ -140,9 +148,11 @@ async def _main(
     loop.add_reader(server.fd, serve)
     gc.freeze()
     waiting = loop.create_task(detach.wait())
-    await asyncio.wait((waiting, connection), return_when=asyncio.FIRST_COMPLETED)
-    if connection.done():
-        connection.result()
+    ended: set[asyncio.Future[Any]] = {waiting, connection, failure}
+    await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+    for future in (connection, failure):
+        if future.done():
+            future.result()
     return await _hand_back(server, agent, broker)
 
 

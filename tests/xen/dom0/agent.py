@@ -42,7 +42,7 @@ def carry_out(port: int, request: dict[str, Any]) -> None:
             texts = {"out": out.decode("utf-8", "replace"), "err": err.decode("utf-8", "replace")}
             reply(port, id=number, status=status, **texts)
         else:
-            with open(request["path"], "wb") as file:
+            with open(request["path"], "ab" if request.get("append") else "wb") as file:
                 file.write(base64.b64decode(request["content"]))
             os.chmod(request["path"], request.get("mode", 0o644))
             reply(port, id=number, status=0)
@@ -65,8 +65,11 @@ def main() -> None:
             continue
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
-            if line.strip():
-                threading.Thread(target=carry_out, args=(port, json.loads(line)), daemon=True).start()
+            try:
+                request = json.loads(line)
+            except ValueError:  # the other end gave up in the middle of a line
+                continue
+            threading.Thread(target=carry_out, args=(port, request), daemon=True).start()
 
 
 main()

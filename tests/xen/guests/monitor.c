@@ -13,9 +13,10 @@
                                    between                            = magic reads that were not 0x49d2
      R                             reset through port 0xcf9
 
+   Interrupts are off: SeaBIOS keeps its stack in the ROM area, which a test write-protects (port 0x10, platform flags).
    Memory: 0x2000-0x5fff is the tests', 0x6000 the second vCPU's first instruction, stacks below 0x6e00 and 0x7a00. */
 
-asm(".code16gcc\n.globl _start\n_start: xorl %eax,%eax\n movl $0x7a00,%esp\n call main\n1: hlt\n jmp 1b\n"
+asm(".code16gcc\n.globl _start\n_start: cli; xorl %eax,%eax\n movl $0x7a00,%esp\n call run\n1: hlt\n jmp 1b\n"
     ".globl second\nsecond: xorl %eax,%eax\n movw %ax,%ds\n movw %ax,%es\n movw %ax,%ss\n movl $0x6e00,%esp\n call worker\n");
 
 typedef unsigned char u8;
@@ -125,7 +126,7 @@ static u32 done(void) {
     return job.result;
 }
 
-void main(void) {
+void run(void) {
     outb(0x3f9, 0); outb(0x3fb, 0x80); outb(0x3f8, 1); outb(0x3f9, 0); outb(0x3fb, 3); outb(0x3fa, 7); outb(0x3fc, 3);
     puts("monitor ready\n");
     for (;;) {

@@ -1,0 +1,110 @@
+"""The guests, and what a scenario does with them; everything happens in dom0 of a running machine.
+
+Two kinds: the boot-sector guest (`monitor`), which plays any port access that it is told to, and a Debian kernel
+(`linux`). Neither configuration has a word about unplugd.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from tests.xen.machine import Machine
+
+_CONFIG = """name = "{name}"
+type = "hvm"
+memory = {memory}
+vcpus = {vcpus}
+bios = "seabios"
+boot = "c"
+disk = ['format=raw,vdev=hda,access=rw,backendtype=qdisk,target=/root/{name}.img']
+vif = ['mac=00:16:3e:11:22:{number:02x},type=ioemu,model=rtl8139,script=/root/vif-none,bridge=none0']
+vga = "none"
+vnc = 0
+sdl = 0
+usb = 0
+serial = "{serial}"
+on_crash = "{on_crash}"
+on_poweroff = "destroy"
+on_reboot = "{on_reboot}"
+{more}
+"""
+_LOADER = (
+    'device_model_args_hvm = ["-device", "loader,file=/root/linux-kernel.img,addr=0x1000000,force-raw=on", '
+    '"-device", "loader,file=/root/linux-initrd.img,addr=0x8000000,force-raw=on"]'
+)
+READY = 'monitor ready'
+
+
+@dataclass(slots=True)
+class Guest:
+    """A domain of this machine."""
+
+    machine: Machine
+    name: str
+    domid: int = 0
+
+    def talk(self, *commands: str, timeout: float = 60) -> list[str]:
+        """Give the boot-sector guest commands; returns its answers. Raises AssertionError."""
+        words = " ".join(shlex.quote(command) for command in commands)
+        line = f"./talk.py --timeout {timeout:.0f} /run/{self.name}.serial {words}"
+        return self.machine.check(line, timeout + 30).splitlines()
+
+    def read(self, command: str) -> int:
+        """The value that one reading command of the boot-sector guest brings."""
+        answer, = self.talk(command)
+        return int(answer.removeprefix("= "), 16)
+
+    def monitor(self, *commands: str) -> str:
+        """Ask QEMU's human monitor."""
+        return self.machine.check(f"./hmp.py {self.domid} " + " ".join(shlex.quote(command) for command in commands))
+
+    @property
+    def emulated(self) -> set[str]:
+        """What QEMU still emulates, of `disk` and `nic`."""
+        text = self.monitor("info pci", "info block")
+        return {what for what, sign in (("nic", "10ec:8139"), ("disk", "ide0-hd0")) if sign in text}
+
+    def node(self, path: str) -> str:
+        """A xenstore node below the domain's directory; "" where there is none."""
+        return self.machine.run(f"xenstore-read /local/domain/{self.domid}/{path}").out.strip()
+
+    def destroy(self) -> None:
+        """End the domain."""
+        self.machine.run(f"xl destroy {self.name}")
+
+
+class Lab:
+    """Makes guests on a machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self._number = 0
+
+    def create(self, kind: str, name: str, *, vcpus: int = 1, boot: str = "run", more: str = "",
+               on_reboot: str = "destroy", wait: bool = True) -> Guest:
+        """Create a guest of `kind` (`monitor` or `linux`); a monitor is waited for until it takes commands."""
+        self._number += 1
+        image = "monitor" if kind == "monitor" else f"linux-{boot}"
+        config = _CONFIG.format(
+            name=name, number=self._number, vcpus=vcpus, memory=32 if kind == "monitor" else 256, on_crash="destroy",
+            on_reboot=on_reboot, more=more if kind == "monitor" else f"{_LOADER}\n{more}",
+            serial=f"unix:/run/{name}.serial,server=on,wait=off" if kind == "monitor" else "none",
+        )  # fmt: skip
+        self.machine.put(f"/root/{name}.cfg", config)
+        self.machine.check(f"cp {image}.img {name}.img; rm -f /var/log/xen/console/guest-{name}.log")
+        self.machine.check(f"xl create {name}.cfg", 180)
+        guest = Guest(self.machine, name, int(self.machine.check(f"xl domid {name}")))
+        if kind == "monitor" and wait:
+            guest.talk("ready", timeout=180)
+        return guest
+
+    def console(self, name: str, seconds: float) -> str:
+        """What a Linux guest said, once it has said all."""
+        log = f"/var/log/xen/console/guest-{name}.log"
+        return self.machine.until(f"grep -q 'LAB done' {log} && cat {log}", seconds)
+
+    def journal(self, *match: str) -> list[str]:
+        """Messages of the journal that match all of these fields."""
+        self.machine.run("journalctl --sync")
+        return self.machine.check(f"journalctl -q -o cat {' '.join(match)}").splitlines()
