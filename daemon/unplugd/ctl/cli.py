@@ -26,11 +26,16 @@ BUILD = "its build number: decimal, 0x..., or XENBUS's three numbers as 9.0.4"
 EPILOG = "\n".join(["Exit status:", *(f"  {number}  {meaning}" for number, meaning in EXITS)])
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of epilogs, and the help texts in one column."""
+class _Help(argparse.HelpFormatter):
+    """Help of at most a hundred columns, whatever the terminal's."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=min(100, int(os.environ.get("COLUMNS", "100"))))
+        columns = os.environ.get("COLUMNS", "")
+        super().__init__(prog, max_help_position=28, width=min(100, int(columns) if columns.isdigit() else 100))
+
+
+class _HelpWithLines(_Help, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the epilog."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         prog="unplugctl",
         description="Look after unplugd: the guests it serves, their PV drivers, the driver blacklist, guest logs.",
         epilog=EPILOG,
-        formatter_class=_Help,
+        formatter_class=_HelpWithLines,
     )
     _common(result, first=True)
     result.add_argument("--version", action="version", version=f"unplugctl {__version__}")

@@ -110,12 +110,12 @@ def lines(found: dict[str, Any]) -> list[str]:
         f" rate limit, {dropped['sink']} because the sink did not take them"),
     ]
     notes = [
-        (found["fallback_verdicts"], "verdict given without xenstored's answer", "journalctl -u unplugd"),
-        (found["protocol_errors"], "connection closed for a fault of the device model", "unplugctl events"),
-        (found["denied_connections"], "connection denied", "unplugctl events"),
+        (found["fallback_verdicts"], "verdict", "given without xenstored's answer", "journalctl -u unplugd"),
+        (found["protocol_errors"], "connection", "closed for a fault of the device model", "unplugctl events"),
+        (found["denied_connections"], "connection", "denied", "unplugctl events"),
     ]
-    shown += [show.paint(f"  note         {show.plural(count, what)}; see: {see}", show.YELLOW)
-              for count, what, see in notes if count]
+    shown += [show.paint(f"  note         {show.plural(count, what)} {how}; see: {see}", show.YELLOW)
+              for count, what, how, see in notes if count]
     return shown
 
 

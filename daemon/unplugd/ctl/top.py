@@ -132,7 +132,7 @@ def _live(control: Control, options: Namespace, before: list[dict[str, Any]], th
                 break
             order = KEYS.get(key, order)
             rows, before, then = _look(control, before, then)
-            columns, height = os.get_terminal_size()
+            columns, height = (found or usual for found, usual in zip(os.get_terminal_size(), (80, 24), strict=True))
             head = (f"unplugctl top - {time.strftime('%H:%M:%S')}   {show.plural(len(rows), 'domain')}, "
                     f"{sum(row['throttled'] for row in rows)} throttled   sorted by {order}; "
                     "keys: q quit, i id, n name, b bytes, d dropped")

@@ -1,0 +1,115 @@
+"""ctl/journal.py: what becomes of the journal's entries and of guests' files. The real journal: integration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.lab.control import UUID, domain, serving
+from unplugd.ctl import journal
+from unplugd.ctl.cli import main
+from unplugd.records import Event
+from unplugd.sinks.files import format_line
+
+HOSTILE = b"\x1b]0;pwned\x07 \x1b[2J"
+
+
+def raw(**fields: object) -> bytes:
+    return json.dumps({"__REALTIME_TIMESTAMP": "1700000000123456", **fields}).encode()
+
+
+def test_an_entry_has_stable_keys() -> None:
+    entry = journal._entry(raw(
+        MESSAGE="hello", MESSAGE_ID=Event.GUEST_LINE.message_id, PRIORITY="6", XEN_DOMID="7", XEN_DOMAIN_UUID="u",
+        XEN_DOMAIN_NAME="web-01", UNPLUG_PRODUCT="3", UNPLUG_PRODUCT_NAME="linux", UNPLUG_BUILD="1",
+    ))  # fmt: skip
+    assert entry == {
+        "time": 1700000000.123456, "event": "guest-line", "message": "hello", "priority": "6", "domid": 7, "uuid": "u",
+        "name": "web-01", "product": 3, "product_name": "linux", "build": 1,
+    }  # fmt: skip
+
+
+def test_strange_entries() -> None:
+    assert journal._entry(b"no json") is None
+    assert journal._entry(b"{}") is None
+    assert journal._entry(b'["x"]') is None
+    entry = journal._entry(raw(MESSAGE=list(HOSTILE + b"\xff"), XEN_DOMID="x", MESSAGE_ID=["twice", "no"]))
+    assert entry is not None
+    assert entry["message"].encode("utf-8", "surrogateescape") == HOSTILE + b"\xff"
+    assert (entry["domid"], entry["build"], entry["event"]) == (None, None, "other")
+    assert journal._entry(raw(MESSAGE=None)) is not None
+
+
+def test_every_kind_has_a_name() -> None:
+    assert len(set(journal.KINDS.values())) == len(Event) == len(journal.KINDS)
+
+
+def test_what_is_looked_for() -> None:
+    assert journal._match("web-01", domain()) == f"XEN_DOMAIN_UUID={UUID.format(7)}"
+    assert journal._match("web-01", domain(uuid="")) == "XEN_DOMID=7"
+    assert journal._match("7", None) == "XEN_DOMID=7"
+    assert journal._match(UUID.format(7).upper(), None) == f"XEN_DOMAIN_UUID={UUID.format(7)}"
+    assert journal._match("gone", None) == "XEN_DOMAIN_NAME=gone"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    logs = tmp_path / "guests"
+    logs.mkdir()
+    (logs / "guest-web-01.log.1").write_bytes(format_line(1.7e9, b"oldest"))
+    (logs / "guest-web-01.log").write_bytes(
+        b"".join(format_line(1.7e9 + at, text) for at, text in enumerate((b"one", b"two \\ three", HOSTILE))))
+    config = tmp_path / "unplugd.toml"
+    config.write_text(f'[log]\nsinks = ["file"]\ndirectory = "{logs}"\n')
+    return config
+
+
+def test_lines_of_a_guests_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(domain()) as control:
+        common = ["--config", str(file), "--socket", str(control.path)]
+        assert main(["log", "7", *common]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split("  ", 1)[1] for line in lines] == [
+            "oldest", "one", "two \\\\ three", "\\x1b]0;pwned\\x07 \\x1b[2J"]  # fmt: skip
+        assert main(["log", "web-01", "-n", "2", "-l", *common]) == 0
+        entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [entry["time"] for entry in entries] == [1.7e9 + 1, 1.7e9 + 2]
+        assert set(entries[0]) == {"time", "event", "message"}
+
+
+def test_a_raw_file_is_escaped_too(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever may write the directory could have left anything there."""
+    (file.parent / "guests" / "guest-web-01.log").write_bytes(HOSTILE + b" x\n\xff\n\n")
+    assert main(["log", "web-01", "--config", str(file), "--socket", "none"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_of_two_domains_with_one_name_each_has_its_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file.parent / "guests" / "guest-web-01-8.log").write_bytes(format_line(1.7e9, b"the other"))
+    with serving(domain(7), domain(8)) as control:
+        common = ["--config", str(file), "--socket", str(control.path)]
+        assert main(["log", "8", *common]) == 0
+        assert "the other" in capsys.readouterr().out
+        assert main(["log", "7", *common]) == 0
+        assert "two" in capsys.readouterr().out
+
+
+def test_a_guest_without_a_log(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["log", "nobody", "--config", str(file), "--socket", "none"]) == 4
+    assert "has logged nothing" in capsys.readouterr().err
+
+
+def test_sinks_that_cannot_be_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "unplugd.toml"
+    config.write_text('[log]\nsinks = ["stderr"]\n')
+    for command in (["log", "7"], ["events"]):
+        assert main([*command, "--config", str(config), "--socket", "none"]) == 7
+        assert "journalctl -u unplugd" in capsys.readouterr().err
+
+
+def test_without_journalctl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["events", "--socket", "none"]) == 7
+    assert "journalctl is not installed" in capsys.readouterr().err
