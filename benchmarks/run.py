@@ -71,7 +71,7 @@ ROWS = (
     Row("one access at a time", depth=1, round_trips=15000, goal=0.80),
     Row("64 accesses pipelined", depth=64, round_trips=1500, goal=0.50),
     Row("one at a time, no frame like another", depth=1, round_trips=15000, goal=None, unique=True),
-    Row("64 pipelined, no frame like another", depth=64, round_trips=1500, goal=None, unique=True),
+    Row("64 pipelined, no frame like another", depth=64, round_trips=500, goal=None, unique=True),
 )
 
 
@@ -139,6 +139,12 @@ def build() -> None:
             )
 
 
+def configuration(directory: Path) -> str:
+    """A configuration with one domain, all of whose files are under `directory`."""
+    run, log = (json.dumps(str(directory / name)) for name in ("run", "log"))
+    return CONFIGURATION.format(run=run, log=log, uid=os.getuid())
+
+
 @contextlib.contextmanager
 def pinned(cpu: int) -> Iterator[None]:
     """What is started meanwhile runs on one CPU only, with all of its threads."""
@@ -176,14 +182,11 @@ def load(path: Path, row: Row, cpu: int, *, state: int) -> dict[str, float]:
 def measure(rounds: int, cpu: int) -> list[Result]:
     """All rows, their rounds interleaved."""
     directory = Path(tempfile.mkdtemp(prefix="unplugd-bench-"))
-    configuration = CONFIGURATION.format(
-        run=json.dumps(str(directory / "run")), log=json.dumps(str(directory / "log")), uid=os.getuid()
-    )
     try:
         with contextlib.ExitStack() as stack:
             with pinned(cpu):
                 stack.enter_context(echo_server(directory / "echo.sock"))
-                stack.enter_context(Trial(directory, configuration))
+                stack.enter_context(Trial(directory, configuration(directory)))
             seen: dict[Row, list[Round]] = {row: [] for row in ROWS}
             for number in range(rounds):
                 for row in ROWS:

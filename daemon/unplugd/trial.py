@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,12 +28,16 @@ _FROM_A_SERVICE_MANAGER = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHD
 class Trial:
     """One daemon under `directory`, which exists: its configuration, its log (`unplugd.log`), its notify socket.
 
+    `wrapper` is a command that runs it, such as a profiler's.
     As a context manager it starts the daemon, waits until it is ready, and stops it at the end, come what may.
     Raises HostError when the daemon ends or is not ready within `patience` seconds, with the end of its log.
     """
 
-    def __init__(self, directory: Path, configuration: str, *, patience: float = 30.0) -> None:
+    def __init__(
+        self, directory: Path, configuration: str, *, patience: float = 30.0, wrapper: Sequence[str] = ()
+    ) -> None:
         self.directory = directory
+        self.wrapper = tuple(wrapper)
         self.patience = patience
         self.configuration = directory / "unplugd.toml"
         self.configuration.write_text(configuration)
@@ -49,7 +53,7 @@ class Trial:
             begin = time.monotonic()
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603 # this interpreter, this package
-                    [sys.executable, "-m", "unplugd", "--config", str(self.configuration)],
+                    [*self.wrapper, sys.executable, "-m", "unplugd", "--config", str(self.configuration)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
