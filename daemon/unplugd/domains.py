@@ -23,6 +23,9 @@ from unplugd.errors import NoSuchNode, StoreError
 from unplugd.records import Event
 from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Store
 
+RETRY = 1.0
+"""Seconds until xenstored is asked again what it did not answer."""
+
 _AT_ONCE = 64
 """Domains whose nodes are read at the same time: verdicts' neighbours in xenstored should not wait for thousands."""
 
@@ -212,7 +215,8 @@ class Domains:
                 await asyncio.gather(*(self._store.watch(path, call) for path, call in known.callbacks.items()))
             except StoreError as error:
                 self._unwatch_all(known)  # to be armed anew by the scan after the next connect
-                self._say(Event.STORE_REFUSED, f"domain {domid} is not watched: {error}")
+                if self._known.get(domid) is known:
+                    self._say(Event.STORE_REFUSED, f"domain {domid} is not watched: {error}")
             if self._known.get(domid) is known:
                 await self._look_again(domid)
 
@@ -276,7 +280,10 @@ class Domains:
         try:
             facts = await self._read(domid)
         except StoreError:
-            return  # the connection is gone; the scan after the next one reads everything
+            if self._store.connected:
+                await asyncio.sleep(RETRY)
+                self._changed(domid, "")
+            return  # without a connection, the scan after the next one reads everything
         self._tell(domid, known, facts)
 
     def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:

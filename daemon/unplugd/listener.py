@@ -36,15 +36,29 @@ class Access:
     def __init__(self, listed: Sequence[int] | None) -> None:
         """`listed` are configuration's uids; None for "auto"."""
         self._listed = None if listed is None else tuple(listed)
+        self._users: dict[int, set[int]] = {}
         self._base = _uid_of("xen-qemuuser-range-base") if listed is None else None
         self._shared = _uid_of("xen-qemuuser-shared") if listed is None else None
+
+    def learn(self, domid: int, uid: int | None) -> set[int]:
+        """A domain's device-model-kill-uid (None: it has none, or the domain is gone); which domains that changes."""
+        changed = {domid}
+        for other, domids in self._users.items():
+            if domid in domids and other != uid:
+                domids.discard(domid)
+                changed |= domids
+        if uid is not None and domid not in self._users.setdefault(uid, set()):
+            self._users[uid].add(domid)
+            changed |= self._users[uid]
+        return changed
 
     def device_model_uid(self, domid: int, known: int | None) -> int | None:
         """The uid of a domain's device model, None for root; `known` is xenstore's device-model-kill-uid."""
         if self._listed is not None:
             return self._listed[0]
         if known is not None:
-            return None if known == self._shared else known
+            # a uid that several domains share says nothing about the domain
+            return None if known == self._shared or len(self._users.get(known, ())) > 1 else known
         return None if self._base is None else self._base + domid
 
     def allows(self, uid: int, domid: int, known: int | None) -> bool:

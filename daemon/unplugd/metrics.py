@@ -96,7 +96,8 @@ CATALOGUE: tuple[Metric, ...] = (
            "Blacklisted builds in xenstore: nodes /mh/driver-blacklist/PRODUCT/BUILD."),
     Metric("unplugd_blacklist_lookups_total", Type.COUNTER, "Build numbers judged, by the verdict.",
            ("result",), {"result": LOOKUPS},
-           "`fallback`: xenstored was not asked or did not answer in time, and `blacklist.on_error` decided."
+           "`fallback`: xenstored did not answer in time and `blacklist.on_error` decided, or a domain asked too often"
+           " and the mirror decided."
            " `unknown-product`: the product number is in no registry, so it cannot be blacklisted."),
     Metric("unplugd_protocol_errors_total", Type.COUNTER,
            "Connections closed because the device model broke the framing.",

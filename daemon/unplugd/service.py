@@ -288,10 +288,17 @@ class Service:
         self.domains[domid] = domain
         self._listeners[domid] = listener
         self._facts[domid] = facts
+        self._learn_uid(domid, facts.device_model_uid)
         task = self._spawn(self._listen(listener))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
         self._status_soon()
+
+    def _learn_uid(self, domid: int, uid: int | None) -> None:
+        """As whom a device model runs decides about its socket, and about others' if they have the same uid."""
+        for other in self._access.learn(domid, uid):
+            if other in self._listeners:
+                self._listeners[other].configure(self._access, self._facts[other].device_model_uid)
 
     async def _listen(self, listener: Listener) -> None:
         domid = listener.domain.domid
@@ -325,7 +332,7 @@ class Service:
         if facts.name:
             domain.rename(facts.name)
         domain.limit(unlimited=facts.unlimited)
-        self._listeners[domid].configure(self._access, facts.device_model_uid)
+        self._learn_uid(domid, facts.device_model_uid)
         if domain.published is not None:
             self._publisher.changed(domain)
 
@@ -334,6 +341,7 @@ class Service:
         domain = self.domains.pop(domid)
         self._facts.pop(domid)
         self._listeners.pop(domid).close()
+        self._learn_uid(domid, None)
         self._publisher.forget(domain)
         self._blacklist.forget(domid)
         domain.release()
@@ -382,6 +390,8 @@ class Service:
         self.config = config
         self.settings.configure(config)
         self._access = Access(config.socket.device_model_uids)
+        for domid, facts in self._facts.items():
+            self._access.learn(domid, facts.device_model_uid)
         self._publisher.enabled = config.publish
         for domid, domain in self.domains.items():
             domain.configure()

@@ -72,6 +72,12 @@ class Delivery:
         self._own_lost = 0
         self._drained: asyncio.Event | None = None
         self._config = config
+        self._orphans: dict[int, list[Path]] = {}
+        """Spools that an earlier process left, by domid, until a domain or adopt_orphans() takes them."""
+        for path in sorted(directory.glob("dom*.spool")):
+            domid = path.name.removeprefix("dom").removesuffix(".spool").partition("-")[0]
+            if domid.isdigit():
+                self._orphans.setdefault(int(domid), []).append(path)
         self.configure(config)
 
     def configure(self, config: LogConfig) -> None:
@@ -109,12 +115,20 @@ class Delivery:
         if domid in self._outboxes:
             self.close(self._outboxes[domid])
         path = self._spool_path(domid, uuid)
-        left = list(load(path))
+        mine = {path, self._spool_path(domid, "")}  # the latter from before its uuid was known
+        left: list[tuple[Entry, list[str]]] = []
+        for orphan in self._orphans.pop(domid, ()):
+            if orphan in mine and _belongs(found := list(load(orphan)), uuid):
+                left += found
+            else:
+                self._adopt(orphan)
         outbox = Outbox(domid, name, Spool(path), lost)
         self._outboxes[domid] = outbox
         if self._files is not None:
             self._files.open(domid, name)
         self._take_over(outbox, left)
+        for other in mine - {path}:
+            other.unlink(missing_ok=True)
         return outbox
 
     def _take_over(self, outbox: Outbox, left: list[tuple[Entry, list[str]]]) -> None:
@@ -176,12 +190,10 @@ class Delivery:
 
     def adopt_orphans(self) -> None:
         """Deliver what an earlier process left for domains that are gone (call once the domains are known)."""
-        known = {self._spool_path(0, "").name} | {
-            outbox.spool.path.name for outbox in self._outboxes.values() if outbox.spool is not None
-        }
-        for path in sorted(self._directory.glob("dom*.spool")):
-            if path.name not in known:
+        for paths in self._orphans.values():
+            for path in paths:
                 self._adopt(path)
+        self._orphans.clear()
 
     def _adopt(self, path: Path) -> None:
         left = list(load(path))
@@ -436,6 +448,11 @@ class Delivery:
         self._journal.close()
         if self._stderr is not None:
             self._stderr.close()
+
+
+def _belongs(left: list[tuple[Entry, list[str]]], uuid: str) -> bool:
+    """Whether what is left in a spool was said by the guest of that uuid, as far as is known."""
+    return all(dict(entry.fields).get("XEN_DOMAIN_UUID", "") in ("", uuid) for entry, _ in left)
 
 
 def _nothing() -> None:
