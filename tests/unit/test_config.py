@@ -357,7 +357,7 @@ def toml_of(value: object) -> str:
 
 
 @given(key=st.sampled_from(sorted({key for key, _, _ in GOOD})), value=VALUES)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_is_taken_or_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
     problem = None
     try:

@@ -18,6 +18,7 @@ from unplugd.core.events import (
     UndefinedBits,
     UnplugDenied,
     Unplugged,
+    VerdictFallback,
     WasReset,
 )
 
@@ -30,6 +31,7 @@ from unplugd.core.events import (
         (Announced(7, None, 2**32 - 1, True, ""), ["(7)", "4294967295", "blacklisted"]),
         (Blacklisted(1, "xensource-windows", 86451, "loses data"), ["xensource-windows", "86451", "loses data"]),
         (Blacklisted(3, "linux", 1, ""), ["linux", "is blacklisted"]),
+        (VerdictFallback(5, "not connected"), ["build 5", "not connected"]),
         (Unplugged(3), ["ide-disks", "nics"]),
         (UnplugDenied(1, blacklisted=True), ["ide-disks", "policy.blacklisted_unplug"]),
         (UnplugDenied(2, blacklisted=False), ["nics", "policy.allow_unplug"]),

@@ -16,6 +16,7 @@ from unplugd.core.events import (
     UndefinedBits,
     UnplugDenied,
     Unplugged,
+    VerdictFallback,
     WasReset,
 )
 from unplugd.core.guest import Guest, Verdict
@@ -40,6 +41,24 @@ def test_a_build_number_with_its_verdict() -> None:
         Blacklisted(1, "xensource-windows", 86451, "loses data"),
     ]
     assert one.take_events() == []
+
+
+def test_a_verdict_that_xenstored_had_no_part_in_is_told() -> None:
+    one = guest()
+    one.judge(3, 1, Verdict(blacklisted=False, fallback="no answer in time"), 0.0)
+    told = one.take_events()[0]
+    assert told == VerdictFallback(1, "no answer in time")
+    assert "no answer in time" in str(told)
+
+
+def test_a_verdict_of_before_a_reset_is_not_applied_after_it() -> None:
+    machine = Machine()
+    machine.outw(0x12, 3)
+    machine.stream.receive(frame(0x10, 4, data=1), machine.now)
+    machine.guest.reset(machine.now)  # by another connection
+    assert len(machine.stream.resume(Verdict(blacklisted=True), machine.now)) == 32
+    assert not machine.guest.platform.blacklisted
+    assert machine.guest.platform.build is None
 
 
 def test_a_build_without_a_product_is_ignored_and_told_once_between_resets() -> None:
@@ -170,6 +189,8 @@ class GuestMachine(RuleBasedStateMachine):
     def give_product(self, product: int) -> None:
         assert self.machine.outw(0x12, product) == 0
         if self.ruled_by.protocol_version:
+            if product != self.product:
+                self.build = None
             self.product = product
 
     @rule(build=st.sampled_from([0, 1, 9, 2**32 - 1]))
@@ -253,4 +274,4 @@ class GuestMachine(RuleBasedStateMachine):
 
 
 TestGuestMachine = GuestMachine.TestCase
-TestGuestMachine.settings = settings(max_examples=40, stateful_step_count=30)
+TestGuestMachine.settings = settings(max_examples=25, stateful_step_count=25)

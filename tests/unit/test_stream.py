@@ -14,7 +14,7 @@ from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import Limits
 from unplugd.core.protocol import Rules
 from unplugd.core.registry import Registry
-from unplugd.core.stream import OUTPUT_LIMIT, Dispatch, IoreqStream, NeedTokens, NeedVerdict
+from unplugd.core.stream import OUTPUT_LIMIT, SEEN_LIMIT, Dispatch, IoreqStream, NeedTokens, NeedVerdict
 
 LEGACY = Rules(legacy_unplug=True)
 TIGHT_DELAY = Limits(rate=100, burst=300, delay=True)
@@ -53,7 +53,7 @@ def play(limits: Limits, pieces: list[bytes]) -> tuple[bytes, list[Event], list[
     return out, machine.said, machine.looked_up, machine.waited
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(data=st.data(), limits=st.sampled_from([UNLIMITED, Limits(), TIGHT_DELAY, Limits(rate=10, burst=200)]))
 def test_any_split_of_the_bytes_gives_the_same_responses_and_events(data: st.DataObject, limits: Limits) -> None:
     whole = b"".join(data.draw(st.lists(requests(), max_size=20)))
@@ -62,12 +62,13 @@ def test_any_split_of_the_bytes_gives_the_same_responses_and_events(data: st.Dat
     assert play(limits, pieces) == play(limits, [whole])
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(whole=st.lists(requests(), max_size=5).map(b"".join))
 def test_byte_by_byte_is_the_same_too(whole: bytes) -> None:
     assert play(TIGHT_DELAY, [bytes((byte,)) for byte in whole]) == play(TIGHT_DELAY, [whole])
 
 
+@settings(max_examples=50)
 @given(st.lists(requests(), max_size=20))
 def test_one_response_for_each_request_in_order_with_all_opaque_fields(sent: list[bytes]) -> None:
     machine = Machine(LEGACY, blacklist={("linux", 1)})
@@ -88,7 +89,7 @@ def test_one_response_for_each_request_in_order_with_all_opaque_fields(sent: lis
     assert sum(machine.counters.ioreqs.values()) == len(sent)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(raw=st.binary(min_size=32, max_size=32), after=st.binary(max_size=80))
 def test_any_bytes_set_a_fault_or_are_served_and_never_raise(raw: bytes, after: bytes) -> None:
     stream = Machine().stream
@@ -100,7 +101,7 @@ def test_any_bytes_set_a_fault_or_are_served_and_never_raise(raw: bytes, after: 
         stream.receive(after, 2.0)
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(
     bits=st.integers(0, 255), kind=st.sampled_from([0, 0, 0, 1]), count=st.integers(0, 5000), size=st.integers(0, 9),
     addr=st.integers(0, 0x10105), after=st.binary(max_size=80),
@@ -274,6 +275,18 @@ def test_other_rules_from_the_next_frame_on() -> None:
     machine.stream.use(Dispatch(LEGACY, delay=False))
     machine.guest.platform.rules = LEGACY
     assert machine.outl(BAR + 4, 1) == 3
+
+
+def test_frames_of_all_kinds_beyond_what_is_remembered() -> None:
+    machine = Machine()
+    for eport in range(SEEN_LIMIT + 100):
+        answer = machine.ask(frame(0x10, 2, read=True, eport=eport))
+        assert (answer.data, answer.eport) == (0x49D2, eport)
+    assert machine.counters.ioreqs["magic"] == SEEN_LIMIT + 100
+
+
+def test_resumed_without_anything_to_wait_for() -> None:
+    assert Machine().stream.resume(None, 0.0) == b""
 
 
 def test_a_long_line_byte_by_byte_is_cut_as_one_in_a_string_is() -> None:
