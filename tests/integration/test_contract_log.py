@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -411,6 +412,36 @@ def test_a_journald_that_is_absent_loses_nothing(journal: Journald, logged: Logg
         expected = ["before", "killed", *(f"absent {number}" for number in range(300))]
         journal.wait_for(lambda found: len(found) >= len(expected), GUEST, "XEN_DOMID=104")
     assert guest_messages(journal, 104) == expected
+
+
+def test_neither_restarts_nor_a_release_lose_what_waits_for_journald(journal: Journald, logged: Logged) -> None:
+    journal.kill()
+    journal.remove_socket()
+    daemon = logged(embedded(107, log={"sinks": ["journal", "file"], "flush_after": 60}))
+    with daemon.connect(107) as wire:
+        wire.log(b"one\n")
+        daemon.kill()
+        daemon.start()
+    with daemon.connect(107) as wire:
+        wire.log(b"two\n")
+        assert daemon.stop() == 0
+        daemon.start()
+    with daemon.connect(107) as wire:
+        wire.log(b"three\npartial")
+        daemon.configure({"xenstore": {"domain": []}})
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGHUP)
+        assert wire.take(1) == b""
+    eventually(lambda: daemon.domain(107) is None)
+    daemon.kill()
+    daemon.start()
+    journal.start()
+    expected = ["one", "two", "three", "partial"]
+    journal.wait_for(lambda found: len(found) >= 4, GUEST, "XEN_DOMID=107")
+    assert guest_messages(journal, 107) == expected
+    assert lines_of(daemon, 107, 4) == expected
+    own = journal.wait_for(lambda found: any("started" in str(entry["MESSAGE"]) for entry in found), OWN)
+    assert all(entry["MESSAGE_ID"] for entry in own)
 
 
 def test_what_a_sink_cannot_take_is_bounded_and_counted(journal: Journald, logged: Logged) -> None:
