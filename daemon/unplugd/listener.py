@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import os
 import pwd
+import resource
 import socket
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 from unplugd.connection import Connection, Judge
 from unplugd.domain import Domain
@@ -25,7 +26,10 @@ from unplugd.systemd import forget_fd, store_fd
 BACKLOG = 512
 
 CONNECTIONS_A_DOMAIN = 256
-"""Connections that one domain may have: Xen's 128 vCPUs, twice."""
+"""Connections that one domain may have: Xen's 128 vCPUs, twice. Fewer where there are few descriptors."""
+
+_SHARE = 2
+"""One in so many descriptors may be a device model's connection; of these, a quarter may be one domain's."""
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -88,6 +92,9 @@ def _inode_suffix(inode: tuple[int, int] | None) -> str:
 
 class Listener:
     """The socket of one domain and its connections."""
+
+    _open: ClassVar[int] = 0
+    """Connections of all domains."""
 
     def __init__(self, domain: Domain, directory: Path, access: Access, judge: Judge, *, keep: bool = False) -> None:
         """`keep`: leave the socket with systemd for the next process."""
@@ -202,12 +209,22 @@ class Listener:
             domain.complain(Event.CONNECTION_DENIED, f"connection of uid {uid & 0xFFFFFFFF} (pid {pid}) refused: it is"
                                                      " not root, nor this domain's device model")
             return None
-        if len(self._connections) >= CONNECTIONS_A_DOMAIN:
-            domain.complain(Event.CONNECTION_LIMIT, f"connection refused: there are {CONNECTIONS_A_DOMAIN} already")
+        in_all = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE
+        most = min(CONNECTIONS_A_DOMAIN, in_all // 4)
+        if len(self._connections) >= most:
+            domain.complain(Event.CONNECTION_LIMIT, f"connection refused: the domain has {most} already")
             return None
-        connection = Connection(domain, self._judge, self._connections.discard)
+        if Listener._open >= in_all:
+            domain.complain(Event.CONNECTION_LIMIT, f"connection refused: all domains have {in_all} already")
+            return None
+        connection = Connection(domain, self._judge, self._closed)
         self._connections.add(connection)
+        Listener._open += 1
         return connection
+
+    def _closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        Listener._open -= 1
 
     def close(self) -> None:
         """The domain is gone: no socket, no connections."""
