@@ -293,3 +293,37 @@ def test_a_released_domain_is_forgotten_in_the_middle(tmp_path: Path) -> None:
             it.publisher.forget(stranger)
 
     asyncio.run(main())
+
+
+def test_all_at_once_after_a_connect_writes_what_is_missing_and_takes_out_what_no_longer_holds(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = EmbeddedStore([EmbeddedDomain(7, "web-01", UUID), EmbeddedDomain(8, "db-01", OTHER_UUID)])
+        async with world(tmp_path, store=store) as it:
+            for name in ("build", "unplugged"):  # of before a reset that nobody published
+                await store.write(f"/local/domain/8/unplug/{name}", b"1")
+            other = it.host.domain(8, "db-01", OTHER_UUID)
+            it.publisher.enabled = False
+            it.announce()
+            it.publisher.enabled = True
+            await it.publisher.publish_all([it.domain, other])
+            await it.has(LINUX)
+            for _ in range(2000):
+                if "unplug" not in await store.directory("/local/domain/8"):
+                    break
+                await asyncio.sleep(0.01)
+            assert "unplug" not in await store.directory("/local/domain/8")
+
+    asyncio.run(main())
+
+
+def test_all_at_once_without_a_connection_is_no_error(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as it:
+            it.announce()
+            await it.has(LINUX)
+            it.store.lose("gone")
+            await it.publisher.publish_all([it.domain])
+            it.publisher.enabled = False
+            await it.publisher.publish_all([it.domain])
+
+    asyncio.run(main())
