@@ -78,6 +78,19 @@ def test_a_shared_uid_says_nothing_about_the_domain(users: dict[str, int]) -> No
     assert Access([999]).allows(999, 7, 999), "unless listed"
 
 
+def test_a_uid_that_two_domains_name_lets_neither_in_until_one_is_gone(users: dict[str, int]) -> None:
+    access = Access(None)
+    assert access.learn(7, 1234) == {7}
+    assert access.allows(1234, 7, 1234)
+    assert access.learn(8, 1234) == {7, 8}, "both sockets change their owner"
+    assert not access.allows(1234, 7, 1234)
+    assert not access.allows(1234, 8, 1234)
+    assert access.learn(8, None) == {7, 8}
+    assert access.allows(1234, 7, 1234)
+    assert access.learn(7, 5) == {7}
+    assert not access.allows(1234, 7, 5)
+
+
 def test_listed_uids(users: dict[str, int]) -> None:
     users["xen-qemuuser-range-base"] = 131072
     access = Access([1000, 1001])
