@@ -32,7 +32,8 @@ _SUFFIX = {1: "b", 2: "w", 4: "l", 8: "q"}
 _WINDOW = 64 * 1024
 """Bytes under way at most: both directions always fit a socket's buffers, so nothing deadlocks."""
 _REFUSALS = 3
-"""An unanswered frame that loses its connection this often is what unplugd objects to."""
+"""An unanswered frame that one process closes its connection over this often is what it objects to."""
+_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 class DeviceModelError(UnplugdError):
@@ -253,6 +254,13 @@ class DeviceModel:
             self._socket = self._connect(self.timeout or 10.0)
         return self._socket
 
+    def _peer(self) -> int:
+        """Who listens at the other end: its process id."""
+        if self._socket is None:
+            return 0
+        pid: int = _PEER.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
+        return pid
+
     def _receive(self) -> bytes:
         try:
             return self._connected().recv(_WINDOW)
@@ -290,7 +298,7 @@ class DeviceModel:
         """Send requests and receive their answers, over as many connections as it takes."""
         unanswered = deque(batch)
         answers: list[Answer] = []
-        losses = 0
+        losses = last_peer = 0
         resend = True
         while unanswered:
             try:
@@ -306,7 +314,9 @@ class DeviceModel:
                 self.close()
                 raise NoAnswer(f"{self.path}: the server reads no more") from error
             except (ConnectionResetError, EOFError) as error:
-                losses += 1
+                peer = self._peer()
+                losses = losses + 1 if peer == last_peer else 1  # another process: unplugd was started again
+                last_peer = peer
                 self.close()
                 if self.reconnect <= 0 or losses >= _REFUSALS:
                     raise ConnectionClosed(

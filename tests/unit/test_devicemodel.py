@@ -151,6 +151,17 @@ def test_a_frame_that_is_always_refused_is_given_up(path: Path) -> None:
     assert server.connections == 3
 
 
+def test_a_server_that_is_restarted_again_and_again_is_not_given_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each connection is another process's: what closed it was that process's end, not an objection."""
+    pids = iter(range(100, 200))
+    monkeypatch.setattr(DeviceModel, "_peer", lambda self: next(pids))
+    with FakeUnplugd(path, closures=(0,) * 10) as server, DeviceModel(path) as device:
+        assert device.inw(0x10) == 0x49D2
+    assert server.connections == 11
+
+
 def test_without_reconnection_the_first_loss_is_final(path: Path) -> None:
     with (
         FakeUnplugd(path, closures=(1,)),
