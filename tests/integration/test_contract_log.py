@@ -396,6 +396,24 @@ def test_a_journald_that_hangs_stalls_nobody_and_loses_nothing(journal: Journald
     assert count(daemon, "unplugd_log_dropped_lines_total", 103, reason="sink") == 0
 
 
+def test_a_whole_burst_waits_for_journald(journal: Journald, logged: Logged) -> None:
+    """What the default limits let pass at once, in the shortest lines that cost no more than they must."""
+    daemon = logged(embedded(108, log={"sinks": ["journal", "file"]}))
+    with daemon.connect(108) as wire:
+        journal.suspend()
+        try:
+            for number in range(2000):
+                wire.log(b"a line of some thirty bytes %04d\n" % number)
+            assert count(daemon, "unplugd_log_lines_total", 108) == 2000
+        finally:
+            journal.resume()
+    assert count(daemon, "unplugd_log_dropped_lines_total", 108, reason="sink") == 0
+    expected = [f"a line of some thirty bytes {number:04}" for number in range(2000)]
+    journal.wait_for(lambda found: len(found) >= 2000, GUEST, "XEN_DOMID=108")
+    assert guest_messages(journal, 108) == expected
+    assert lines_of(daemon, 108, 2000) == expected
+
+
 def test_a_journald_that_is_absent_loses_nothing(journal: Journald, logged: Logged) -> None:
     daemon = logged(embedded(104, 105, log={"burst": 1 << 20, "sinks": ["journal", "file"]}))
     with daemon.connect(104) as wire:
