@@ -41,19 +41,27 @@ class Access:
         """`listed` are configuration's uids; None for "auto"."""
         self._listed = None if listed is None else tuple(listed)
         self._users: dict[int, set[int]] = {}
+        self._uid_of: dict[int, int] = {}
         self._base = _uid_of("xen-qemuuser-range-base") if listed is None else None
         self._shared = _uid_of("xen-qemuuser-shared") if listed is None else None
 
     def learn(self, domid: int, uid: int | None) -> set[int]:
         """A domain's device-model-kill-uid (None: it has none, or the domain is gone); which domains that changes."""
         changed = {domid}
-        for other, domids in self._users.items():
-            if domid in domids and other != uid:
-                domids.discard(domid)
-                changed |= domids
-        if uid is not None and domid not in self._users.setdefault(uid, set()):
-            self._users[uid].add(domid)
-            changed |= self._users[uid]
+        before = self._uid_of.pop(domid, None)
+        if before is not None:
+            left = self._users[before]
+            left.discard(domid)
+            if len(left) == 1:
+                changed |= left
+            elif not left:
+                del self._users[before]
+        if uid is not None:
+            self._uid_of[domid] = uid
+            users = self._users.setdefault(uid, set())
+            users.add(domid)
+            if len(users) == 2:
+                changed |= users
         return changed
 
     def device_model_uid(self, domid: int, known: int | None) -> int | None:

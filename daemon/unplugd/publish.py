@@ -47,10 +47,7 @@ class Publisher:
             self._tasks[domain] = asyncio.get_running_loop().create_task(self._follow(domain))
 
     async def publish_all(self, domains: Iterable[Domain]) -> None:
-        """After a connect: what domains have to tell, and nodes of one that has nothing to tell any more removed.
-
-        Raises StoreError.
-        """
+        """After a connect: what domains have to tell, and nodes of one that has nothing to tell any more removed."""
         silent = []
         for domain in domains:
             if domain.published is not None:
@@ -64,7 +61,7 @@ class Publisher:
                     *(self._store.read(f"/local/domain/{domain.domid}/unplug/unplugged") for domain in some),
                     return_exceptions=True)
                 for domain, value in zip(some, found, strict=True):
-                    if isinstance(value, bytes):
+                    if not isinstance(value, NoSuchNode):
                         self.changed(domain)
 
     def lost(self) -> None:

@@ -284,9 +284,11 @@ class Delivery:
         with_sinks: dict[int, tuple[Entry, list[str]]] = {}
         for sink, queue in outbox.queues.items():
             for entry, offset in queue:
+                if not offset:
+                    continue  # there was no room for it
                 with_sinks.setdefault(offset, (entry, []))[1].append(sink)
         moved = spool.rewrite([with_sinks[offset] for offset in sorted(with_sinks)])
-        new = dict(zip(sorted(with_sinks), moved, strict=True))
+        new = {0: 0, **dict(zip(sorted(with_sinks), moved, strict=True))}
         for sink, queue in outbox.queues.items():
             outbox.queues[sink] = deque((entry, new[offset]) for entry, offset in queue)
 
