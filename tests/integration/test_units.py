@@ -27,7 +27,7 @@ from tests.lab.systemd import Systemd, bindings, wait_for
 from unplugd.devicemodel import Access, DeviceModel, encode
 
 ROOT = Path(__file__).parents[2]
-UNITS = sorted(path for path in (ROOT / "systemd").iterdir() if path.is_file())
+UNITS = sorted(path for path in (ROOT / "systemd").iterdir() if path.suffix in {".service", ".socket"})
 PROGRAMS = Path(sys.executable).parent
 UNIT = "unplugd.service"
 
