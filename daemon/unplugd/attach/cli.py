@@ -19,6 +19,7 @@ from unplugd.sinks.journal import Journal
 from unplugd.xenstore import open_store
 
 _UNSENT_LIMIT = 1000
+PRIVCMD = Path("/dev/xen/privcmd")
 CAPABILITIES = Path("/proc/xen/capabilities")
 
 
@@ -81,8 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         settings = config.load(options.config)
-        if "control_d" not in _capabilities():
-            raise HostError("Xen", str(CAPABILITIES), "says that this is not dom0")
+        _require_dom0()
         asyncio.run(_serve(settings, Records(None if options.stderr else Journal())))
     except (ConfigError, HostError) as error:
         print(f"unplugd-attach: {error}", file=sys.stderr)
@@ -90,8 +90,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _capabilities() -> str:
+def _require_dom0() -> None:
+    """Raises HostError where there is no Xen, or where this is not its dom0."""
+    if not PRIVCMD.exists():
+        raise HostError("Xen", str(PRIVCMD), "is not there")
     try:
-        return CAPABILITIES.read_text()
-    except OSError as error:
-        raise HostError("Xen", str(CAPABILITIES), error.strerror or "cannot be read") from error
+        capabilities = CAPABILITIES.read_text()
+    except OSError:
+        return  # hidden by systemd (ProtectKernelTunables= mounts another /proc); the unit has a condition for it
+    if "control_d" not in capabilities:
+        raise HostError("Xen", str(CAPABILITIES), "says that this is not dom0")
