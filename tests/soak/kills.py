@@ -25,7 +25,7 @@ from tests.integration.test_units import LAB, UNIT, Host
 from tests.lab.daemon import toml, uuid
 from tests.lab.systemd import LAB as INSIDE
 from tests.lab.systemd import Systemd, wait_for
-from tests.lab.xenstored import Xenstored
+from tests.lab.xenstored import Kind, Xenstored
 from tests.soak.load import BLACKLISTED_BUILD, Guest, Load
 
 WAIT = float(os.environ.get("UNPLUGD_SOAK_WAIT", "2"))
@@ -38,7 +38,7 @@ _JOURNAL = "[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\nRuntimeMaxUse=1G
 
 
 @contextmanager
-def machine(guests: int) -> Iterator[tuple[Host, Xenstored]]:
+def machine(guests: int, kind: Kind = "c") -> Iterator[tuple[Host, Xenstored]]:
     """A booted host with xenstored, so many guests and unplugd as a package installs it: compiled."""
     # A unix socket's path is at most 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="u-"))
@@ -50,7 +50,7 @@ def machine(guests: int) -> Iterator[tuple[Host, Xenstored]]:
             [sys.executable, "-X", f"pycache_prefix={cache}", "-c", "import unplugd.service"],
             env={key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}, check=True,
         )
-        with systemd, Xenstored("c", directory / "xs") as xenstored:
+        with systemd, Xenstored(kind, directory / "xs") as xenstored:
             for domid in range(1, guests + 1):
                 xenstored.create(domid, f"vm{domid}", uuid(domid))
             host = Host(systemd)
