@@ -111,6 +111,7 @@ class Domain:
         self._sink_bytes = 0
         self._name = name
         self._label: tuple[str, str] = ("", "")
+        self._last_label = self._label
         self._label_changes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._was_throttled = False
@@ -251,7 +252,7 @@ class Domain:
         return nodes
 
     def describe(self) -> dict[str, object]:
-        """The domain as the API shows it (docs/api.md)."""
+        """The domain as the API shows it in the list of all (docs/api.md)."""
         log = self.guest.log
         return {
             "domid": self.domid,
@@ -272,9 +273,15 @@ class Domain:
                 "dropped_bytes": self.dropped_bytes,
                 "throttled": log.throttled,
                 "limited": not log.limits.unlimited,
+                "rate": log.limits.rate,
+                "burst": log.limits.burst,
                 "balance": int(log.bucket.balance),
             },
         }
+
+    def describe_history(self) -> list[dict[str, object]]:
+        """The last steps of the guest's driver, as the API shows them for one domain."""
+        return self.guest.history.describe(time.time() - time.monotonic())
 
     # --- what the guest causes
 
@@ -371,13 +378,20 @@ class Domain:
         self._sink_bytes += size
 
     def _relabel(self) -> None:
+        """Follow product and build with the labels. What counts against LABEL_CHANGES is another driver's build."""
         platform = self.guest.platform
-        label = ("", "")
-        if platform.build is not None:
-            label = ("" if platform.product is None else str(platform.product), str(platform.build))
-        if label != self._label and self._label_changes <= LABEL_CHANGES:
-            self._label_changes += 1
+        if self._label_changes > LABEL_CHANGES:
+            return
+        if platform.build is not None and platform.product is not None:
+            label = str(platform.product), str(platform.build)
+            if label != self._last_label:
+                self._last_label = label
+                self._label_changes += 1
             self._label = label if self._label_changes <= LABEL_CHANGES else ("other", "other")
+        elif platform.product is None:
+            self._label = ("", "")
+        elif not self._label_changes and not self._label[0]:
+            self._label = (str(platform.product), "")
 
     # --- time
 

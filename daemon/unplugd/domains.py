@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -119,6 +120,7 @@ class Domains:
             self._scan_wanted.clear()
             released, self._release_seen = self._release_seen, False
             introductions, self._introductions = self._introductions, 0
+            begin = time.monotonic()
             try:
                 found = await self.scan(after_release=released)
                 if found < introductions:
@@ -128,7 +130,9 @@ class Domains:
                     self._say(Event.STORE_REFUSED, f"the domains could not be read: {error}")
                     self._release_seen = self._release_seen or released
                     self._scan_wanted.set()
-                    await asyncio.sleep(1.0)
+                    await asyncio.sleep(RETRY)
+            # a scan asks about every domain: many releases at once must not keep xenstored from anything else
+            await asyncio.sleep(min(RETRY, time.monotonic() - begin))
 
     async def scan(self, *, after_release: bool) -> int:
         """Compare what xenstored knows with what is known here; how many domains were found. Raises StoreError.

@@ -8,7 +8,7 @@ format (exposition.py). Source of names, labels and label values: contract secti
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -221,5 +221,7 @@ class HostView(Protocol):
     @property
     def awaited(self) -> str:
         """What readiness still waits for, for people ("xenstored at /run/xenstored/socket"); empty when ready."""
+    def describe_history(self, domid: int) -> Sequence[Mapping[str, object]]:
+        """The last steps of a domain's driver as the API's JSON; KeyError if it is not there."""
     def describe(self, domid: int) -> Mapping[str, object]:
         """A domain as the API's JSON object; KeyError if it is not there."""

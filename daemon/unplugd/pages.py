@@ -91,7 +91,7 @@ class Pages:
 
     def _domain(self, domid: int, path: str) -> Page:
         try:
-            found = self._host.describe(domid)
+            found = {**self._host.describe(domid), "history": self._host.describe_history(domid)}
         except KeyError:
             return fault(404, f"There is no domain {domid}.", path)
         return Page(200, JSON, json.dumps(found).encode() + b"\n")

@@ -18,7 +18,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,9 @@ HTTP_DELAY = 0.25
 SURPRISES = 100
 """Uncaught exceptions that are recorded; the rest would only fill the journal."""
 
+FULL_INTERVAL = 60.0
+"""Seconds between two records about connections that cannot be accepted."""
+
 SOCKET_RETRY = 2.0
 """Seconds until a domain's socket that could not be made is tried again."""
 
@@ -77,6 +80,7 @@ class Service:
         self._control: HttpServer | None = None
         self._lock: int | None = None
         self._surprises = 0
+        self._full_until = 0.0
 
     # --- from start to end
 
@@ -117,14 +121,20 @@ class Service:
         config = self.config
         self._state_directory = self._make_runtime_directory(config.runtime_dir)
         self._delivery = Delivery(config.log, self._state_directory)
+        self._delivery.on_problem = self._status_soon
         self.settings = Settings(config, self._delivery, self.counters, self._state_directory, self._published)
         self.settings.throttling = self._status_soon
         self._passed = listen_fds()
         self._http_passed = self._passed.pop("http", [])
-        self._control_socket = listen_control(config.runtime_dir / "control.sock")
         self._tcp_sockets = self._http_passed
         if not self._http_passed and config.http.listen is not None:
             self._tcp_sockets = listen_tcp(*config.http.listen)
+        try:
+            self._control_socket = listen_control(config.runtime_dir / "control.sock")
+        except HostError:
+            for listening in self._tcp_sockets:
+                listening.close()
+            raise
         self._access = Access(config.socket.device_model_uids)
         self._store = open_store(config.xenstore)
         embedded = isinstance(self._store, EmbeddedStore)
@@ -192,9 +202,19 @@ class Service:
 
     def _surprised(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """An exception that nobody caught: unplugd's own fault. It is recorded, and the service goes on."""
+        if "accept" in str(context.get("message")):
+            self._full(context.get("exception"))
+            return
         self._surprises += 1
         if self._surprises <= SURPRISES:
             self._say(Event.INTERNAL, f"{context.get('message')}: {_traceback(context.get('exception'))}")
+
+    def _full(self, error: object) -> None:
+        """asyncio could not accept a connection, and says so for each of them: one record a minute is enough."""
+        now = time.monotonic()
+        if now >= self._full_until:
+            self._full_until = now + FULL_INTERVAL
+            self._say(Event.CONNECTION_LIMIT, f"connections wait: they cannot be accepted: {error}")
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -255,8 +275,8 @@ class Service:
             self._served.set_result(0)
         await self._http_opened.wait()
         self._spawn(self._publisher.publish_all(list(self.domains.values())))
-        self._say(Event.STORE_CONNECTED, f"xenstore connected: {len(self.domains)} domains,"
-                                         f" {self._blacklist.entries} blacklisted builds")
+        self._say(Event.STORE_CONNECTED, f"xenstore connected: {_count(len(self.domains), 'domain')},"
+                                         f" {_count(self._blacklist.entries, 'blacklisted build')}")
         self._awaited = ""
         if not self.ready:
             self._delivery.adopt_orphans()
@@ -448,8 +468,12 @@ class Service:
         return self._awaited
 
     def describe(self, domid: int) -> Mapping[str, object]:
-        """A domain as the API shows it; KeyError if there is none."""
+        """A domain as the API shows it in the list of all; KeyError if there is none."""
         return self.domains[domid].describe()
+
+    def describe_history(self, domid: int) -> Sequence[Mapping[str, object]]:
+        """The last steps of a domain's driver, as the API shows them; KeyError if there is none."""
+        return self.domains[domid].describe_history()
 
     def _status(self) -> str:
         throttled = sum(domain.throttled for domain in self.domains.values())
@@ -473,6 +497,10 @@ class Service:
         while True:
             notify("WATCHDOG=1", self._status())
             await asyncio.sleep(interval)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _traceback(error: object) -> str:

@@ -81,13 +81,13 @@ class Blacklist:
     async def _judge(self, domain: Domain, need: NeedVerdict, deadline: float) -> tuple[str, Verdict]:
         product = self._registry.name(need.product)
         if product is None:
-            return "unknown-product", Verdict(blacklisted=False)
+            return "unknown-product", Verdict(blacklisted=False, source="unknown-product")
         reason = self._configured.decide(product, need.build)
         if reason is not None:
-            return "blacklisted", Verdict(blacklisted=True, reason=reason)
+            return "blacklisted", Verdict(blacklisted=True, reason=reason, source="configuration")
         path = node(product, need.build)
         if path is None:
-            return "allowed", Verdict(blacklisted=False)
+            return "allowed", Verdict(blacklisted=False, source="configuration")
         now = time.monotonic()
         if not self._budget(domain).take(1, now):
             # the guest's own doing: what decides when xenstored is silent must not be the guest's to choose
@@ -98,10 +98,11 @@ class Blacklist:
             left = max(0.001, deadline - now)
             value = await asyncio.wait_for(self._lookups.read(path, deadline=left), left)
         except NoSuchNode:
-            return "allowed", Verdict(blacklisted=False)
+            return "allowed", Verdict(blacklisted=False, source="xenstore")
         except (StoreError, TimeoutError) as error:
             return "fallback", self._fall_back(path, str(error) or "no answer in time")
-        return "blacklisted", Verdict(blacklisted=True, reason=value.decode("utf-8", "replace")[:REASON_LIMIT])
+        reason = value.decode("utf-8", "replace")[:REASON_LIMIT]
+        return "blacklisted", Verdict(blacklisted=True, reason=reason, source="xenstore")
 
     def _budget(self, domain: Domain) -> TokenBucket:
         budget = self._budgets.get(domain.domid)
@@ -119,14 +120,14 @@ class Blacklist:
         on_error = self._config.on_error
         if on_error == "mirror":
             return self._by_mirror(path, why)
-        return Verdict(on_error == "deny", "xenstored did not answer" if on_error == "deny" else "",
+        return Verdict(on_error == "deny", "xenstored did not answer" if on_error == "deny" else "", "on-error",
                        f'{why}; blacklist.on_error = "{on_error}" decided')
 
     def _by_mirror(self, path: str, why: str) -> Verdict:
         """The verdict by what xenstore had last."""
         # a xenstored that has just come back may be empty: what configuration puts there counts already
         configured = not self.synced and path in self._configured.nodes
-        return Verdict(path in self._mirror or configured, self._configured.nodes.get(path, ""),
+        return Verdict(path in self._mirror or configured, self._configured.nodes.get(path, ""), "mirror",
                        f"{why}; what xenstore had last decided")
 
     # --- what xenstore has

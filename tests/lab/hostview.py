@@ -40,6 +40,11 @@ class StandInHost:
         self.counters = Counters()
         self.awaited = ""
 
+    def describe_history(self, domid: int) -> list[dict[str, object]]:
+        """A driver that did nothing yet."""
+        assert domid in self.domains
+        return []
+
     def describe(self, domid: int) -> dict[str, object]:
         domain = self.domains[domid]
         return {"domid": domid, "uuid": domain.uuid, "name": domain.name, "unplugged": domain.unplugged}

@@ -15,7 +15,8 @@ from tests.lab.host import OTHER_UUID, UUID, FakeJournald, delivery, until
 from unplugd.config import LogConfig
 from unplugd.errors import HostError
 from unplugd.records import Entry, Event
-from unplugd.sinks.delivery import OVERHEAD, QUEUE_LIMIT, Delivery, Outbox
+from unplugd.sinks.delivery import Delivery
+from unplugd.sinks.outbox import OVERHEAD, Outbox
 from unplugd.sinks.spool import load
 
 
@@ -197,15 +198,28 @@ def test_what_waits_is_bounded_and_what_is_lost_is_counted(tmp_path: Path) -> No
             it.journald.stop()
             outbox = it.open()
             text = "x" * 1000
+            limit = 131072 // 64 * (64 + OVERHEAD)  # a default burst of the shortest lines
             for _ in range(1000):
                 it.delivery.put(outbox, line(text))
-                assert outbox.pending <= QUEUE_LIMIT
-            kept = QUEUE_LIMIT // (1000 + OVERHEAD)
+                assert outbox.pending <= limit
+            kept = limit // (1000 + OVERHEAD)
             assert it.lost == [1000 - kept, (1000 - kept) * 1000]
             other = it.open(8)
             it.delivery.put(other, line("other guests have room", 8))
             it.journald.start()
             await until(lambda: len(it.journald.lines) == kept + 1)
+
+    asyncio.run(main())
+
+
+def test_a_whole_burst_of_short_lines_waits_for_two_sinks(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path, "journal", "stderr") as it:
+            it.journald.stop()
+            outbox = it.open()
+            for _ in range(131072 // 64):
+                it.delivery.put(outbox, line("short"))
+            assert it.lost == [0, 0]
 
     asyncio.run(main())
 
@@ -434,14 +448,14 @@ def test_a_spool_that_never_gets_empty_does_not_grow_for_ever(tmp_path: Path) ->
             (it.files / "guest-guest-7.log").mkdir()
             it.delivery.put(outbox, line("the disk has not this one"))
             it.journald.stop()
-            for round_ in range(12):
+            for round_ in range(40):
                 for _ in range(90):
                     it.delivery.put(outbox, line("v" * 1000))
                 it.journald.start()
                 await until(lambda: it.journald.read() and not outbox.queues["journal"])
                 it.journald.stop()
                 assert outbox.spool is not None
-                assert outbox.spool.size < 6 * QUEUE_LIMIT, round_
+                assert outbox.spool.size < 6 * (131072 // 64 * (64 + OVERHEAD)), round_
             (it.files / "guest-guest-7.log").rmdir()
             await until(lambda: it.spools == [])
 

@@ -328,7 +328,7 @@ def test_lines_that_no_sink_took_are_counted(tmp_path: Path) -> None:
         domain = one.domain()
         domain.limit(unlimited=True)
         one.journald.stop()
-        for _ in range(400):
+        for _ in range(700):
             say(domain, b"y" * 1000 + b"\n")
         assert domain.dropped_lines["sink"] > 0
         assert domain.dropped_bytes["sink"] == 1000 * domain.dropped_lines["sink"]

@@ -104,6 +104,7 @@ def test_one_domain() -> None:
     host = StandInHost([StandInDomain(unplugged=3)])
     assert json.loads(body(get(host, "/api/v1/domains/7"))) == {
         "domid": 7, "uuid": "4f0e0c5e-0000-4000-8000-000000000007", "name": "web-01", "unplugged": 3,
+        "history": [],
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ All connections of a domain share one Guest. What must survive the process is in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from unplugd.core.events import (
@@ -21,6 +21,7 @@ from unplugd.core.events import (
     WasReset,
 )
 from unplugd.core.guestlog import GuestLog, Limits
+from unplugd.core.history import Did, History, Step
 from unplugd.core.protocol import Effect, Platform, Rules
 from unplugd.core.registry import Registry
 
@@ -32,6 +33,8 @@ class Verdict:
     blacklisted: bool
     reason: str = ""
     """Why, in an administrator's words; "" if unknown."""
+    source: str = field(default="", compare=False)
+    """Who said so: "xenstore", "configuration", "mirror", "on-error" or "unknown-product"."""
     fallback: str = ""
     """Why xenstored itself was not asked, or did not answer, and what decided instead; "" where it answered."""
 
@@ -58,11 +61,12 @@ class Snapshot(NamedTuple):
 class Guest:
     """The state of one domain and the events that it caused, oldest first, in `events` (the caller takes them)."""
 
-    __slots__ = ("_told", "changed", "events", "grew", "log", "platform", "reason", "registry", "resets")
+    __slots__ = ("_told", "changed", "events", "grew", "history", "log", "platform", "reason", "registry", "resets")
 
     def __init__(self, rules: Rules, limits: Limits, registry: Registry, now: float,
                  cost: Callable[[bytes], int] = len) -> None:
         self.events: list[Event] = []
+        self.history = History()
         self.platform = Platform(rules)
         self.log = GuestLog(limits, self.events, now, cost)
         self.registry = registry
@@ -80,6 +84,7 @@ class Guest:
         """The platform device came out of reset (contract section 1)."""
         self.changed = True
         self.log.cut(now)
+        self.history.note(Step(Did.RESET), now)
         self.platform.reset()
         self.resets += 1
         self.reason = ""
@@ -93,6 +98,7 @@ class Guest:
             case Effect.PRODUCT:
                 self.changed = True
                 self.platform.give_product(value)
+                self.history.note(Step(Did.PRODUCT, number=value), now)
                 self._identify()
             case Effect.FLAGS_WRITE:
                 self.changed = True
@@ -110,6 +116,7 @@ class Guest:
         if not platform.rules.protocol_version:
             return None
         if platform.product is None:
+            self.history.note(Step(Did.IGNORED_BUILD, number=build), now)
             self._tell_once(BuildWithoutProduct(build), BuildWithoutProduct, now)
         return platform.product
 
@@ -121,6 +128,8 @@ class Guest:
         platform.judge(build, verdict.blacklisted)
         if verdict.blacklisted:
             self.reason = verdict.reason
+        self.history.note(Step(Did.BUILD, number=build, product=product, blacklisted=platform.blacklisted,
+                               source=verdict.source, reason=verdict.reason), now)
         if verdict.fallback:
             self.log.record(VerdictFallback(build, verdict.fallback), now)
         self._identify()
@@ -135,6 +144,7 @@ class Guest:
     def _unplug(self, mask: int, now: float) -> int:
         self.changed = True
         ordered = self.platform.unplug(mask)
+        self.history.note(Step(Did.UNPLUG, number=mask, answer=ordered.order), now)
         if ordered.undefined:
             self._tell_once(UndefinedBits(ordered.undefined), UndefinedBits, now)
         if ordered.refused:
@@ -177,4 +187,5 @@ class Guest:
         self.reason = kept.reason
         log.restore_partial(partial, now)
         self._identify()
+        self.history.note(Step(Did.RESTORED), now)
         self.changed = True

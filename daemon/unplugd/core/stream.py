@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import LINE_LIMIT
+from unplugd.core.history import Did, Step
 from unplugd.core.ioreq import FRAME_SIZE, Request, decode, pio, response
 from unplugd.core.protocol import LEGACY_MASKS, MAGIC, MAGIC_BLACKLISTED, Effect, Rules
 from unplugd.errors import ClientFault
@@ -227,6 +228,8 @@ class IoreqStream:
         self._tally[effect.kind] += 1
         if request.read:
             answer = guest.platform.read(effect, request.size)
+            if effect is Effect.VERSION:
+                guest.history.note(Step(Did.VERSION, answer=answer), self._now)
             if request.string:
                 return response(request, 0, answer.to_bytes(request.size, "little") * request.count)
             return response(request, answer)
