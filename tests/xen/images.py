@@ -170,6 +170,8 @@ $b mount -t proc proc /proc; $b mount -t sysfs sys /sys; $b mount -t devtmpfs de
 for m in $($b cat /lib/order); do $b insmod /lib/$m; done
 i=0; while [ ! -b /dev/vda ] && [ $i -lt 100 ]; do $b usleep 100000; i=$((i+1)); done
 $b mount -t ext4 -o rw,noatime /dev/vda /mnt || exec $b sh
+x=/usr/lib/xen-4.17/bin/xenstored
+$b grep -q lab.xenstored=c /proc/cmdline && echo XENSTORED=$x >> /mnt/etc/default/xen
 $b mount --move /dev /mnt/dev; $b umount /proc /sys
 exec $b switch_root /mnt /lib/systemd/systemd
 """
@@ -191,7 +193,8 @@ WantedBy=multi-user.target
 def dom0_tree(release: str) -> Path:
     """The tree of dom0, without unplugd: Debian, its kernel's modules, and settings for this lab."""
     tree, stamp = CACHE / "dom0", CACHE / "dom0.stamp"
-    key = hashlib.sha256(repr((DOM0_PACKAGES, DOM0_MODULES, MASKED_UNITS, release)).encode()).hexdigest()
+    parts = (DOM0_PACKAGES, DOM0_MODULES, MASKED_UNITS, _DOM0_INIT, _AGENT_UNIT, release)
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == key:
         return tree
     stamp.unlink(missing_ok=True)

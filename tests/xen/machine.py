@@ -43,8 +43,9 @@ class Result:
 class Machine:
     """A running machine; `directory` holds its sockets and its console's output."""
 
-    def __init__(self, directory: Path = CACHE / "run") -> None:
+    def __init__(self, directory: Path = CACHE / "run", *, c_xenstored: bool = False) -> None:
         self.directory = directory
+        self._dom0_options = DOM0_OPTIONS + (" lab.xenstored=c" if c_xenstored else "")
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
         self._received = b""
@@ -59,7 +60,7 @@ class Machine:
             "nice", "-n", "19", "qemu-system-x86_64", "-accel", ACCELERATOR, "-cpu", PROCESSOR, "-smp", "2", "-m", "5G",
             "-machine", "pc,hpet=off", "-nodefaults", "-display", "none", "-no-reboot",
             "-kernel", CACHE / "xen", "-append", XEN_OPTIONS,
-            "-initrd", f"{CACHE}/vmlinux-dom0 {DOM0_OPTIONS},{CACHE}/initrd-dom0",
+            "-initrd", f"{CACHE}/vmlinux-dom0 {self._dom0_options},{CACHE}/initrd-dom0",
             "-drive", disk.format(id="root", file=CACHE / "dom0.ext4"), "-device", "virtio-blk-pci,drive=root",
             "-drive", disk.format(id="more", file=CACHE / "payload.tar"), "-device", "virtio-blk-pci,drive=more",
             "-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={agent},server=on,wait=off",

@@ -8,10 +8,11 @@ import signal
 import sys
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 from unplugd import __version__, config, systemd
-from unplugd.attach.settings import AttachConfig
+from unplugd.attach.settings import UNREACHABLE, AttachConfig
 from unplugd.attach.supervisor import Supervisor
 from unplugd.errors import ConfigError, HostError
 from unplugd.records import INFO, Entry
@@ -59,8 +60,7 @@ class Records:
             self._unsent.popleft()
 
 
-async def _serve(settings: config.Config, records: Records) -> None:
-    attach = getattr(settings, "attach", AttachConfig())
+async def _serve(settings: config.Config, attach: AttachConfig, records: Records) -> None:
     supervisor = Supervisor(open_store(settings.xenstore), settings.runtime_dir, attach, records.report)
     supervisor.prepare()
     loop = asyncio.get_running_loop()
@@ -77,13 +77,19 @@ def main(arguments: list[str] | None = None) -> int:
         description="Put unplugd in front of the QEMU of every HVM domain of this host (dom0 only).",
     )
     parser.add_argument("--config", metavar="FILE", type=Path, help="instead of /etc/unplugd/unplugd.toml")
+    parser.add_argument("--when-unreachable", choices=UNREACHABLE, help="instead of attach.when_unreachable")
+    parser.add_argument("--unreachable-after", metavar="SECONDS", type=float,
+                        help="instead of attach.unreachable_after")
     parser.add_argument("--stderr", action="store_true", help="write records to standard error, not to the journal")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(arguments)
     try:
         settings = config.load(options.config)
         _require_dom0()
-        asyncio.run(_serve(settings, Records(None if options.stderr else Journal())))
+        attach: AttachConfig = getattr(settings, "attach", AttachConfig())
+        given = {key: getattr(options, key) for key in ("when_unreachable", "unreachable_after")}
+        attach = replace(attach, **{key: value for key, value in given.items() if value is not None})
+        asyncio.run(_serve(settings, attach, Records(None if options.stderr else Journal())))
     except (ConfigError, HostError) as error:
         print(f"unplugd-attach: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,51 @@
+#!/usr/bin/python3
+"""Restricts itself to one domain as a domain's process does, then tries another: touch.py OWN OTHER."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from unplugd.attach.confine import Identity, confine, preload
+from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError
+
+own, other = int(sys.argv[1]), int(sys.argv[2])
+pages = {domid: ForeignMemory(domid) for domid in (own, other)}
+models = {domid: DeviceModel(domid) for domid in (own, other)}
+events = EventChannels()
+preload()
+empty = "/run/unplugd/attach/empty"
+out = os.dup(1)
+supervisor = os.getpid()
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+from pathlib import Path  # noqa: E402
+
+confine(own, Identity(65534, 65534), Path(empty), supervisor)
+
+
+def attempt(call: Callable[[], object]) -> int:
+    """0, or the errno."""
+    try:
+        call()
+    except XenError as error:
+        return error.errno
+    return 0
+
+
+refused = []
+calls: dict[str, Callable[[int], object]] = {
+    "read memory": lambda domid: pages[domid].read(2, 0, 16),
+    "write memory": lambda domid: pages[domid].write(2, 0, b"x"),
+    "create a server": lambda domid: models[domid].create_server(),
+    "destroy QEMU's server": lambda domid: models[domid].destroy_server(0) if domid == other else None,
+    "take QEMU's ports": lambda domid: models[domid].map_ports(9, 0x10, 0x13) if domid == other else None,
+    "bind an event channel": lambda domid: events.bind(domid, 3) if domid == other else None,
+}
+for name, call in calls.items():
+    mine, theirs = attempt(lambda: call(own)), attempt(lambda: call(other))  # noqa: B023
+    assert mine == 0, (name, mine)
+    assert theirs in (1, 13), (name, theirs)
+    refused.append(name)
+os.write(out, f"refused: {', '.join(refused)}\n".encode())
+os._exit(0)

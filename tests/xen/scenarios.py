@@ -1,0 +1,339 @@
+"""What must hold on real Xen: one function each, which raises AssertionError or returns in a few words what it saw.
+
+They run in the order of SCENARIOS and share a machine; a guest that one leaves is there for the next (`lab.guest`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from tests.xen.lab import Guest, Lab
+
+CHILD = "$(pgrep -P $(systemctl show -p MainPID --value unplugd-attach) | head -1)"
+DENY = '[policy]\nallow_unplug = []\n'
+
+
+def equal(seen: object, expected: object) -> None:
+    """A comparison that says both sides."""
+    if seen != expected:
+        raise AssertionError(f"saw {seen!r}, expected {expected!r}")
+
+
+def configure(lab: Lab, text: str) -> None:
+    """Give unplugd another configuration."""
+    lab.machine.put("/etc/unplugd/unplugd.toml", text)
+    lab.machine.check("systemctl reload unplugd")
+
+
+def attached(lab: Lab, guest: Guest) -> None:
+    """Wait until the guest's process has said so."""
+    lab.machine.until(f"journalctl -q -o cat -t unplugd-attach XEN_DOMID={guest.domid} | grep -q attached", 60)
+
+
+def services(lab: Lab) -> str:
+    """unplugd and unplugd-attach run as their units say."""
+    # Under emulation a start of unplugd takes longer than an access should wait on a real machine.
+    lab.machine.put("/etc/systemd/system/unplugd-attach.service.d/lab.conf",
+                    "[Service]\nExecStart=\nExecStart=/usr/bin/unplugd-attach --unreachable-after 60\n")
+    lab.machine.check("systemctl daemon-reload; systemctl start unplugd unplugd-attach", 240)
+    equal(lab.machine.check("systemctl is-active unplugd unplugd-attach").split(), ["active", "active"])
+    return lab.machine.check("xl info | grep ^xen_version").split()[-1]
+
+
+# --- a real Linux -----------------------------------------------------------------------------------------------------
+
+
+def linux_unplugs(lab: Lab) -> str:
+    """Debian's kernel unplugs, and everybody says the same."""
+    guest = lab.create("linux", "linux1", boot="stay")
+    console = lab.console("linux1", 240)
+    assert "LAB block xvda" in console, console
+    assert "LAB net eth0 ../../devices/vif-0/" in console, console
+    assert "LAB block sda" not in console, console
+    assert "0x10ec 0x8139" not in console, console
+    equal(guest.emulated, set())
+    uuid = guest.node("vm").removeprefix("/vm/")
+    lines = lab.journal(f"XEN_DOMID={guest.domid}", f"XEN_DOMAIN_UUID={uuid}", "XEN_DOMAIN_NAME=linux1")
+    assert any("PV driver linux (3) build 1: allowed" in line for line in lines), lines
+    nodes = {"product": "3", "product-name": "linux", "build": "1", "blacklisted": "0", "unplugged": "3"}
+    equal({name: guest.node(f"unplug/{name}") for name in nodes}, nodes)
+    metrics = lab.machine.check("./http.py /metrics")
+    info = f'domid="{guest.domid}",uuid="{uuid}",name="linux1",product="3",build="1"'
+    assert f"unplugd_domain_info{{{info}}} 1" in metrics, metrics
+    guest.destroy()
+    return "xvda, PV NIC; no sda, no rtl8139"
+
+
+def linux_blacklisted(lab: Lab) -> str:
+    """The same kernel, blacklisted, keeps what QEMU emulates."""
+    lab.machine.check("xenstore-write /mh/driver-blacklist/linux/1 'a test'")
+    try:
+        guest = lab.create("linux", "linux2", boot="stay")
+        console = lab.console("linux2", 240)
+        assert "Xen Platform: blacklisted by host" in console, console
+        assert "LAB block sda" in console, console
+        assert "0x10ec 0x8139" in console, console
+        equal(guest.emulated, {"disk", "nic"})
+        equal(guest.node("unplug/blacklisted"), "1")
+        guest.destroy()
+    finally:
+        lab.machine.check("xenstore-rm /mh/driver-blacklist/linux")
+    return "blacklisted by host; sda, rtl8139"
+
+
+# --- the boot-sector guest --------------------------------------------------------------------------------------------
+
+
+def sequences(lab: Lab) -> str:
+    """What drivers do: XENBUS, XenServer's old ones, GPLPV, BSD."""
+    lab.machine.check("xenstore-write /mh/driver-blacklist/xensource-windows/86451 'a test'")
+    guest = lab.create("monitor", "mon1")
+    attached(lab, guest)
+    equal(guest.talk("rw 10", "rb 12", "rw 14", "rl 10"), ["= 49d2", "= 01", "= ffff", "= ffffffff"])
+    equal(guest.talk("wl 10 7", "ww 12 2", "wl 10 9", "rw 10"), ["ok", "ok", "ok", "= 49d2"])
+    equal(guest.talk("ww 12 ffff", "wl 10 080201", "rw 10"), ["ok", "ok", "= 49d2"])
+    equal(guest.talk("wb 10 1", "rb 10", "wb 10 0", "rb 10"), ["ok", "= 01", "ok", "= 00"])
+    lines = lab.journal(f"XEN_DOMID={guest.domid}")
+    for text in ("build number 7 ignored", "gplpv-windows (2) build 9: allowed", "experimental (65535) build 524801"):
+        assert any(text in line for line in lines), (text, lines)
+    equal(guest.talk("ww 12 1", "wl 10 151b3", "rw 10"), ["ok", "ok", "= d249"])
+    lab.machine.check("xenstore-rm /mh/driver-blacklist/xensource-windows")
+    return "4 drivers, flags, blacklist"
+
+
+def strings(lab: Lab) -> str:
+    """String I/O: both directions, across pages, with df, read and written; escaped and limited in the journal."""
+    guest = lab.guest("mon1")
+    guest.talk("m 2000 68656c6c6f0a", "ob 12 2000 6 0", "m 2ffd 61637269730a", "ob 12 2ffd 6 0",
+               "m 3100 0a6b636162", "ob 12 3104 5 1", "m 2ffc 0a73756f6963617267", "ob 12 3004 9 1",
+               "m 2000 1b5b316d07c30a", "ob 12 2000 7 0", "s 12 byte by byte")
+    lines = lab.journal("SYSLOG_IDENTIFIER=unplugd-guest", f"XEN_DOMID={guest.domid}")
+    equal(lines, ["hello", "acris", "back", "gracious", "\\x1b[1m\\x07\\xc3", "byte by byte"])
+    magic = "49d2" if guest.talk("rw 10") == ["= 49d2"] else "d249"
+    low = magic[2:] + magic[:2]
+    zeroes = "00" * 10
+    equal(guest.talk(f"m 4000 {zeroes}", "ib 12 4001 8 0", "d 4000 a")[-1], "= 00" + "01" * 8 + "00")
+    equal(guest.talk(f"m 4ffc {zeroes}", "iw 10 4ffd 4 0", "d 4ffc a")[-1], "= 00" + low * 4 + "00")
+    equal(guest.talk(f"m 4ffc {zeroes}", "iw 10 5003 4 1", "d 4ffc a")[-1], "= 00" + low * 4 + "00")
+    return "outs, ins, df, page boundary"
+
+
+_CROSSING = [
+    f"w{size} {port:02x} 03030303"
+    for size, width in (("b", 1), ("w", 2), ("l", 4))
+    for port in range(0x0D, 0x18 - width)
+]
+"""A write of every size at every port of the server."""
+
+
+def bypass(lab: Lab) -> str:
+    """Every size and alignment at the neighbourhood, and string forms, denied: QEMU keeps disk and NIC."""
+    guest = lab.guest("mon1")
+    configure(lab, DENY)
+    commands = [command for command in _CROSSING if not command.startswith("wb 0d")]
+    values = "03000300" * 16
+    forms = [f"o{size} {port:02x} 2000 4 {df}" for size in "bwl" for port in range(0x0E, 0x14) for df in (0, 1)]
+    guest.talk("ww 10 3", *commands, f"m 1ff0 {values}", *forms, "wb 10 0", timeout=240)
+    equal(guest.emulated, {"disk", "nic"})
+    count = len(commands) + len(forms) + 1
+    configure(lab, "")
+    guest.talk("wl 0e 00020000")
+    equal(guest.emulated, {"disk"})
+    guest.talk("m 2000 00000100", "ol 0e 2000 1 0")
+    equal(guest.emulated, set())
+    return f"{count} accesses denied; the same allowed unplug"
+
+
+def not_ours(lab: Lab) -> str:
+    """The DMA controller's ports reach QEMU unchanged."""
+    guest = lab.guest("mon1")
+    guest.talk("wb 0f 5")  # mask bits of channels 0 and 2
+    direct = guest.monitor("i /b 0xf", "i /h 0xe")
+    values = ["= " + line.split("0x")[-1].strip() for line in direct.split("\n") if "= 0x" in line]
+    equal(guest.talk("rb 0f", "rw 0e"), values)
+    low = guest.talk("rw 0e")[0].removeprefix("= ")
+    magic = guest.talk("rw 10")[0].removeprefix("= ")
+    equal(guest.talk("rl 0e"), [f"= {magic}{low}"])
+    return "mask register 0x0f, crossing read"
+
+
+# --- survival ---------------------------------------------------------------------------------------------------------
+
+
+def _pending(guest: Guest, stop: str, kill: str, seconds: float = 60) -> None:
+    """Make an access pend by stopping what serves it, then do `kill`: the access must be answered."""
+    machine = guest.machine
+    machine.check(stop)
+    talk = f"./talk.py --timeout {seconds:.0f} /run/{guest.name}.serial 'rb 12'"
+    machine.check(f"rm -f pending; (setsid {talk} >pending 2>&1 &)")
+    machine.run("sleep 1.5")
+    equal(machine.check("cat pending"), "")
+    machine.check(kill)
+    machine.until("grep -q . pending", seconds)
+    equal(machine.check("cat pending").strip(), "= 01")
+
+
+def child_killed(lab: Lab) -> str:
+    """SIGKILL of a domain's process with an access pending."""
+    guest = lab.guest("mon1")
+    _pending(guest, f"kill -STOP {CHILD}", f"kill -KILL {CHILD}")
+    equal(guest.talk("rb 12"), ["= 01"])
+    assert "taken over" in " ".join(lab.journal("-t unplugd-attach", f"XEN_DOMID={guest.domid}"))
+    return "answered by the next one"
+
+
+def supervisor_killed(lab: Lab) -> str:
+    """SIGKILL of the supervisor with an access pending."""
+    guest = lab.guest("mon1")
+    _pending(guest, f"kill -STOP {CHILD}", "systemctl kill -s KILL --kill-who=main unplugd-attach", 120)
+    equal(guest.talk("rb 12"), ["= 01"])
+    return "answered after the restart"
+
+
+def unplugd_killed(lab: Lab) -> str:
+    """SIGKILL of unplugd with an access pending; its state and the guest's are the same afterwards."""
+    guest = lab.guest("mon1")
+    before = guest.node("unplug/product")
+    kill = "systemctl kill --kill-who=main unplugd -s "
+    _pending(guest, kill + "STOP", kill + "KILL", 120)
+    equal(guest.talk("rb 12"), ["= 01"])
+    equal(guest.node("unplug/product"), before)
+    return "answered after the restart"
+
+
+def unplugd_away(lab: Lab) -> str:
+    """While unplugd is stopped an access waits, then finds no device; afterwards the protocol is there again."""
+    guest = lab.guest("mon1")
+    lab.machine.check("systemctl stop unplugd", 60)
+    equal(guest.talk("rw 10", "rb 12", timeout=180), ["= ffff", "= ff"])
+    lab.machine.check("systemctl start unplugd", 120)
+    lab.machine.until("./talk.py --timeout 20 /run/mon1.serial 'rb 12' | grep -q 01", 60)
+    return "absent, then back"
+
+
+def latency(lab: Lab) -> str:
+    """A guest's access through unplugd against QEMU's own answer, in the same boot."""
+    guest = lab.guest("mon1")
+    count = 100
+    guest.talk(f"t 10 {count:x}", timeout=120)
+    through = min(guest.read(f"t 10 {count:x}") for _ in range(3))
+    lab.machine.check("systemctl stop unplugd-attach", 60)
+    direct = min(guest.read(f"t 10 {count:x}") for _ in range(3))
+    lab.machine.check("systemctl start unplugd-attach", 120)
+    return f"ratio {through / direct:.1f} (through unplugd / QEMU's own, {count} reads)"
+
+
+def handed_back(lab: Lab) -> str:
+    """A clean stop under fire: the guest reads on, and QEMU answers."""
+    guest = lab.guest("mon1")
+    attached(lab, guest)
+    lab.machine.check("(setsid ./talk.py --timeout 120 /run/mon1.serial 't 10 400' >pending 2>&1 &); sleep 1")
+    lab.machine.check("systemctl stop unplugd-attach", 60)
+    lab.machine.until("grep -q = pending", 120)
+    guest.talk("ww 12 0", "rb 12")
+    before = lab.machine.check("./http.py /metrics | grep ioreqs_total")
+    equal(guest.talk("rw 10"), ["= 49d2"])
+    equal(lab.machine.check("./http.py /metrics | grep ioreqs_total"), before)
+    equal(lab.machine.check("ls /run/unplugd/attach").split(), ["empty"])
+    lab.machine.check("systemctl start unplugd-attach", 120)
+    return "QEMU answers, nothing is left"
+
+
+def destroyed(lab: Lab) -> str:
+    """`xl destroy` in the middle of an access leaves nothing behind."""
+    guest = lab.guest("mon1")
+    lab.machine.until("ls /run/unplugd/attach/dom*.json", 60)
+    lab.machine.check(f"kill -STOP {CHILD}")
+    lab.machine.check("(setsid ./talk.py --timeout 20 /run/mon1.serial 'rb 12' >/dev/null 2>&1 &); sleep 1")
+    lab.machine.check("xl destroy mon1", 60)
+    for file in (f"attach/dom{guest.domid}.json", f"dom{guest.domid}.sock"):
+        lab.machine.until(f"! [ -e /run/unplugd/{file} ]", 60)
+    lab.machine.until("[ $(xl list | wc -l) = 2 ]", 30)
+    lab.machine.until("! pgrep -P $(systemctl show -p MainPID --value unplugd-attach)", 30)
+    return "no domain, no process, no file"
+
+
+# --- more than one ----------------------------------------------------------------------------------------------------
+
+
+def two_vcpus(lab: Lab) -> str:
+    """Both vCPUs of a guest, one at a time and at once."""
+    guest = lab.create("monitor", "mon2", vcpus=2)
+    attached(lab, guest)
+    equal(guest.talk("x rw 10", "x rb 12", "x ww 12 3", "rw 10"), ["= 49d2", "= 01", "ok", "= 49d2"])
+    equal(guest.talk("p 12 60", timeout=240), ["= 00000000"])
+    said = json.loads(lab.machine.check(f"./http.py /api/v1/domains/{guest.domid}"))
+    return f"0 wrong answers; {said}"[:120]
+
+
+def restricted(lab: Lab) -> str:
+    """A child cannot touch another domain: the calls that work for its own are refused for mon3."""
+    first = lab.guest("mon2")
+    second = lab.create("monitor", "mon3")
+    attached(lab, second)
+    out = lab.machine.check(f"./touch.py {first.domid} {second.domid}")
+    status = lab.machine.check(f"cat /proc/{CHILD}/status")
+    for text in ("CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"):
+        assert text in status, status
+    assert "Uid:\t0" not in status, status
+    second.destroy()
+    return out.strip()
+
+
+def saved_and_restored(lab: Lab) -> str:
+    """Saved and restored, a guest finds the protocol again, and nothing of the old domain is left."""
+    guest = lab.guest("mon2")
+    old = guest.domid
+    lab.machine.check("xl save mon2 /root/mon2.save", 180)
+    lab.machine.check("xl restore /root/mon2.save", 180)
+    guest.domid = int(lab.machine.check("xl domid mon2"))
+    attached(lab, guest)
+    equal(guest.talk("rw 10", "rb 12", "x rb 12", timeout=120), ["= 49d2", "= 01", "= 01"])
+    lab.machine.until(f"! [ -e /run/unplugd/attach/dom{old}.json ]", 30)
+    guest.destroy()
+    return "served under the new domid"
+
+
+def rebooted(lab: Lab) -> str:
+    """A guest that reboots is a new domain."""
+    guest = lab.create("monitor", "mon4", on_reboot="restart")
+    attached(lab, guest)
+    equal(guest.talk("ww 12 3", "wl 10 1", "R"), ["ok", "ok", "ok"])
+    old = guest.domid
+    lab.machine.until(f"d=$(xl domid mon4) && [ $d != {old} ]", 120)
+    guest.domid = int(lab.machine.check("xl domid mon4"))
+    guest.talk("ready", timeout=180)
+    attached(lab, guest)
+    equal(guest.talk("rw 10"), ["= 49d2"])
+    equal(guest.node("unplug/product"), "")
+    guest.destroy()
+    return "fresh state"
+
+
+def dm_restricted(lab: Lab) -> str:
+    """With dm_restrict=1, QEMU is confined too; the unplug still happens."""
+    for number, name in ((60000, "range-base"), (59999, "reaper")):
+        lab.machine.check(f"useradd -r -M -u {number} -s /usr/sbin/nologin xen-qemuuser-{name}")
+    try:
+        guest = lab.create("monitor", "mon5", more="dm_restrict = 1", phy=True)
+        attached(lab, guest)
+        uid = lab.machine.check(f"stat -c %u /proc/{CHILD}").strip()
+        equal(uid, str(60000 + guest.domid))
+        equal(guest.talk("rw 10", "ww 10 3"), ["= 49d2", "ok"])
+        equal(guest.emulated, set())
+        guest.destroy()
+    finally:
+        lab.machine.run("userdel xen-qemuuser-range-base; userdel xen-qemuuser-reaper")
+    return f"QEMU and child are uid {uid}"
+
+
+SCENARIOS: tuple[Callable[[Lab], str], ...] = (
+    services, linux_unplugs, linux_blacklisted, sequences, strings, bypass, not_ours, child_killed, supervisor_killed,
+    unplugd_killed, unplugd_away, latency, handed_back, destroyed, two_vcpus, restricted, saved_and_restored, rebooted,
+    dm_restricted,
+)  # fmt: skip
+"""With oxenstored, Debian's default."""
+
+SCENARIOS_C: tuple[Callable[[Lab], str], ...] = (services, linux_unplugs, linux_blacklisted, sequences, strings)
+"""With C xenstored, in a second boot."""
