@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import asyncio
-import importlib.util
 import os
 import socket
 from collections.abc import Sequence
@@ -60,22 +59,14 @@ _PROBE = "probe"
 """Name of the descriptor that tries the manager's store out; not a socket, and nobody's."""
 
 
-def _has_library() -> bool:
-    try:
-        # its submodule: a directory that is called systemd, as in our own sources, is a namespace package to Python
-        return importlib.util.find_spec("systemd.daemon") is not None
-    except ModuleNotFoundError:
-        return False
-
-
 async def fd_store_works(deadline: float = 2.0) -> bool:
     """Whether descriptors that are stored now reach the next process.
 
     systemd says nothing when it refuses one (`FileDescriptorStoreMax=` is 0 unless set). So a pipe's end is stored and
     ours closed: a refused one is closed by the manager too, which the other end notices. BARRIER=1 tells when the
-    manager has read so far. Without systemd-python the next process could not take them: False.
+    manager has read so far.
     """
-    if not os.environ.get("NOTIFY_SOCKET") or not _has_library():
+    if not os.environ.get("NOTIFY_SOCKET"):
         return False
     stored, kept = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     barrier, passed = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -103,30 +94,43 @@ async def _closed(descriptor: int, deadline: float) -> bool:
         loop.remove_reader(descriptor)
 
 
+def _take_over() -> dict[int, str]:
+    """Descriptors that were passed, with their names. OSError or ValueError where that is not so."""
+    try:
+        from systemd.daemon import listen_fds_with_names
+    except ImportError:
+        return _take_over_by_hand()
+    names: dict[int, str] = listen_fds_with_names(unset_environment=True)
+    return names
+
+
+def _take_over_by_hand() -> dict[int, str]:
+    """The same for a host that has no compiler for systemd-python: without its sockets unplugd could not start."""
+    environment = os.environ
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    descriptors = range(3, 3 + int(environment["LISTEN_FDS"]))
+    for name in ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"):
+        environment.pop(name, None)
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return {descriptor: (names[at:at + 1] or ["unknown"])[0] for at, descriptor in enumerate(descriptors)}
+
+
 def listen_fds() -> dict[str, list[socket.socket]]:
     """Take over the sockets that systemd passed to this process, by their names (`FileDescriptorName=`).
 
     {} when none were passed; a second call answers {} too, and child processes are not told of them. The sockets are
-    non-blocking and close-on-exec. Raises HostError when there are some but systemd-python is not installed, or when
-    one of them is not a socket. Source: sd_listen_fds_with_names(3).
+    non-blocking and close-on-exec. Raises HostError when one of them is not a socket. Source:
+    sd_listen_fds_with_names(3).
     """
     environment = os.environ
     passed = environment.get("LISTEN_FDS", "0")
     if passed == "0" or environment.get("LISTEN_PID") != str(os.getpid()):
         return {}
     try:
-        from systemd.daemon import listen_fds_with_names
-    except ImportError:
-        raise HostError(
-            "sockets passed by systemd",
-            f"LISTEN_FDS={passed}",
-            "the Python module systemd is not installed: it is in Debian's python3-systemd, "
-            "and comes with unplugd[systemd] from PyPI",
-        ) from None
-    try:
-        names: dict[int, str] = listen_fds_with_names(unset_environment=True)
-    except OSError as error:
-        raise HostError("sockets passed by systemd", f"LISTEN_FDS={passed}", error.strerror or str(error)) from None
+        names = _take_over()
+    except (OSError, ValueError) as error:
+        raise HostError("sockets passed by systemd", f"LISTEN_FDS={passed}", str(error)) from None
     sockets: dict[str, list[socket.socket]] = {}
     for fd, name in names.items():
         if name == _PROBE:  # left by a process that was killed while it tried

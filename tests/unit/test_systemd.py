@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import socket
@@ -12,12 +11,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
 import unplugd.systemd as service_manager
-from unplugd.errors import HostError
 
 
 @pytest.fixture
@@ -30,10 +27,13 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         yield listener
 
 
-@pytest.fixture
-def library() -> None:
-    """systemd-python, which needs a C compiler and headers to be installed."""
+@pytest.fixture(params=["systemd-python", "by hand"])
+def library(request: pytest.FixtureRequest) -> bool:
+    """Whether there is systemd-python, which needs a C compiler and headers to be installed."""
+    if request.param == "by hand":
+        return False
     pytest.importorskip("systemd.daemon", reason="systemd-python is not installed", exc_type=ImportError)
+    return True
 
 
 def test_assignments_arrive_in_one_datagram(manager: socket.socket) -> None:
@@ -114,7 +114,6 @@ def test_a_descriptor_is_stored_and_forgotten(manager: socket.socket) -> None:
     os.close(reading)
 
 
-@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("keeps", [True, False])
 def test_whether_descriptors_are_kept_is_found_out(manager: socket.socket, *, keeps: bool) -> None:
     store = Manager(manager, keeps=keeps)
@@ -124,22 +123,13 @@ def test_whether_descriptors_are_kept_is_found_out(manager: socket.socket, *, ke
     assert store.kept == {}
 
 
-@pytest.mark.usefixtures("manager", "library")
+@pytest.mark.usefixtures("manager")
 def test_a_manager_that_says_nothing_keeps_nothing() -> None:
     assert asyncio.run(service_manager.fd_store_works(0.05)) is False
 
 
-def test_nothing_is_kept_without_a_manager_or_the_library(
-    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for found in ({"return_value": None}, {"side_effect": ModuleNotFoundError}):
-        with monkeypatch.context() as patch:
-            patch.setattr(importlib.util, "find_spec", Mock(**found))
-            assert asyncio.run(service_manager.fd_store_works(30.0)) is False
-    manager.setblocking(False)
-    with pytest.raises(BlockingIOError):  # it was not even asked
-        manager.recv(4096)
-    monkeypatch.delenv("NOTIFY_SOCKET")
+def test_nothing_is_kept_without_a_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     assert asyncio.run(service_manager.fd_store_works(30.0)) is False
 
 
@@ -167,22 +157,16 @@ def test_no_watchdog(monkeypatch: pytest.MonkeyPatch, microseconds: str | None, 
 def test_no_sockets_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LISTEN_FDS", raising=False)
     assert service_manager.listen_fds() == {}
-    monkeypatch.setenv("LISTEN_FDS", "2")  # for our parent: not ours, and no reason to want the library
+    monkeypatch.setenv("LISTEN_FDS", "2")  # for our parent: not ours
     monkeypatch.setenv("LISTEN_PID", str(os.getppid()))
     assert service_manager.listen_fds() == {}
-
-
-def test_sockets_passed_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "systemd.daemon", None)
-    monkeypatch.setenv("LISTEN_FDS", "1")
-    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
-    with pytest.raises(HostError, match="python3-systemd"):
-        service_manager.listen_fds()
 
 
 RECEIVER = """
 import json, os, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
+if os.environ["LIBRARY"] == "0":
+    sys.modules["systemd.daemon"] = None
 import unplugd.systemd as service_manager
 from unplugd.errors import HostError
 try:
@@ -199,11 +183,11 @@ print(json.dumps({
 """
 
 
-def receive(fds: list[int], names: str | None) -> subprocess.CompletedProcess[str]:
+def receive(fds: list[int], names: str | None, *, library: bool) -> subprocess.CompletedProcess[str]:
     """A process that gets `fds` as 3, 4, ... and says what `listen_fds` makes of them."""
     # The shell lays them where systemd would: subprocess cannot, since it has fd 3 and 4 in use itself.
     moves = " ".join(f"{3 + n}<&{fd}" for n, fd in enumerate(fds))
-    environment = {**os.environ, "LISTEN_FDS": str(len(fds))}
+    environment = {**os.environ, "LISTEN_FDS": str(len(fds)), "LIBRARY": str(int(library))}
     environment["PYTHONPATH"] = str(Path(service_manager.__file__).parents[1])
     if names is not None:
         environment["LISTEN_FDNAMES"] = names
@@ -213,8 +197,7 @@ def receive(fds: list[int], names: str | None) -> subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
-@pytest.mark.usefixtures("library")
-def test_sockets_passed_by_name(tmp_path: Path) -> None:
+def test_sockets_passed_by_name(tmp_path: Path, *, library: bool) -> None:
     listeners = []
     try:
         for n in range(3):
@@ -224,7 +207,7 @@ def test_sockets_passed_by_name(tmp_path: Path) -> None:
             os.dup2(listener.fileno(), 50 + n)
             listener.bind(str(tmp_path / str(n)))
             listener.listen()
-        done = receive([50, 51, 52], "http:other:http")
+        done = receive([50, 51, 52], "http:other:http", library=library)
     finally:
         for n, listener in enumerate(listeners):
             listener.close()
@@ -238,12 +221,11 @@ def test_sockets_passed_by_name(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.usefixtures("library")
-def test_a_probe_that_was_left_is_put_aside(tmp_path: Path) -> None:
+def test_a_probe_that_was_left_is_put_aside(*, library: bool) -> None:
     reading, writing = os.pipe()
     os.dup2(writing, 50)
     try:
-        done = receive([50], "probe")
+        done = receive([50], "probe", library=library)
     finally:
         for fd in (reading, writing, 50):
             os.close(fd)
@@ -251,12 +233,11 @@ def test_a_probe_that_was_left_is_put_aside(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["names"] == {}
 
 
-@pytest.mark.usefixtures("library")
-def test_what_is_passed_must_be_a_socket(tmp_path: Path) -> None:
+def test_what_is_passed_must_be_a_socket(tmp_path: Path, *, library: bool) -> None:
     with (tmp_path / "file").open("w") as file:
         os.dup2(file.fileno(), 50)
         try:
-            done = receive([50], "http")
+            done = receive([50], "http", library=library)
         finally:
             os.close(50)
     assert done.returncode == 1
