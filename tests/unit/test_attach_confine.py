@@ -1,0 +1,72 @@
+"""confine() in a process of its own, without Xen: everything but the restriction of Xen's handles."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import asyncio, os, signal, socket, sys
+from pathlib import Path
+from unplugd.attach import confine
+restricted = []
+confine.restrict_all = restricted.append
+confine.preload()
+ours, theirs = socket.socketpair()
+loop = asyncio.new_event_loop()
+confine.confine(7, confine.Identity(65534, 65534), Path(sys.argv[1]), os.getppid())
+out = [restricted, os.getuid(), os.geteuid()]
+# what is left is enough for an event loop and its sockets
+theirs.setblocking(False)
+async def main():
+    ours.send(b"x")
+    async with asyncio.timeout(10):
+        got = await loop.sock_recv(theirs, 1)
+    return got, len(bytearray(64 << 20))
+out.append(loop.run_until_complete(main()))
+for call in (lambda: os.open("/", os.O_RDONLY), lambda: os.kill(os.getpid(), 0), lambda: socket.socket(),
+             lambda: os.execv("/bin/true", ["true"]), lambda: os.listdir("/"), lambda: os.nice(0)):
+    try:
+        call()
+        out.append("worked")
+    except OSError as error:
+        out.append(error.errno)
+print(out, flush=True)
+os._exit(0)
+"""
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="giving root up needs root"),
+    pytest.mark.skipif(ctypes.util.find_library("seccomp") is None, reason="libseccomp is not installed"),
+]
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_everything_is_given_up(tmp_path: Path) -> None:
+    done = run(SCRIPT, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    expected = [[7], 65534, 65534, (b"x", 64 << 20), 1, 1, 1, 1, 1, 1]
+    assert done.stdout.strip() == str(expected)
+
+
+def test_a_supervisor_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    done = run(SCRIPT.replace("os.getppid())\nout", "1)\nout"), str(tmp_path))
+    assert done.returncode != 0
+    assert "the supervisor is gone" in done.stderr
+
+
+def test_what_could_be_had_back_is_noticed(tmp_path: Path) -> None:
+    script = SCRIPT.replace("confine.preload()", "confine.preload(); confine._filter_system_calls = lambda: None")
+    done = run(script, str(tmp_path))
+    assert done.returncode != 0
+    assert "RuntimeError: confined, the process" in done.stderr
