@@ -25,8 +25,8 @@ from unplugd.sinks.outbox import OVERHEAD, Outbox
 from unplugd.sinks.spool import Spool, load
 from unplugd.sinks.stderr import StandardError
 
-QUEUE_LIMIT = 256 * 1024
-"""Bytes of records that one domain may have on their way, or more where its burst of short lines is more."""
+QUEUE_LIMIT, QUEUE_LIMIT_MOST = 256 * 1024, 1024 * 1024
+"""Bytes of records that one domain may have on their way: as many as its burst of short lines, between these two."""
 TOTAL_LIMIT = 32 * 1024 * 1024
 """Bytes of records that all domains together may have on their way."""
 
@@ -76,8 +76,8 @@ class Delivery:
                 self._files.reopen()
         if self._stderr is None and ("stderr" in config.sinks or "journal" not in config.sinks):
             self._stderr = StandardError()
-        lines = int(min(config.burst, TOTAL_LIMIT)) // RECORD_COST
-        self._limit = max(QUEUE_LIMIT, lines * (RECORD_COST + OVERHEAD))
+        burst = config.burst / RECORD_COST * (RECORD_COST + OVERHEAD)
+        self._limit = int(min(max(QUEUE_LIMIT, burst), QUEUE_LIMIT_MOST))
         self._config = config
 
     def cost(self, text: bytes) -> int:
