@@ -6,6 +6,7 @@ What is said on the sockets is http.py's.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -20,6 +21,7 @@ BACKLOG = 100
 def listen_tcp(address: str, port: int) -> list[socket.socket]:
     """Sockets that listen at a TCP address, one for each address that a name stands for. Raises HostError.
 
+    None where this process may not use a network at all: then systemd passes the sockets, or there is no HTTP by TCP.
     A name is looked up, which may take its time: for the start only.
     """
     bound: list[socket.socket] = []
@@ -36,6 +38,8 @@ def listen_tcp(address: str, port: int) -> list[socket.socket]:
     except OSError as error:
         for one in bound:
             one.close()
+        if error.errno == errno.EAFNOSUPPORT:
+            return []
         raise HostError("HTTP listener", f"{address}:{port}", why(error)) from error
     return bound
 

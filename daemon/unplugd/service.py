@@ -94,7 +94,9 @@ class Service:
         loop.set_exception_handler(self._surprised)
         self._keep_sockets = await fd_store_works()
         self._say(Event.STARTED, f"unplugd {__version__} started" + (
-            "; sockets are kept over restarts" if self._keep_sockets else ""))
+            "; sockets are kept over restarts" if self._keep_sockets else "") + (
+            "; no HTTP by TCP: there is no network here, and no socket was passed"
+            if self.config.http.listen is not None and not self._tcp_sockets else ""))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, 0)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))

@@ -604,13 +604,13 @@ def test_standard_error_that_nobody_reads_stalls_nobody() -> None:
         daemon.process = subprocess.Popen([str(executable), "--config", str(daemon.file)], stderr=writer)
         os.close(writer)
         with daemon.connect(7) as wire:
-            for _ in range(100):
+            for _ in range(350):
                 wire.log((b"p" * 999 + b"\n") * 4)
             assert wire.read(0x10, 2) == 0x49D2
             lost = count(daemon, "unplugd_log_dropped_lines_total", 7, reason="sink")
             assert lost > 0
             taken = b""
-            while taken.count(b"p" * 999) < 400 - lost:
+            while taken.count(b"p" * 999) < 1400 - lost:
                 taken += os.read(reader, 65536)
         assert set(re.findall(rb"p+\n", taken)) == {b"p" * 999 + b"\n"}
     finally:
