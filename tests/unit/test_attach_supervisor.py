@@ -1,0 +1,203 @@
+"""The supervisor with real processes, but children that know nothing of Xen."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from unplugd.attach import child, supervisor
+from unplugd.attach.child import Domain, Ended
+from unplugd.attach.confine import Identity
+from unplugd.attach.kept import Kept, KeptServers
+from unplugd.attach.settings import AttachConfig
+from unplugd.attach.supervisor import DEVICE_MODELS, Supervisor
+from unplugd.errors import HostError
+from unplugd.xenstore.embedded import EmbeddedStore
+
+PATIENCE = 30.0
+
+
+def fake_child(
+    domain: Domain, end: socket.socket, kept: KeptServers, identity: Identity, config: AttachConfig, parent: int
+) -> NoReturn:
+    """Keeps server 1, says so, asks for both connections, then waits to be told to go. Domain 9 is a PV domain, domain
+    8 dies at once."""
+    status = 99
+    try:
+        end.setblocking(True)
+        if domain.domid == 9:
+            os._exit(Ended.NOT_HVM)
+        kept.save(Kept(domain.domid, domain.uuid, 1))
+        end.send(f"attached as {os.getpid()}".encode())
+        if domain.domid == 8:
+            os._exit(Ended.FAILED)
+        for what in ("unplugd", "qemu"):
+            end.send(f"connect {what}".encode())
+            data, descriptors, _, _ = socket.recv_fds(end, 100, 1)
+            end.send(f"log {data.decode()} {len(descriptors)}".encode())
+        if end.recv(100) == b"detach":
+            status = Ended.HANDED_BACK
+    finally:
+        os._exit(status)
+
+
+class World:
+    def __init__(self, directory: Path, store: EmbeddedStore) -> None:
+        self.directory = directory
+        self.store = store
+        self.said: list[tuple[int | None, str]] = []
+        self.kept = KeptServers(directory)
+
+    async def running(self, domid: int) -> None:
+        await self.store.write(f"{DEVICE_MODELS}/{domid}/state", b"running")
+
+    async def until(self, domid: int | None, text: str, times: int = 1) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while sum(about == domid and text in said for about, said in self.said) < times:
+                await asyncio.sleep(0.01)
+
+    def pids(self, domid: int) -> list[int]:
+        return [int(text.split()[-1]) for about, text in self.said if about == domid and "attached: as" in text]
+
+
+@pytest.fixture(autouse=True)
+def no_xen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "run", fake_child)
+    monkeypatch.setattr(supervisor, "libraries", dict)
+    monkeypatch.setattr(supervisor, "preload", lambda: None)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    monkeypatch.setattr(supervisor, "_RETRIES", (0.0, 0.05))
+
+
+def run(directory: Path, work: Callable[[World, Supervisor], Awaitable[None]]) -> World:
+    async def main() -> World:
+        store = EmbeddedStore()
+        world = World(directory, store)
+        monitor = str(directory / "qmp-{domid}")
+        config = AttachConfig(monitor=monitor)
+        one = Supervisor(store, directory, config, lambda domid, text: world.said.append((domid, text)))
+        one.prepare()
+        serving = asyncio.create_task(one.run())
+        async with asyncio.timeout(2 * PATIENCE):
+            while not store.connected:
+                await asyncio.sleep(0.005)
+            await work(world, one)
+            one.stop()
+            await serving
+        assert one.domids == []
+        return world
+
+    return asyncio.run(main())
+
+
+def test_a_domain_gets_a_process_when_its_device_model_runs(tmp_path: Path) -> None:
+    async def work(world: World, one: Supervisor) -> None:
+        world.store.introduce(7, "a", "uuid-a")
+        await asyncio.sleep(0.05)
+        assert one.domids == []
+        await world.running(7)
+        await world.until(7, "refused qemu 0")
+        assert one.domids == [7]
+        assert world.kept.load(7, "uuid-a") == 1
+
+    world = run(tmp_path, work)
+    assert (7, "handed back to QEMU") in world.said
+    assert (7, "refused unplugd 0") in world.said
+    assert world.kept.domids() == []
+
+
+def test_sockets_are_connected_for_it(tmp_path: Path) -> None:
+    async def work(world: World, one: Supervisor) -> None:
+        with socket.socket(socket.AF_UNIX) as unplugd, socket.socket(socket.AF_UNIX) as qemu:
+            unplugd.bind(str(tmp_path / "dom7.sock"))
+            unplugd.listen()
+            qemu.bind(str(tmp_path / "qmp-7"))
+            qemu.listen()
+            world.store.introduce(7, "a", "uuid-a")
+            await world.running(7)
+            await world.until(7, "connected unplugd 1")
+            await world.until(7, "connected qemu 1")
+
+    run(tmp_path, work)
+
+
+def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
+    async def work(world: World, one: Supervisor) -> None:
+        world.store.introduce(7, "a", "uuid-a")
+        await world.running(7)
+        await world.until(7, "attached")
+        os.kill(world.pids(7)[0], signal.SIGKILL)
+        await world.until(7, "ended by SIGKILL")
+        await world.until(7, "attached", 2)
+        assert one.domids == [7]
+        assert world.kept.load(7, "uuid-a") == 1
+
+    run(tmp_path, work)
+
+
+def test_one_that_keeps_dying_does_not_stop_the_others(tmp_path: Path) -> None:
+    async def work(world: World, one: Supervisor) -> None:
+        for domid in (7, 8):
+            world.store.introduce(domid, "", f"uuid-{domid}")
+            await world.running(domid)
+        await world.until(8, "with status 1", 3)
+        await world.until(7, "attached")
+
+    run(tmp_path, work)
+
+
+def test_a_domain_that_goes_takes_its_process_with_it(tmp_path: Path) -> None:
+    async def work(world: World, one: Supervisor) -> None:
+        world.store.introduce(7, "a", "uuid-a")
+        await world.running(7)
+        await world.until(7, "attached")
+        await world.store.remove(f"{DEVICE_MODELS}/7")
+        world.store.release(7)
+        await world.until(7, "the domain is gone")
+        assert world.kept.domids() == []
+        assert one.domids == []
+        world.store.introduce(7, "b", "uuid-b")  # the domid is used again
+        await world.running(7)
+        await world.until(7, "attached", 2)
+        assert world.kept.load(7, "uuid-b") == 1
+
+    run(tmp_path, work)
+
+
+def test_domains_without_ioreq_servers_are_left_alone(tmp_path: Path) -> None:
+    async def work(world: World, one: Supervisor) -> None:
+        world.store.introduce(9, "pv", "uuid-9")
+        await world.running(9)
+        world.store.introduce(7, "a", "uuid-a")
+        await world.running(7)
+        await world.until(7, "attached")
+        assert all(domid != 9 for domid, _ in world.said)
+
+    run(tmp_path, work)
+
+
+def test_files_of_domains_that_are_gone_are_removed(tmp_path: Path) -> None:
+    kept = KeptServers(tmp_path)
+    kept.prepare()
+    kept.save(Kept(12, "old", 1))
+
+    async def work(world: World, one: Supervisor) -> None:
+        while world.kept.domids():
+            await asyncio.sleep(0.01)
+
+    run(tmp_path, work)
+
+
+def test_the_user_of_a_process() -> None:
+    assert supervisor.identity(AttachConfig(user="nobody"), 7).uid == 65534
+    with pytest.raises(HostError, match="does not exist"):
+        supervisor.identity(AttachConfig(user="no-such-user"), 7)
+    with pytest.raises(HostError, match="is root"):
+        supervisor.identity(AttachConfig(user="root"), 7)

@@ -1,0 +1,7 @@
+# Included by the Makefile: tests on real Xen (tests/xen). Not part of `make test`: it takes root, some 20 minutes, and a
+# gigabyte and a half in .cache/xen.
+
+.PHONY: test-xen
+test-xen: ## on real Xen, under emulation: build and boot Xen, dom0 and guests, then check
+	@scripts/setup.sh test
+	@nice -n 19 $(PYTHON) -m tests.xen
