@@ -1,0 +1,11 @@
+# What people install. Included by the Makefile.
+.PHONY: deb image test-packaging
+
+deb: ## a Debian package for Debian 12, in dist/
+	@scripts/deb.sh
+
+image: deb ## a container image, localhost/unplugd, with buildah or docker
+	@scripts/image.sh
+
+test-packaging: ## package, wheel and image, tried in clean surroundings (as root, 10 minutes)
+	@tests/packaging/run.sh
