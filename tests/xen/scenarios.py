@@ -102,6 +102,17 @@ def sequences(lab: Lab) -> str:
     return "4 drivers, flags, blacklist"
 
 
+def cost(lab: Lab) -> str:
+    """What a domain's process costs beside the supervisor that it was forked from."""
+    lab.guest("mon1")
+    sums = {}
+    for name, process in (("child", CHILD), ("supervisor", "$(systemctl show -p MainPID --value unplugd-attach)")):
+        lines = lab.machine.check(f"cat /proc/{process}/smaps_rollup").splitlines()[1:]
+        sums[name] = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    own = sums["child"]["Private_Dirty"] + sums["child"]["Private_Clean"]
+    return f"{own} kB of its own (Pss {sums['child']['Pss']} kB); supervisor Rss {sums['supervisor']['Rss']} kB"
+
+
 def strings(lab: Lab) -> str:
     """String I/O: both directions, across pages, with df, read and written; escaped and limited in the journal."""
     guest = lab.guest("mon1")
@@ -329,9 +340,9 @@ def dm_restricted(lab: Lab) -> str:
 
 
 SCENARIOS: tuple[Callable[[Lab], str], ...] = (
-    services, linux_unplugs, linux_blacklisted, sequences, strings, bypass, not_ours, child_killed, supervisor_killed,
-    unplugd_killed, unplugd_away, latency, handed_back, destroyed, two_vcpus, restricted, saved_and_restored, rebooted,
-    dm_restricted,
+    services, linux_unplugs, linux_blacklisted, sequences, cost, strings, bypass, not_ours, child_killed,
+    supervisor_killed, unplugd_killed, unplugd_away, latency, handed_back, destroyed, two_vcpus, restricted,
+    saved_and_restored, rebooted, dm_restricted,
 )  # fmt: skip
 """With oxenstored, Debian's default."""
 

@@ -63,6 +63,7 @@ class Unplugd(asyncio.Protocol):
         self._lost = asyncio.Event()
         self._received = bytearray()
         self._heard = 0.0
+        self._heard_since_connected = False
         self._given_up = False
         self._timer: asyncio.TimerHandle | None = None
 
