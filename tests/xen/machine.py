@@ -19,12 +19,12 @@ ACCELERATOR = "tcg,thread=multi,tb-size=1024"
 PROCESSOR = "qemu64,+svm,+npt"
 """AMD's virtualization is what QEMU emulates; with `max`, dom0 dies of SMAP."""
 XEN_OPTIONS = (
-    "console=com1 com1=115200,8n1 dom0_mem=2G,max:2G dom0_max_vcpus=2 loglvl=all guest_loglvl=all sched=credit2 "
-    "spec-ctrl=no"
+    "console=com1 com1=115200,8n1 dom0_mem=2G,max:2G dom0_max_vcpus=2 loglvl=warning guest_loglvl=warning "
+    "sched=credit2 spec-ctrl=no"
 )
 _CHUNK = 48 << 10
 """Bytes of a file that go to dom0 in one request."""
-DOM0_OPTIONS = "console=hvc0 earlyprintk=xen loglevel=6 net.ifnames=0 mitigations=off"
+DOM0_OPTIONS = "console=hvc0 loglevel=4 systemd.show_status=0 net.ifnames=0 mitigations=off"
 
 
 class Dead(Exception):
