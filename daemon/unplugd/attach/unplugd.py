@@ -111,6 +111,13 @@ class Unplugd(asyncio.Protocol):
                     if self._transport is not None:
                         self._transport.abort()
 
+    def close(self) -> None:
+        """Close the connection, if there is one, and wait for nothing more. For when run() was cancelled."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send again what has no answer."""
         self._transport = transport = cast(asyncio.Transport, transport)
