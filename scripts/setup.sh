@@ -60,12 +60,12 @@ survey() {
     "$python" -c 'import ensurepip, venv' 2>/dev/null || need python3-venv 'no virtual environment, so nothing runs'
     [ "$mode" = test ] || return 0
     command -v cc >/dev/null || {
-        need gcc 'no systemd-python, and no xenstored in the tests'
+        need gcc 'no compiled fast path, no systemd-python, and no xenstored in the tests'
         need libc6-dev 'as gcc'
     }
     "$python" -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
-        need python3-dev 'no systemd-python: sockets passed by systemd are not tested'
+        need python3-dev 'no compiled fast path and no systemd-python'
     command -v pkg-config >/dev/null || need pkg-config 'as libsystemd-dev'
     pkg-config --exists libsystemd 2>/dev/null ||
         need libsystemd-dev 'no systemd-python: sockets passed by systemd are not tested'
@@ -121,7 +121,7 @@ fi
 # A stamp is the hash of all that the environment depends on; a checkout that has moved has a new one, since scripts in
 # a virtual environment name it by its absolute path.
 stamp_of() { # extras
-    { pwd; "$python" -c 'import sys; print(sys.executable, sys.version)'; echo "$1"; cat pyproject.toml scripts/setup.sh; } |
+    { pwd; "$python" -c 'import sys; print(sys.executable, sys.version)'; echo "$1"; cat pyproject.toml setup.py scripts/setup.sh daemon/unplugd/_fastpath.c; } |
         sha256sum | cut -d ' ' -f 1
 }
 

@@ -1,9 +1,15 @@
-"""What all tests share: the lab's fixtures and hypothesis' profile."""
+"""What all tests share: the lab's fixtures, the event loop of the daemon, and hypothesis' profile."""
 
+import asyncio.events
 import os
 
 from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
+
+from unplugd import fastpath
+
+# asyncio.run() runs what the daemon runs: with the compiled part where it was built, without it with UNPLUGD_PURE=1.
+asyncio.events.new_event_loop = fastpath.new_event_loop
 
 pytest_plugins: list[str] = [
     "tests.lab.daemon",

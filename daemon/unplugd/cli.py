@@ -45,9 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"configuration is valid: {read}")
             return 0
         # what --check does not need is not loaded for it
+        from unplugd.fastpath import new_event_loop
         from unplugd.service import Service
 
-        return asyncio.run(Service(config, options.config).run())
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            return runner.run(Service(config, options.config).run())
     except ConfigError as error:
         print(f"unplugd: {error}", file=sys.stderr)
         return 2

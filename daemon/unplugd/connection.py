@@ -15,6 +15,7 @@ from unplugd.core.guest import Verdict
 from unplugd.core.stream import IoreqStream, NeedTokens, NeedVerdict
 from unplugd.domain import Domain
 from unplugd.errors import ClientFault
+from unplugd.fastpath import poller
 from unplugd.records import Event
 
 READ_SIZE = 16 * 1024
@@ -48,6 +49,8 @@ class Connection(asyncio.BufferedProtocol):
         self._deadline = 0.0
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._poller = poller()
+        self._descriptor = -1
 
     # --- asyncio.BufferedProtocol
 
@@ -55,11 +58,18 @@ class Connection(asyncio.BufferedProtocol):
         """A client that may connect has connected."""
         self._transport = cast(asyncio.Transport, transport)
         self.domain.connections += 1
+        if self._poller is not None and self.domain.tail is not None:
+            self._descriptor = self._transport.get_extra_info("socket").fileno()
+            self._poller.attach(self._descriptor, self.domain.tail, self._handed)
+        self._share()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone. The domain's state stays as it is."""
         self._transport = None
         self.domain.connections -= 1
+        if self._poller is not None:
+            self._poller.detach(self._descriptor)
+            self._poller = None
         if self._task is not None:
             self._task.cancel()
         if self._timer is not None:
@@ -80,6 +90,7 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """The client sends no more; what it sent before is still answered."""
         self._ended = True
+        self._share()
         return self._stream.waiting is not None or self._stream.stopped
 
     def pause_writing(self) -> None:
@@ -91,6 +102,26 @@ class Connection(asyncio.BufferedProtocol):
         """The client has read."""
         self._full = False
         self._go_on()
+
+    # --- the fast path
+
+    def _share(self) -> None:
+        """Let the fast path serve what comes next, or not: it must find a frame's begin, and nobody that is waited for.
+
+        To be called whenever that changes; what it cannot serve comes to _handed().
+        """
+        if self._poller is not None:
+            self._poller.arm(self._descriptor, self._transport is not None and self._stream.idle and not (
+                self._full or self._paused or self._ended or self._closing or self._transport.get_write_buffer_size()))
+
+    def _handed(self, unsent: bytes, data: bytes) -> None:
+        """The fast path has read `data` and goes no further; `unsent` is what was answered before and did not fit."""
+        if self._transport is None or self._closing:
+            return
+        if unsent:
+            self._transport.write(unsent)
+        self._since = now = time.monotonic()
+        self._answer(self._stream.receive(data, now), now)
 
     # --- answers
 
@@ -106,8 +137,9 @@ class Connection(asyncio.BufferedProtocol):
         if stream.waiting is None and stream.fault is None and not stream.stopped:
             if self._paused or self._ended:
                 self._read_or_not()
-            return
-        self._hold()
+        else:
+            self._hold()
+        self._share()
 
     def _hold(self) -> None:
         """Something else must come first: a verdict, tokens, room for responses, or the end."""
@@ -140,6 +172,7 @@ class Connection(asyncio.BufferedProtocol):
                 transport.pause_reading()
             else:
                 transport.resume_reading()
+        self._share()
 
     def _go_on(self) -> None:
         if self._stream.stopped and not self._full and not self._closing:
@@ -170,6 +203,7 @@ class Connection(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is not None and not self._closing:
             self._closing = True
+            self._share()
             if self._task is not None:
                 self._task.cancel()
             if self._timer is not None:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 from unplugd.config import Config
@@ -34,6 +35,7 @@ from unplugd.core.guestlog import Limits
 from unplugd.core.protocol import DEVICES, Rules
 from unplugd.core.registry import Registry
 from unplugd.core.stream import Dispatch
+from unplugd.fastpath import tail_of
 from unplugd.metrics import Counters
 from unplugd.records import Entry, Event
 from unplugd.sinks.delivery import Delivery
@@ -129,6 +131,8 @@ class Domain:
         platform = self.guest.platform
         self._compared: object = platform.product, platform.build, platform.blacklisted, platform.unplugged
         self._relabel()
+        self.tail = tail_of(self)
+        """What of it the fast path may change, where there is one; offered anew whenever all is settled."""
         self.settle(now)
 
     def _open_state(self, uuid: str, now: float) -> StateFile:
@@ -302,8 +306,38 @@ class Domain:
             self._was_throttled = log.throttled
             self.settings.throttling()
             self._arm(now)
-        elif self._timer is None and (log.partial or log.throttled):
-            self._arm(now)
+        elif self._timer is None:
+            if log.partial or log.throttled:
+                self._arm(now)
+        elif log.partial and self._timer.when() > now + log.limits.flush_after:
+            self._arm(now)  # it was for something that has more time
+        if self.tail is not None:
+            self._offer(now)
+
+    def _offer(self, now: float) -> None:
+        """The fast path may go on from here; a new line may begin there once the timer is soon enough to flush it."""
+        if self.tail is not None:
+            log = self.guest.log
+            begin_from = inf if self._timer is None else self._timer.when() - log.limits.flush_after
+            self.tail.offer(*self.state.place, self.blacklisted, not log.limits.delay, begin_from, log.drops_until(now))
+
+    def caught_up(self, log: tuple[float, int, int, int, float], place: tuple[int, int],
+                  count: tuple[int, int, float, list[tuple[int, int]]]) -> None:
+        """The fast path has served: what it did to the log, where it kept that, what it counted (_fastpath.pyi)."""
+        self.guest.log.caught_up(*log)
+        self.state.follow(place, self.guest)
+        magics, logged, seconds, durations = count
+        counters = self.settings.counters
+        counters.ioreqs["magic"] += magics
+        counters.ioreqs["log"] += logged
+        counters.duration_sum += seconds
+        for bucket, batches in durations:
+            counters.duration_counts[bucket] += batches
+
+    def line_ended(self, now: float) -> None:
+        """A newline came by the fast path, which calls settle() before it answers."""
+        self.guest.log.end_line(now)
+        self.guest.grew = True
 
     def _tell(self, event: CoreEvent) -> None:
         match event:
@@ -411,6 +445,7 @@ class Domain:
         self.settle(now)
         if self._timer is None:
             self._arm(now)
+            self._offer(now)
 
     def configure(self) -> None:
         """Follow a reload, or a change of `unlimited`."""
@@ -420,6 +455,7 @@ class Domain:
         now = time.monotonic()
         self.guest.log.configure(settings.limits(unlimited=self.unlimited), now)
         self._arm(now)
+        self._offer(now)
 
     def limit(self, *, unlimited: bool) -> None:
         """The toolstack switched the rate limit of the guest's log off or on."""
@@ -431,13 +467,20 @@ class Domain:
         """unplugd stops: all of the state stays for the next process."""
         if self._timer is not None:
             self._timer.cancel()
+        self._close_tail()
         self.state.commit(self.guest)
         self.state.close()
+
+    def _close_tail(self) -> None:
+        if self.tail is not None:
+            self.tail.close()
+            self.tail = None
 
     def release(self) -> None:
         """The domain is gone: its partial line is recorded, the rest forgotten."""
         if self._timer is not None:
             self._timer.cancel()
+        self._close_tail()
         now = time.monotonic()
         self.guest.log.cut(now)
         for event in self.guest.take_events():

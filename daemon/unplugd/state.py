@@ -119,6 +119,22 @@ class StateFile:
         """Whether it outlives the process."""
         return self._path is not None
 
+    @property
+    def mapping(self) -> mmap.mmap:
+        """The state itself, for who keeps it beside commit() and grow() (_fastpath.c); see follow()."""
+        return self._map
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Sequence number of the last commit, and the area of the partial line."""
+        return self._sequence, self._area
+
+    def follow(self, place: tuple[int, int], guest: Guest) -> None:
+        """Go on behind what somebody else kept: the guest as it is now, at `place`."""
+        self._sequence, self._area = place
+        self._line = guest.log.line_number
+        self._length = len(guest.log.partial)
+
     def restore(self, guest: Guest, now: float) -> bool:
         """Put what was found into `guest`; says whether there was anything."""
         if self._kept is None:

@@ -23,6 +23,10 @@ REPORT_INTERVAL = 10.0
 """Seconds between two records about dropped lines while dropping goes on; also how long until it counts as over."""
 
 
+_MARGIN = 0.001
+"""Seconds that drops_until() is early: more than what is lost in rounding."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What the configuration and the toolstack decide about one guest's log."""
@@ -118,6 +122,32 @@ class GuestLog:
     def heard(self, now: float) -> None:
         """Bytes came that were appended to `partial` directly."""
         self._last_byte = now
+
+    def drops_until(self, now: float) -> float:
+        """Until then every line that ends is dropped, whatever it is, and there is nothing else to say; 0 if not so.
+
+        Whoever ends lines without end_line() until then says so with caught_up().
+        """
+        if self.limits.delay or self.limits.unlimited or not self.throttled or not self.unsaid_lines:
+            return 0.0
+        least = RECORD_COST + self._record_cost(LinesDropped(self.unsaid_lines, self.unsaid_bytes))
+        return min(now + self.bucket.wait(least, now), self._last_report + REPORT_INTERVAL) - _MARGIN
+
+    def caught_up(self, heard: float, lines: int, dropped_lines: int, dropped_bytes: int, dropped_at: float) -> None:
+        """Account for what was appended to `partial`, and cleared from it, by somebody else.
+
+        `heard` is when the last byte came, 0 if none did; `lines` ended, of which some were dropped, the rest empty.
+        """
+        self._last_byte = max(self._last_byte, heard)
+        if lines:
+            self.line_number += lines
+            self.charged = 0
+        if dropped_lines:
+            self.unsaid_lines += dropped_lines
+            self.unsaid_bytes += dropped_bytes
+            self.dropped_lines += dropped_lines
+            self.dropped_bytes += dropped_bytes
+            self._last_drop = dropped_at
 
     def cut(self, now: float) -> None:
         """The partial line reached LINE_LIMIT, or nothing came for a while, or the guest is going: record it."""

@@ -116,6 +116,11 @@ class IoreqStream:
         self.stopped = False
         """The responses so far reached OUTPUT_LIMIT: there may be more once they are written, see proceed()."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits here: the next byte begins a frame, and it may be served elsewhere."""
+        return not self._rest and self.waiting is None and not self.stopped and self.fault is None
+
     def use(self, dispatch: Dispatch) -> None:
         """Go on under other rules, from the next frame on."""
         self._dispatch = dispatch

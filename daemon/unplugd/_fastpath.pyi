@@ -1,0 +1,37 @@
+# The compiled part, see _fastpath.c.
+
+import mmap
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+STATE_SIZE: int
+READ_SIZE: int
+LINE_LIMIT: int
+
+# When the last byte came, or 0; lines that ended; of these, lines and bytes dropped; when.
+_Log: TypeAlias = tuple[float, int, int, int, float]
+# Sequence number and area of the last commit.
+_Place: TypeAlias = tuple[int, int]
+# Magic reads, log bytes, seconds that their batches took, and (bucket, batches) of the histogram.
+_Count: TypeAlias = tuple[int, int, float, list[tuple[int, int]]]
+
+class _Owner(Protocol):
+    def caught_up(self, log: _Log, place: _Place, count: _Count, /) -> None: ...
+    def line_ended(self, now: float, /) -> None: ...
+    def settle(self, now: float, /) -> None: ...
+
+class Tail:
+    def __init__(self, owner: _Owner, partial: bytearray, state: mmap.mmap) -> None: ...
+    def offer(
+        self, sequence: int, area: int, blacklisted: bool, logging: bool, begin_from: float, drop_until: float, /
+    ) -> None: ...
+    def close(self) -> None: ...
+
+class Poller:
+    def __init__(self, epoll: int, bounds: tuple[float, ...]) -> None: ...
+    def poll(
+        self, timeout: float | None, /
+    ) -> tuple[list[tuple[int, int]], list[tuple[Callable[[bytes, bytes], None], bytes, bytes]]]: ...
+    def attach(self, fd: int, tail: Tail, handed: Callable[[bytes, bytes], None], /) -> None: ...
+    def arm(self, fd: int, armed: bool, /) -> None: ...
+    def detach(self, fd: int, /) -> None: ...

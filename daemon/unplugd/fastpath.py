@@ -1,0 +1,90 @@
+"""The event loop with the compiled part in it: unplugd._fastpath, where it was built, else asyncio's own.
+
+The compiled part changes speed alone. It stands where the loop waits: while it waits, it answers magic reads and log
+bytes, and hands everything else over to a Connection (see _fastpath.c). UNPLUGD_PURE=1 in the environment does without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import selectors
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from unplugd.metrics import DURATION_BOUNDS
+
+if TYPE_CHECKING:
+    from unplugd._fastpath import Poller, Tail
+    from unplugd.domain import Domain
+
+Handed = Callable[[bytes, bytes], None]
+"""Takes a connection over: responses that could not be sent, and bytes from a frame on that is not the fast path's."""
+
+
+class Selector(selectors.EpollSelector):
+    """asyncio's selector, which serves connections while it waits."""
+
+    def __init__(self, poller: Callable[[int, tuple[float, ...]], Poller]) -> None:
+        super().__init__()
+        self.poller = poller(self.fileno(), DURATION_BOUNDS)
+        self.hand: Callable[[Handed, bytes, bytes], object] = lambda callback, unsent, data: callback(unsent, data)
+        """Has a connection taken over soon, before anything that select() returns."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for what is Python's, at most `timeout` seconds."""
+        events, handed = self.poller.poll(timeout)
+        for callback, unsent, data in handed:
+            self.hand(callback, unsent, data)
+        if not events:
+            return []
+        keys = self.get_map()
+        ready = []
+        for descriptor, event in events:
+            key = keys.get(descriptor)
+            if key is not None:
+                mask = (event & ~select.EPOLLIN and selectors.EVENT_WRITE) | (
+                    event & ~select.EPOLLOUT and selectors.EVENT_READ)
+                ready.append((key, mask & key.events))
+        return ready
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop with a Poller in its selector."""
+
+    def __init__(self, poller: Callable[[int, tuple[float, ...]], Poller]) -> None:
+        selector = Selector(poller)
+        self.poller = selector.poller
+        super().__init__(selector)
+        selector.hand = self.call_soon
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """The fastest event loop that there is here."""
+    if not os.environ.get("UNPLUGD_PURE"):
+        try:
+            from unplugd._fastpath import Poller
+        except ImportError:
+            pass
+        else:
+            return Loop(Poller)
+    return asyncio.new_event_loop()
+
+
+def poller() -> Poller | None:
+    """The running loop's Poller, if it has one."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+    return loop.poller if isinstance(loop, Loop) else None
+
+
+def tail_of(domain: Domain) -> Tail | None:
+    """What of `domain` may change outside of Python, where there is a Poller."""
+    if poller() is None:
+        return None
+    from unplugd._fastpath import Tail
+
+    return Tail(domain, domain.guest.log.partial, domain.state.mapping)

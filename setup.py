@@ -1,0 +1,17 @@
+"""What pyproject.toml cannot say with Debian 12's setuptools: the optional compiled part.
+
+Without a compiler the installation succeeds all the same, and unplugd is slower (docs/performance.md).
+"""
+
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=[
+        Extension(
+            "unplugd._fastpath",
+            ["daemon/unplugd/_fastpath.c"],
+            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+            optional=True,
+        )
+    ]
+)

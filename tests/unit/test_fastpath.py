@@ -1,0 +1,541 @@
+"""The compiled part against the Python that it stands in for: same bytes, same pieces, same everything.
+
+Without the compiled part these tests are skipped, but for those of the choice between the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import unplugd
+from tests.lab.host import Host, host, until
+from tests.lab.portio import RESET, frame
+from unplugd import fastpath
+from unplugd.config import Config, LogConfig
+from unplugd.connection import READ_SIZE, Connection
+from unplugd.core.guest import Snapshot, Verdict
+from unplugd.core.guestlog import LINE_LIMIT
+from unplugd.core.stream import IoreqStream, NeedVerdict
+from unplugd.domain import Domain
+from unplugd.metrics import DURATION_BOUNDS
+from unplugd.state import SIZE, StateFile
+
+try:
+    from unplugd import _fastpath
+except ImportError:
+    pytest.skip("the compiled part was not built", allow_module_level=True)
+
+SOURCE = Path(unplugd.__file__).parent / "_fastpath.c"
+MAGIC = frame(0x10, 2, read=True)
+Loops = Callable[[], asyncio.AbstractEventLoop]
+
+
+def pure() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
+
+
+def fast() -> asyncio.AbstractEventLoop:
+    return fastpath.Loop(_fastpath.Poller)
+
+
+def byte(value: int, addr: int = 0x12, eport: int = 0) -> bytes:
+    return frame(addr, 1, data=value, eport=eport)
+
+
+def text(data: bytes) -> bytes:
+    return b"".join(byte(value) for value in data)
+
+
+def string(data: bytes) -> bytes:
+    return frame(0x12, 1, count=len(data), string=True) + data
+
+
+async def judge(domain: Domain, need: NeedVerdict, deadline: float) -> Verdict:
+    await asyncio.sleep(0)
+    return Verdict(need.build == 13, "unlucky" if need.build == 13 else "")
+
+
+@dataclass
+class Peer:
+    """A domain in some event loop, and its device model's ends."""
+
+    one: Host
+    domain: Domain
+    clients: dict[int, socket.socket] = field(default_factory=dict)
+
+    async def connect(self, number: int) -> None:
+        """A connection, in place of the one that has this number."""
+        loop = asyncio.get_running_loop()
+        before = self.domain.connections - (number in self.clients)
+        with contextlib.suppress(KeyError):
+            self.clients.pop(number).close()
+        await until(lambda: self.domain.connections == before)
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+        await loop.connect_accepted_socket(lambda: Connection(self.domain, judge, lambda _: None), theirs)
+        self.clients[number] = ours
+
+    async def exchange(self, number: int, data: bytes, expected: int) -> bytes:
+        """Send at once what the other end then finds in one piece, and receive what is `expected` back."""
+        client = self.clients[number]
+        assert client.send(data) == len(data)
+        got = b""
+        deadline = time.monotonic() + 20
+        while len(got) < expected:
+            with contextlib.suppress(BlockingIOError):
+                got += client.recv(expected - len(got))
+            assert time.monotonic() < deadline, f"{len(got)} of {expected} bytes came"
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return got
+
+    def kept(self) -> tuple[Snapshot, bytes] | None:
+        """What a process would find if this one died now, without times."""
+        found = StateFile(self.one.directory / "state" / f"dom{self.domain.domid}", self.one.settings.boot)
+        try:
+            if found._kept is None:
+                return None
+            snapshot, partial = found._kept
+            return snapshot._replace(balance_at=0.0), partial
+        finally:
+            found.close()
+
+    def seen(self) -> dict[str, object]:
+        """All that can be seen of it."""
+        guest, counters = self.domain.guest, self.one.counters
+        left_out = {"_SOURCE_REALTIME_TIMESTAMP"}
+        return {
+            "kept": self.kept(),
+            "guest": guest.snapshot()._replace(balance_at=0.0),
+            "partial": bytes(guest.log.partial),
+            "line": guest.log.line_number,
+            "dropped": (self.domain.dropped_lines, self.domain.dropped_bytes),
+            "lines": (self.domain.log_lines, self.domain.log_bytes, guest.log.throttled, guest.log.suppressed),
+            "ioreqs": dict(counters.ioreqs),
+            "published": self.domain.published,
+            "labels": (self.domain.label_product, self.domain.label_build),
+            "entries": [
+                {name: value for name, value in entry.items() if name not in left_out}
+                for entry in self.one.journald.read()
+            ],
+        }
+
+
+# No refill: what comes when does not matter then.
+LOG = LogConfig(rate=0, burst=700, flush_after=1000)
+
+
+def run(loops: Loops, test: Callable[[Peer], Coroutine[Any, Any, None]], log: LogConfig = LOG) -> None:
+    """A test with one domain in a loop of this kind, in which no callback may fail."""
+
+    async def main() -> None:
+        failed: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context))
+        with tempfile.TemporaryDirectory() as directory:
+            async with host(Path(directory), Config(log=log)) as one:
+                peer = Peer(one, one.domain())
+                await peer.connect(0)
+                await peer.connect(1)
+                await test(peer)
+                for client in peer.clients.values():
+                    client.close()
+                await until(lambda: peer.domain.connections == 0)
+                peer.domain.stop()
+        assert failed == []
+
+    with asyncio.Runner(loop_factory=loops) as runner:
+        runner.run(main())
+
+
+# --- the same in both
+
+
+@dataclass(frozen=True)
+class Send:
+    connection: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Limit:
+    unlimited: bool
+
+
+@dataclass(frozen=True)
+class Reconnect:
+    connection: int
+
+
+Step = Send | Limit | Reconnect
+
+LETTERS = st.sampled_from([0x61, 0x62, 0x0D, 0x0A, 0x0A, 0x00, 0xFF, 0x5C])
+FRAMES = st.one_of(
+    st.just(MAGIC),
+    st.builds(byte, LETTERS, st.sampled_from([0x12, 0x12, 0x10008]), st.integers(0, 2**32 - 1)),
+    st.builds(text, st.binary(min_size=1, max_size=90)),
+    st.builds(lambda count, end: text(b"x" * count + end), st.integers(1, 200), st.sampled_from([b"", b"\n", b"\r\n"])),
+    st.builds(string, st.binary(min_size=1, max_size=300)),
+    st.just(RESET),
+    st.builds(lambda data: frame(0x12, 2, data=data), st.sampled_from([0, 1, 3])),
+    st.builds(lambda data: frame(0x10, 4, data=data), st.sampled_from([1, 13])),
+    st.builds(lambda data: frame(0x10, 2, data=data), st.integers(0, 31)),
+    st.builds(
+        frame, st.sampled_from([0x10, 0x12, 0x11, 0x10000, 0x10008, 0x10010]), st.sampled_from([1, 2, 4, 8]),
+        data=st.integers(0, 2**64 - 1), read=st.booleans(), eport=st.integers(0, 2**32 - 1),
+        pad=st.integers(0, 2**16 - 1), high=st.sampled_from([0, 0, 0x40, 0x80, 0xC0]),
+    ),
+)  # fmt: skip
+
+
+@st.composite
+def stories(draw: st.DrawFn) -> list[Step]:
+    """What two connections send, cut anywhere, while the toolstack and the device models do what they do."""
+    streams = [b"".join(draw(st.lists(FRAMES, max_size=25))) for _ in range(2)]
+    steps: list[Step] = []
+    while any(streams):
+        number = draw(st.integers(0, 1))
+        size = draw(st.integers(1, 4000))
+        piece, streams[number] = streams[number][:size], streams[number][size:]
+        if piece:
+            steps.append(Send(number, piece))
+        match draw(st.integers(0, 12)):
+            case 0:
+                steps.append(Limit(unlimited=draw(st.booleans())))
+            case 1 if not streams[number]:
+                steps.append(Reconnect(number))
+    return steps
+
+
+def play(loops: Loops, steps: list[Step], answered: list[int]) -> list[object]:
+    """What was to be seen after each step; `answered` is how many bytes come back for each, or is filled in."""
+    views: list[object] = []
+
+    async def story(peer: Peer) -> None:
+        for step, expected in zip(steps, answered, strict=True):
+            views.append(step)
+            match step:
+                case Send(number, data):
+                    views.append(await peer.exchange(number, data, expected))
+                case Limit(unlimited):
+                    peer.domain.limit(unlimited=unlimited)
+                case Reconnect(number):
+                    await peer.connect(number)
+            views.append(peer.seen())
+
+    run(loops, story)
+    return views
+
+
+def expect(steps: list[Step]) -> list[int]:
+    """How many bytes are answered to each step, from the frames' sizes alone."""
+    rest = {0: b"", 1: b""}
+    expected = []
+    for step in steps:
+        size = 0
+        match step:
+            case Send(number, data):
+                data = rest[number] + data
+                while len(data) >= 32:
+                    bits, count, element = data[30], int.from_bytes(data[16:20], "little"), data[20]
+                    payload = count * element if bits & 0x10 else 0
+                    if len(data) < 32 + payload:
+                        break
+                    size += 32
+                    data = data[32 + payload :]
+                rest[number] = data
+            case Reconnect(number):
+                rest[number] = b""
+        expected.append(size)
+    return expected
+
+
+@given(stories())
+@settings(max_examples=120)
+def test_the_same_bytes_in_the_same_pieces(steps: list[Step]) -> None:
+    answered = expect(steps)
+    for one, other in zip(play(pure, steps, answered), play(fast, steps, answered), strict=True):
+        assert one == other
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [text(b"a" * 4094), text(b"b"), text(b"c\n")],
+        [text(b"a" * 400), text(b"a" * 3694), byte(0x62), MAGIC, byte(0x0A)],
+        [text(b"a" * 500), text(b"a" * 500), *[text(b"d" * 500)] * 7, text(b"e\n")],
+        [text(b"line\n" * 60), text(b"\n\r\n\n"), text(b"end\r\n"), text(b"\r"), byte(0x0A), text(b"more\n")],
+        [text(b"x" * 200 + b"\n") * 2, *[text(b"y" * 200 + b"\n")] * 6, text(b"z" * 300), RESET, text(b"after\n")],
+        [text(b"first"), frame(0x12, 2, data=3) + frame(0x10, 4, data=13) + MAGIC * 3, MAGIC, RESET + MAGIC, MAGIC],
+        [text(b"q\n" * 200), MAGIC * 3 + string(b"1\n2\n3") + MAGIC + text(b"4\n") + MAGIC[:9], MAGIC[9:] + text(b"5")],
+    ],
+    ids=["4095 at once", "4095 byte by byte", "4095 in drops", "empty lines", "reset", "blacklisted", "mixed"],
+)  # fmt: skip
+def test_stories_that_matter(sent: list[bytes]) -> None:
+    steps: list[Step] = [Send(0, byte(0x73)), Send(0, byte(0x0A)), *(Send(n % 2, data) for n, data in enumerate(sent))]
+    answered = expect(steps)
+    assert play(pure, steps, answered) == play(fast, steps, answered)
+
+
+# --- the fast path itself
+
+
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What went through Python."""
+    data: list[bytes] = []
+    receive = IoreqStream.receive
+
+    def watched(self: IoreqStream, piece: bytes, now: float) -> bytes:
+        data.append(piece)
+        return receive(self, piece, now)
+
+    monkeypatch.setattr(IoreqStream, "receive", watched)
+    return data
+
+
+def test_python_sees_only_what_is_its_own(received: list[bytes]) -> None:
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, MAGIC * 100, 3200)
+        assert received == []
+        await peer.exchange(0, byte(0x61), 32)
+        assert received == [byte(0x61)], "the first byte of a line starts the timer that flushes it"
+        await peer.exchange(0, text(b"bc"), 64)
+        await peer.exchange(1, text(b"de") + MAGIC, 96)
+        assert len(received) == 1
+        await peer.exchange(0, MAGIC + frame(0x12, 1, read=True) + MAGIC, 96)
+        assert received[1:] == [frame(0x12, 1, read=True) + MAGIC]
+        await peer.exchange(0, text(b"f\n"), 64)
+        assert len(received) == 2, "a line's end is Python's, its frame is not"
+        assert peer.one.journald.lines == ["abcdef"]
+        assert peer.one.counters.ioreqs["magic"] == 103
+        assert peer.one.counters.ioreqs["log"] == 7
+        assert sum(peer.one.counters.duration_counts) >= 5
+        assert peer.one.counters.duration_sum > 0
+
+    run(fast, story)
+
+
+def test_lines_that_cannot_pass_are_dropped_without_python(
+    received: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, text(b"x" * 100 + b"\n") * 5, 505 * 32)
+        await peer.exchange(0, text(b"x" * 100 + b"\n") * 5, 505 * 32)
+        assert peer.domain.throttled
+        await peer.exchange(0, byte(0x79), 32)
+        dropped, before, ended = peer.domain.dropped_lines["rate-limit"], len(received), Mock()
+        monkeypatch.setattr(peer.domain, "line_ended", ended)
+        await peer.exchange(0, text(b"y" * 100 + b"\n") * 5, 505 * 32)
+        assert peer.domain.dropped_lines["rate-limit"] == dropped + 5
+        assert (ended.called, len(received)) == (False, before)
+        snapshot, _ = peer.kept() or (None, None)
+        assert snapshot is not None
+        assert snapshot.unsaid_lines == dropped + 5
+
+    run(fast, story)
+
+
+def test_a_partial_line_is_flushed_after_its_last_byte() -> None:
+    async def story(peer: Peer) -> None:
+        since = time.monotonic()
+        while time.monotonic() < since + 1.5:
+            await peer.exchange(0, byte(0x61), 32)
+            await asyncio.sleep(0.05)
+        assert peer.one.journald.lines == [], "bytes went on coming"
+        await until(lambda: peer.one.journald.lines)
+        assert peer.domain.guest.log.partial == b""
+
+    run(fast, story, LogConfig(flush_after=1.0))
+
+
+def test_the_limit_ends(received: list[bytes]) -> None:
+    async def story(peer: Peer) -> None:
+        for _ in range(4):
+            await peer.exchange(0, text(b"x" * 100 + b"\n"), 101 * 32)
+        assert peer.domain.dropped_lines["rate-limit"] > 0
+
+        async def passed() -> bool:
+            await peer.exchange(0, text(b"y" * 100 + b"\n"), 101 * 32)
+            return "y" * 100 in peer.one.journald.lines
+
+        deadline = time.monotonic() + 20
+        while not await passed():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        assert peer.domain.log_lines + peer.domain.dropped_lines["rate-limit"] == peer.domain.guest.log.line_number
+
+    run(fast, story, LogConfig(rate=400, burst=300))
+
+
+def test_delay_is_pythons(received: list[bytes]) -> None:
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, byte(0x61), 32)
+        await peer.exchange(0, text(b"bcd") + MAGIC, 128)
+        assert b"".join(received) == text(b"abcd") + MAGIC
+        await peer.exchange(0, MAGIC, 32)
+        assert b"".join(received) == text(b"abcd") + MAGIC
+
+    run(fast, story, LogConfig(on_limit="delay", rate=1000))
+
+
+def test_who_does_not_read_is_not_read() -> None:
+    async def story(peer: Peer) -> None:
+        client = peer.clients[0]
+        sent = 0
+        deadline = time.monotonic() + 20
+        quiet = 0
+        while quiet < 50:
+            assert time.monotonic() < deadline
+            try:
+                sent += client.send((MAGIC * 512)[sent % 32 :])
+                quiet = 0
+            except BlockingIOError:
+                quiet += 1
+                await asyncio.sleep(0.005)
+        assert sent < 8 << 20
+        assert await peer.exchange(1, MAGIC, 32), "another connection is served"
+        got = b""
+        while len(got) < sent - sent % 32:
+            with contextlib.suppress(BlockingIOError):
+                got += client.recv(1 << 20)
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0)
+        assert got == frame(0x10, 2, read=True, state=3, data=0x49D2) * (sent // 32)
+        await until(lambda: peer.one.counters.ioreqs["magic"] == sent // 32 + 1)
+
+    run(fast, story)
+
+
+def test_timers_and_others_have_their_turn_beside_a_flood() -> None:
+    async def story(peer: Peer) -> None:
+        stop = asyncio.Event()
+
+        def flood() -> None:
+            client = socket.socket(fileno=os.dup(peer.clients[0].fileno()))
+            client.setblocking(True)
+            while not stop.is_set():
+                client.sendall(MAGIC * 256)
+                left = 8192
+                while left:
+                    left -= len(client.recv(left))
+            client.close()
+
+        peer.clients[0].setblocking(True)
+        flooding = asyncio.get_running_loop().run_in_executor(None, flood)
+        try:
+            for _ in range(20):
+                await asyncio.sleep(0.005)
+                await peer.exchange(1, frame(0x12, 1, read=True), 32)
+        finally:
+            stop.set()
+            await flooding
+            peer.clients[0].setblocking(False)
+
+    run(fast, story)
+
+
+def test_signals_arrive_while_it_serves() -> None:
+    async def story(peer: Peer) -> None:
+        arrived = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, arrived.set)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await asyncio.wait_for(arrived.wait(), 20)
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGUSR1)
+
+    run(fast, story)
+
+
+def test_a_fault_of_our_own_cuts_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", said.append)
+
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, text(b"abc"), 96)
+
+        def broken(now: float) -> None:
+            raise ValueError("a bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(peer.domain, "settle", broken)
+            peer.clients[0].send(text(b"d\n") + MAGIC)
+            await until(lambda: peer.domain.connections == 1)
+        assert len(said) == 1
+        assert peer.clients[0].recv(100) == b"", "nothing is acknowledged"
+        peer.clients.pop(0)
+        peer.domain.settle(time.monotonic())
+        await peer.exchange(1, text(b"e\n") + MAGIC, 96)
+        assert peer.one.journald.lines == ["abcd", "e"]
+
+    run(fast, story)
+
+
+def test_a_domain_that_goes_leaves_its_connections_to_python(received: list[bytes]) -> None:
+    async def story(peer: Peer) -> None:
+        assert peer.domain.tail is not None
+        peer.domain.tail.close()
+        await peer.exchange(0, MAGIC * 2, 64)
+        assert received == [MAGIC * 2]
+
+    run(fast, story)
+
+
+def test_nonsense_is_refused() -> None:
+    poller = _fastpath.Poller(-1, DURATION_BOUNDS)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        poller.poll(0.0)
+    with pytest.raises(ValueError, match="not a descriptor"):
+        poller.attach(-1, _fastpath.Tail.__new__(_fastpath.Tail), lambda unsent, data: None)
+    with pytest.raises(ValueError, match="not the mapping of a state"):
+        _fastpath.Tail(object(), bytearray(), bytearray(SIZE + 4096))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="too many bounds"):
+        _fastpath.Poller(0, tuple(map(float, range(100))))
+    poller.arm(100000, True)
+    poller.detach(100000)
+
+
+# --- what both must agree on, and which is used
+
+
+def test_constants_are_the_same() -> None:
+    assert (_fastpath.STATE_SIZE, _fastpath.READ_SIZE, _fastpath.LINE_LIMIT) == (SIZE, READ_SIZE, LINE_LIMIT)
+
+
+def test_which_loop_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNPLUGD_PURE", raising=False)
+    with contextlib.closing(fastpath.new_event_loop()) as loop:
+        assert isinstance(loop, fastpath.Loop)
+    monkeypatch.setenv("UNPLUGD_PURE", "1")
+    with contextlib.closing(fastpath.new_event_loop()) as loop:
+        assert not isinstance(loop, fastpath.Loop)
+    assert fastpath.poller() is None
+
+
+def test_it_compiles_without_a_warning(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    include = sysconfig.get_path("include")
+    if compiler is None or not (Path(include) / "Python.h").exists():
+        pytest.skip("no compiler, or no Python.h")
+    command = [compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-I", include, "-c"]
+    command += [str(SOURCE), "-o", str(tmp_path / "out.o")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
