@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -85,6 +86,8 @@ def main() -> int:
     if lacks := images.missing():
         print("installing " + " ".join(lacks), flush=True)
         images.run("apt-get", "-y", "-q", "install", "--no-install-recommends", *lacks)
+    # The emulated machine must not outlive the test.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begin = time.monotonic()
     images.build()
     rows = [Row("", "images", "ok", time.monotonic() - begin, "")]

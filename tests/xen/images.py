@@ -251,8 +251,9 @@ def install_unplugd(tree: Path) -> None:
         "--root-user-action=ignore", "--prefix=/usr", "/root/unplugd")
     shutil.rmtree(source)
     run("chroot", tree, "python3", "-m", "compileall", "-q", "/usr/lib/python3.11", "/usr/local/lib/python3.11")
-    for unit in (PROJECT / "systemd").glob("*.service"):
-        shutil.copy(unit, tree / "usr/lib/systemd/system")
+    for unit in (PROJECT / "systemd").glob("*.*"):
+        if unit.suffix in (".service", ".socket"):
+            shutil.copy(unit, tree / "usr/lib/systemd/system")
     for file in (PROJECT / "systemd/sysusers.d").glob("*.conf"):
         shutil.copy(file, tree / "usr/lib/sysusers.d")
     run("chroot", tree, "systemd-sysusers")
