@@ -74,6 +74,7 @@ def no_xen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "preload", lambda: None)
     monkeypatch.setattr("gc.freeze", lambda: None)
     monkeypatch.setattr(supervisor, "_RETRIES", (0.0, 0.05))
+    monkeypatch.setattr(supervisor, "_LOOK_AGAIN", 0.1)
 
 
 def run(directory: Path, work: Callable[[World, Supervisor], Awaitable[None]]) -> World:
@@ -167,6 +168,30 @@ def test_a_domain_that_goes_takes_its_process_with_it(tmp_path: Path) -> None:
         await world.running(7)
         await world.until(7, "attached", 2)
         assert world.kept.load(7, "uuid-b") == 1
+
+    run(tmp_path, work)
+
+
+def test_a_xenstored_that_comes_back_empty_is_not_believed(tmp_path: Path) -> None:
+    """As long as the domain has a device model: an id that is forgotten would leave a vCPU hanging."""
+
+    async def work(world: World, one: Supervisor) -> None:
+        (tmp_path / "qmp-7").touch()
+        world.store.introduce(7, "a", "uuid-a")
+        await world.running(7)
+        await world.until(7, "attached")
+        world.store.lose("it crashed")
+        await world.until(None, "it crashed")
+        world.store.release(7)
+        world.store.restore()
+        async with asyncio.timeout(PATIENCE):
+            while not world.store.connected:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.2)
+        assert one.domids == [7]
+        assert world.kept.load(7, "uuid-a") == 1
+        (tmp_path / "qmp-7").unlink()
+        await world.until(7, "the domain is gone")
 
     run(tmp_path, work)
 

@@ -32,8 +32,8 @@ STOP = 15.0
 _RETRIES = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses before a process that keeps dying is started again; a life of a minute starts the row anew."""
 _LONG_LIFE = 60.0
-_LOOK_AGAIN = 1.0
-"""Seconds until a domain whose nodes could not be read is looked at again."""
+_LOOK_AGAIN = 2.0
+"""Seconds until a domain of which xenstored could not say whether it is there is looked at again."""
 
 Report = Callable[[int | None, str], None]
 """Called with the domid, or None, and what there is to record."""
@@ -49,6 +49,9 @@ class _Child:
     end: socket.socket | None = None
     born: float = 0.0
     deaths: int = 0
+    unconfirmed: bool = False
+    """True when xenstored was lost since it last knew the domain: a xenstored that crashed comes back empty, and that
+    it does not know the domain says nothing."""
     timer: asyncio.TimerHandle | None = None
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -122,6 +125,8 @@ class Supervisor:
         self._start(self._look_at_all())
 
     def _lost(self, reason: str) -> None:
+        for one in self._children.values():
+            one.unconfirmed = True
         self._report(None, f"xenstore: {reason}")
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -181,16 +186,27 @@ class Supervisor:
                 uuid = vm.removeprefix("/vm/")
             except NoSuchNode:
                 introduced = False
+        known = self._children.get(domid)
         if not introduced:
-            self._gone(domid)
-        elif running and not self._stop.is_set():
-            known = self._children.get(domid)
+            if (known is None or known.unconfirmed) and self._has_device_model(domid):
+                # Forgetting the server's id now could leave a vCPU hanging; nothing will tell when the domain goes.
+                asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._look_at, domid)
+            else:
+                self._gone(domid)
+            return
+        if known is not None:
+            known.unconfirmed = False
+        if running and not self._stop.is_set():
             if known is not None and known.domain.uuid != uuid:
                 self._gone(domid)
                 known = None
             if known is None and (domid, uuid) not in self._not_hvm:
                 one = self._children[domid] = _Child(Domain(domid, uuid))
                 self._fork(one)
+
+    def _has_device_model(self, domid: int) -> bool:
+        """Whether QEMU's monitor is there; libxl removes its path when it destroys the domain."""
+        return any(os.path.exists(path) for path in self._config.monitors(domid))
 
     def _gone(self, domid: int) -> None:
         self._kept.forget(domid)
