@@ -191,10 +191,9 @@ WantedBy=multi-user.target
 
 
 def dom0_tree(release: str) -> Path:
-    """The tree of dom0, without unplugd: Debian, its kernel's modules, and settings for this lab."""
+    """The tree of dom0: Debian and its kernel's modules."""
     tree, stamp = CACHE / "dom0", CACHE / "dom0.stamp"
-    parts = (DOM0_PACKAGES, DOM0_MODULES, MASKED_UNITS, _DOM0_INIT, _AGENT_UNIT, release)
-    key = hashlib.sha256(repr(parts).encode()).hexdigest()
+    key = hashlib.sha256(repr((DOM0_PACKAGES, DOM0_MODULES, release)).encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == key:
         return tree
     stamp.unlink(missing_ok=True)
@@ -212,13 +211,22 @@ def dom0_tree(release: str) -> Path:
     for name in ("order", "builtin", "builtin.modinfo"):
         shutil.copy(CACHE / f"x/lib/modules/{release}/modules.{name}", tree / f"lib/modules/{release}")
     run("depmod", "-b", tree, release)
+    stamp.write_text(key)
+    return tree
+
+
+def dom0_settings(tree: Path, release: str) -> None:
+    """Make the tree this lab's dom0, and its initrd."""
     (tree / "etc/hostname").write_text("dom0\n")
     (tree / "etc/hosts").write_text("127.0.0.1 localhost dom0\n")
     (tree / "etc/fstab").write_text("")
     modules = "xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs virtio_console loop"
     (tree / "etc/modules-load.d/lab.conf").write_text("\n".join(modules.split()) + "\n")
-    with (tree / "etc/default/xen").open("a") as defaults:
-        defaults.write('XENCONSOLED_ARGS="--log=guest"\n')
+    defaults = tree / "etc/default/xen"
+    logging = 'XENCONSOLED_ARGS="--log=guest"\n'
+    if logging not in defaults.read_text():
+        with defaults.open("a") as file:
+            file.write(logging)
     (tree / "var/log/xen/console").mkdir(parents=True, exist_ok=True)
     units = tree / "etc/systemd/system"
     for unit in MASKED_UNITS:
@@ -228,10 +236,9 @@ def dom0_tree(release: str) -> Path:
     (units / "agent.service").write_text(_AGENT_UNIT)
     wants = units / "multi-user.target.wants"
     wants.mkdir(exist_ok=True)
+    (wants / "agent.service").unlink(missing_ok=True)
     (wants / "agent.service").symlink_to("../agent.service")
     _initrd(CACHE / "initrd-dom0", release, ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4"), _DOM0_INIT)
-    stamp.write_text(key)
-    return tree
 
 
 def install_unplugd(tree: Path) -> None:
@@ -355,6 +362,7 @@ def build() -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     dom0, guest = fetch_packages()
     tree = dom0_tree(dom0)
+    dom0_settings(tree, dom0)
     install_unplugd(tree)
     dom0_image(tree)
     monitor_image()
