@@ -62,10 +62,17 @@ def test_list_show_and_status(daemon: Daemon) -> None:
         shown = ctl(daemon.file, "show", uuid(8))
         assert "on this host's blacklist (loses data on resume)" in shown
         assert "blacklist remove xensource-windows 86451" in shown
+        assert "gave product number 1\n" in shown
+        assert "gave build number 86451: blacklisted by xenstore, loses data on resume" in shown
         found = ask(daemon.file, "status")
         assert (found["ready"], found["domains"], found["blacklisted"]) == (True, 3, [8])
         assert found["pid"] == daemon.pid
-        assert ask(daemon.file, "show", "vm7") == daemon.domain(7)
+        described = ask(daemon.file, "show", "vm7")
+        assert [step["did"] for step in described["history"]] == ["product", "build", "unplug"]
+        del described["history"]    # it has times
+        again = daemon.domain(7)
+        assert again is not None
+        assert described == {key: value for key, value in again.items() if key != "history"}
         eventually(lambda: daemon.guest_lines("vm8"))
         assert "XEN|hello\\x1b[2J" in ctl(daemon.file, "log", "8")
         assert "hello" in ask(daemon.file, "log", "vm8")["message"]

@@ -18,7 +18,8 @@ def domain(domid: int = 7, name: str = "web-01", **changes: Any) -> dict[str, An
     """A domain's JSON object; `log` is merged, all else replaced."""
     log = {
         "lines": 0, "bytes": 0, "dropped_lines": {"rate-limit": 0, "sink": 0},
-        "dropped_bytes": {"rate-limit": 0, "sink": 0}, "throttled": False, "limited": True, "balance": 131072,
+        "dropped_bytes": {"rate-limit": 0, "sink": 0}, "throttled": False, "limited": True,
+        "rate": 256, "burst": 131072, "balance": 131072,
     } | changes.pop("log", {})  # fmt: skip
     return {
         "domid": domid, "name": name, "uuid": UUID.format(domid), "product": None, "product_name": None, "build": None,

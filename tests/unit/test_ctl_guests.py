@@ -143,5 +143,5 @@ def test_the_facts_of_limits() -> None:
         log={"throttled": True, "balance": -3, "dropped_lines": {"rate-limit": 2, "sink": 1},
              "dropped_bytes": {"rate-limit": 2048, "sink": 5}})))  # fmt: skip
     assert shown["Driver"] == "experimental (product 65535), build 589828 (9.0.4)"
-    assert shown["Log limit"] == "-3 bytes left now, over it"
+    assert shown["Log limit"] == "256 bytes a second, 131072 at once, -3 left now, over it"
     assert shown["Dropped"] == "2 lines (2.0 KiB) by rate-limit, 1 line (5 B) by sink"

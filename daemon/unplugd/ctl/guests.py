@@ -166,7 +166,8 @@ def facts(domain: dict[str, Any]) -> list[tuple[str, str]]:
         said = show.paint(said, show.RED) + (
             f": {show.safe(domain['blacklist_reason'])}" if domain["blacklist_reason"] else "")
     limit = "none (log-throttling = 0)" if not log["limited"] else (
-        f"{log['balance']} bytes left now" + (show.paint(", over it", show.YELLOW) if log["throttled"] else ""))
+        f"{log['rate']:g} bytes a second, {log['burst']:g} at once, {log['balance']} left now"
+        + (show.paint(", over it", show.YELLOW) if log["throttled"] else ""))
     dropped = ", ".join(
         f"{show.plural(lines, 'line')} ({show.size(log['dropped_bytes'].get(reason, 0))}) by {reason}"
         for reason, lines in sorted(log["dropped_lines"].items()) if lines)
