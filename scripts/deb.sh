@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# deb.sh : dist/unplugd_<version>_all.deb, for Debian 12 and later, from the files of this checkout (not those that git
+# deb.sh : dist/unplugd_<version>_<architecture>.deb, for Debian 12 and later, from the files of this checkout (not those that git
 # ignores).
 #
 # As root, missing build dependencies come from apt; without root it says what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-needed=(debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools python3-wheel)
+needed=(debhelper dh-python build-essential pybuild-plugin-pyproject python3-all-dev python3-setuptools python3-wheel)
 missing=()
 for package in "${needed[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -35,5 +35,6 @@ fi
     tail -n 40 "$work/log" >&2
     exit 1
 }
-cp "$work"/unplugd_*_all.deb dist/
-ls -l dist/unplugd_"${version}"_all.deb
+rm -f dist/unplugd_*.deb
+cp "$work"/unplugd_"${version}"_*.deb dist/
+ls -l dist/unplugd_"${version}"_*.deb

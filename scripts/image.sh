@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# image.sh [BUILDAH-OPTION...] : the image localhost/unplugd from Dockerfile and dist/unplugd_*_all.deb, with buildah, or
+# image.sh [BUILDAH-OPTION...] : the image localhost/unplugd from Dockerfile and dist/unplugd_*.deb, with buildah, or
 # with docker where there is no buildah.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-ls dist/unplugd_*_all.deb >/dev/null 2>&1 || { echo "image.sh: no package in dist/: make deb" >&2; exit 2; }
+ls dist/unplugd_*.deb >/dev/null 2>&1 || { echo "image.sh: no package in dist/: make deb" >&2; exit 2; }
 if command -v buildah >/dev/null; then
     exec buildah "$@" build --isolation chroot --format docker ${BASE:+--build-arg BASE="$BASE"} -t localhost/unplugd .
 elif command -v docker >/dev/null; then

@@ -11,8 +11,8 @@ if [ "$(id -u)" != 0 ]; then
 fi
 scripts/setup.sh test
 
-needed=(mmdebstrap debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools python3-wheel lintian buildah
-    crun man-db groff)
+needed=(mmdebstrap debhelper dh-python build-essential pybuild-plugin-pyproject python3-all-dev python3-setuptools python3-wheel
+    lintian buildah crun man-db groff)
 missing=()
 for package in "${needed[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

@@ -35,7 +35,7 @@ FORGIVEN = ("/var/log/", "/var/cache/apt/", "/var/cache/ldconfig", "/var/lib/apt
 @pytest.fixture(scope="module")
 def package() -> Path:
     subprocess.run([ROOT / "scripts" / "deb.sh"], check=True, stdout=subprocess.DEVNULL, timeout=600)
-    return max((ROOT / "dist").glob("unplugd_*_all.deb"), key=lambda path: path.stat().st_mtime)
+    return max((ROOT / "dist").glob("unplugd_*.deb"), key=lambda path: path.stat().st_mtime)
 
 
 def test_the_package_follows_policy(package: Path) -> None:

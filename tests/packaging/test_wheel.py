@@ -33,6 +33,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def package(built: Path, kind: str) -> Path:
+    (found,) = built.glob(f"unplugd-{__version__}*.{kind}")
+    return found
+
+
 def environment(directory: Path, *packages: str | Path) -> Path:
     venv.create(directory, with_pip=True)
     run(directory / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages)
@@ -40,21 +45,21 @@ def environment(directory: Path, *packages: str | Path) -> Path:
 
 
 def test_what_is_in_them(built: Path) -> None:
-    with zipfile.ZipFile(built / f"unplugd-{__version__}-py3-none-any.whl") as wheel:
+    with zipfile.ZipFile(package(built, "whl")) as wheel:
         names = set(wheel.namelist())
     modules = {str(path.relative_to(ROOT / "daemon")) for path in (ROOT / "daemon" / "unplugd").rglob("*.py")}
     assert modules <= names
     assert "unplugd/py.typed" in names
+    assert {name for name in names if name.startswith("unplugd/_fastpath.") and name.endswith(".so")}
     assert not {name for name in names if name.startswith(("tests", "benchmarks"))}
-    with tarfile.open(built / f"unplugd-{__version__}.tar.gz") as sdist:
+    with tarfile.open(package(built, "tar.gz")) as sdist:
         inside = {name.partition("/")[2] for name in sdist.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE"} <= inside
+    assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", "daemon/unplugd/_fastpath.c"} <= inside
 
 
-@pytest.mark.parametrize("kind", ["py3-none-any.whl", "tar.gz"])
+@pytest.mark.parametrize("kind", ["whl", "tar.gz"])
 def test_installed_into_a_clean_environment_it_serves(built: Path, tmp_path: Path, kind: str) -> None:
-    package = built / f"unplugd-{__version__}{'-' if kind.endswith('whl') else '.'}{kind}"
-    bin_directory = environment(tmp_path / "venv", package) / "bin"
+    bin_directory = environment(tmp_path / "venv", package(built, kind)) / "bin"
     for command in ("unplugd", "unplugctl", "unplugd-attach"):
         assert run(bin_directory / command, "--help").stdout.startswith(f"usage: {command}")
     assert run(bin_directory / "python", "-m", "pip", "check").stdout.startswith("No broken")
@@ -78,6 +83,6 @@ def test_installed_into_a_clean_environment_it_serves(built: Path, tmp_path: Pat
 
 
 def test_nothing_of_the_checkout_is_needed(built: Path, tmp_path: Path) -> None:
-    bin_directory = environment(tmp_path / "venv", built / f"unplugd-{__version__}-py3-none-any.whl") / "bin"
+    bin_directory = environment(tmp_path / "venv", package(built, "whl")) / "bin"
     done = run(bin_directory / "python", "-I", "-c", "import unplugd, unplugd.service; print(unplugd.__file__)")
     assert done.stdout.startswith(str(tmp_path))

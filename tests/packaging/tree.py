@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -47,18 +47,18 @@ exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin bash -c '
 """
 
 
-def make_base() -> None:
-    """The tree as a tar file, if it is not there yet."""
-    if BASE.exists():
+def make_base(tar: Path = BASE, included: str = "", without: Sequence[str] = ("locale",)) -> None:
+    """A clean Debian as a tar file, if it is not there yet; `without` are directories of /usr/share."""
+    if tar.exists():
         return
     CACHE.mkdir(parents=True, exist_ok=True)
     sources = Path("/etc/apt/sources.list.d/debian.sources")
-    new = BASE.with_suffix(".new.tar")
-    run("mmdebstrap", "--variant=apt", "--mode=root", f"--include={INCLUDED}",
+    new = tar.with_suffix(".new.tar")
+    run("mmdebstrap", "--variant=apt", "--mode=root", *([f"--include={included}"] if included else []),
         '--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Check-Valid-Until "false"',
-        '--aptopt=Acquire::Check-Date "false"', "--dpkgopt=path-exclude=/usr/share/locale/*", "bookworm", new,
-        sources if sources.exists() else "/etc/apt/sources.list", timeout=600)  # fmt: skip
-    new.rename(BASE)
+        '--aptopt=Acquire::Check-Date "false"', *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in without),
+        "bookworm", new, sources if sources.exists() else "/etc/apt/sources.list", timeout=600)  # fmt: skip
+    new.rename(tar)
 
 
 def run(*command: str | Path, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -95,7 +95,7 @@ class Debian:
         self._cgroup = _hierarchy() / f"unplugd-packaging-{os.getpid()}-{next(_numbers)}"
 
     def __enter__(self) -> Self:
-        make_base()
+        make_base(BASE, INCLUDED)
         self.directory.mkdir(parents=True)
         run("tar", "-x", "-C", self.directory, "-f", BASE)
         shutil.copy("/etc/resolv.conf", self.directory / "etc/resolv.conf")
