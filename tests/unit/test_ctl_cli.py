@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from tests.lab.control import domain, serving
 from unplugd.ctl.cli import main, parser
 from unplugd.ctl.completion import Command, tree
 from unplugd.ctl.failure import EXITS
+from unplugd.ctl.journal import KINDS
 
 COMMANDS = list(tree(parser()))
 LEAVES = [command for command in COMMANDS if not command.commands]
@@ -127,11 +130,13 @@ def test_the_page_has_every_exit_status() -> None:
     assert all(f"| {number} | {meaning} |" in PAGE for number, meaning in EXITS)
 
 
-@pytest.mark.parametrize("line", [line for line in PAGE.splitlines() if "unplugctl " in line and "`" in line])
-def test_the_commands_of_the_page_exist(line: str) -> None:
-    import re
-    import shlex
+DOCS = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
+COMMAND = re.compile(r"(?:`|^ *(?:sudo )?)unplugctl ([a-z][^`#\n]*)", re.MULTILINE)
+WRITTEN = sorted({command for page in DOCS for command in COMMAND.findall(page.read_text())})
 
-    for command in re.findall(r"`unplugctl ([^`]*)`", line):
-        if "COMMAND" not in command and command != "--help":
-            parser().parse_args(shlex.split(command))
+
+@pytest.mark.parametrize("command", WRITTEN)
+def test_the_commands_of_the_documents_exist(command: str) -> None:
+    options = parser().parse_args(shlex.split(re.sub(r" *[|&;>].*| {2,}.*|\)\"$", "", command)))
+    for kind in getattr(options, "kind", None) or ():
+        assert kind in KINDS.values()

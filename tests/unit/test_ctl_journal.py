@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,20 @@ def test_sinks_that_cannot_be_read_back(tmp_path: Path, capsys: pytest.CaptureFi
     for command in (["log", "7"], ["events"]):
         assert main([*command, "--config", str(config), "--socket", "none"]) == 7
         assert "journalctl -u unplugd" in capsys.readouterr().err
+
+
+def test_a_kind_of_event_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["events", "-k", "throttled", "-k", "no\x1bne", "--socket", "none"]) == 2
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert "sink-failed" in error
+
+
+def test_the_page_has_every_kind() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "unplugctl.md").read_text()
+    section = page.partition("## Kinds of events")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([a-z-]+)`", section)) - {"-k"}
+    assert named == set(journal.KINDS.values()) - {"guest-line", "lines-dropped"}
 
 
 def test_without_journalctl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from unplugd.ctl import show
 from unplugd.ctl.control import Control
-from unplugd.ctl.failure import FAILED, NOT_FOUND, NOT_RUNNING, OK, Failure
+from unplugd.ctl.failure import FAILED, NOT_FOUND, NOT_RUNNING, OK, USAGE, Failure
 from unplugd.ctl.guests import find, is_uuid
 from unplugd.records import Event
 
@@ -33,6 +33,9 @@ _FIELDS = ("MESSAGE", "MESSAGE_ID", "PRIORITY", "XEN_DOMID", "XEN_DOMAIN_UUID", 
 
 KINDS = {event.message_id: event.name.lower().replace("_", "-") for event in Event}
 """MESSAGE_ID to the name of the kind of event in output and --kind."""
+
+_NOT_EVENTS = {"guest-line", "lines-dropped"}
+"""Kinds that stand in guests' logs."""
 
 FOLLOW_INTERVAL = 0.25
 """Seconds between two looks at a guest's file that is followed."""
@@ -58,6 +61,10 @@ def log(options: Namespace) -> int:
 
 def events(options: Namespace) -> int:
     """`unplugctl events [DOMAIN]`."""
+    for kind in options.kind or ():
+        if kind not in KINDS.values():
+            raise Failure(USAGE, f"{show.safe(kind)} is no kind of event",
+                          "kinds: " + ", ".join(sorted(set(KINDS.values()) - _NOT_EVENTS)))
     domain, uid = _known(options)
     config = _config(options)
     if config is not None and "journal" not in config.log.sinks and not (options.directory or options.namespace):
