@@ -190,6 +190,14 @@ WantedBy=multi-user.target
 """
 
 
+_PATIENCE = {
+    "system.conf.d/lab.conf": "[Manager]\nDefaultTimeoutStartSec=600\nDefaultTimeoutStopSec=300\n",
+    "system/unplugd.service.d/lab.conf": "[Service]\nWatchdogSec=600\n",
+    "system/unplugd-attach.service.d/lab.conf":
+        "[Service]\nExecStart=\nExecStart=/usr/bin/unplugd-attach --unreachable-after 60\n",
+}
+
+
 def dom0_tree(release: str) -> Path:
     """The tree of dom0: Debian and its kernel's modules."""
     tree, stamp = CACHE / "dom0", CACHE / "dom0.stamp"
@@ -233,6 +241,11 @@ def dom0_settings(tree: Path, release: str) -> None:
         link = units / unit
         link.unlink(missing_ok=True)
         link.symlink_to("/dev/null")
+    # Under emulation, on a busy machine, all takes longer than anybody would wait for on a real one.
+    for place, text in _PATIENCE.items():
+        file = tree / "etc/systemd" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
     (units / "agent.service").write_text(_AGENT_UNIT)
     wants = units / "multi-user.target.wants"
     wants.mkdir(exist_ok=True)
