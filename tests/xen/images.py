@@ -243,9 +243,9 @@ def dom0_settings(tree: Path, release: str) -> None:
         link.symlink_to("/dev/null")
     # Under emulation, on a busy machine, all takes longer than anybody would wait for on a real one.
     for place, text in _PATIENCE.items():
-        file = tree / "etc/systemd" / place
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        path = tree / "etc/systemd" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     (units / "agent.service").write_text(_AGENT_UNIT)
     wants = units / "multi-user.target.wants"
     wants.mkdir(exist_ok=True)
