@@ -1,4 +1,4 @@
-"""All of the soak: `python -m tests.soak [--long] [STAGE...]`. A table at the end, and a line that counts the stages."""
+"""All of the soak: `python -m tests.soak [--long] [STAGE...]`. At its end: a table, and a line that counts stages."""
 
 from __future__ import annotations
 
