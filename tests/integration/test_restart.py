@@ -90,7 +90,6 @@ class Load:
 
 @pytest.fixture
 def host(systemd: Systemd) -> Host:
-    pytest.importorskip("systemd.daemon", reason="systemd-python is not installed", exc_type=ImportError)
     return Host(systemd)
 
 
