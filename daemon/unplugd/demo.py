@@ -312,6 +312,12 @@ class Demo:
             time.sleep(pause)
 
 
+def _directory() -> Path:
+    """A directory of the demo's own, with a path that leaves room for the names of sockets (107 bytes in all)."""
+    short = len(tempfile.gettempdir()) <= 60
+    return Path(tempfile.mkdtemp(prefix="unplugd-demo-", dir=None if short else "/tmp"))  # noqa: S108 - mkdtemp makes it private
+
+
 _DROPPED = re.compile(r"unplugd: (\d+) lines \(\d+ bytes\) dropped: rate limit")
 
 _SHOWN_METRICS = (
@@ -372,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
     stage = Stage(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-    directory = Path(tempfile.mkdtemp(prefix="unplugd-demo-"))
+    directory = _directory()
     began = time.monotonic()
     try:
         Demo(directory, stage).perform(stay=options.stay)

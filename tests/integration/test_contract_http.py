@@ -93,7 +93,10 @@ def test_the_api(daemon: Daemon) -> None:
         found = domains["domains"] if isinstance(domains, dict) else domains
         assert [each["domid"] for each in found] == list(range(1, 13))
         (own,) = (each for each in found if each["domid"] == 1)
-        assert own == daemon.domain(1)
+        alone = daemon.domain(1)
+        assert alone is not None
+        assert [step["did"] for step in alone.pop("history")] == ["product", "build", "unplug"]
+        assert own == alone
         assert (own["name"], own["uuid"], own["product"], own["build"]) == ("vm1", uuid(1), 3, 1)
         assert (own["blacklisted"], own["unplugged_mask"], own["connections"]) == (False, 5, 1)
         assert found[11]["name"] == NASTY
