@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import importlib
 import os
 import signal
 import time
@@ -89,7 +90,6 @@ class Service:
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         self._served = loop.create_future()
-        self._http_opened = asyncio.Event()
         self._prepare()
         loop.set_exception_handler(self._surprised)
         self._keep_sockets = await fd_store_works()
@@ -111,10 +111,10 @@ class Service:
             self._keep_running(self._ping(interval))
         self._tell_status()
         try:
-            # guests come first: HTTP and its libraries are loaded when their sockets are there
+            # guests come first: HTTP and its libraries are loaded once they are served; who asks meanwhile waits
+            # at sockets that listen already
             await asyncio.wait({self._served, self._ended}, timeout=HTTP_DELAY)
             await self._open_http()
-            self._http_opened.set()
             return await self._ended
         finally:
             await self._stop()
@@ -163,6 +163,8 @@ class Service:
         return state
 
     async def _open_http(self) -> None:
+        # a tenth of a second and more: in a thread, so that guests wait for a slice of it only
+        await asyncio.to_thread(importlib.import_module, "unplugd.http")
         from unplugd.http import HttpServer
 
         self._control = HttpServer(self)
@@ -273,9 +275,6 @@ class Service:
                 await asyncio.sleep(1.0)
         if self._starting:
             await asyncio.wait(set(self._starting))
-        if not self._served.done():
-            self._served.set_result(0)
-        await self._http_opened.wait()
         self._spawn(self._publisher.publish_all(list(self.domains.values())))
         self._say(Event.STORE_CONNECTED, f"xenstore connected: {_count(len(self.domains), 'domain')},"
                                          f" {_count(self._blacklist.entries, 'blacklisted build')}")
@@ -285,6 +284,8 @@ class Service:
             self._remove_stale_files()
             self.ready = True
             notify("READY=1", self._status())
+        if not self._served.done():
+            self._served.set_result(0)
         self._status_soon()
 
     def _remove_stale_files(self) -> None:
