@@ -26,6 +26,7 @@ EXAMPLE = ROOT / "config" / "unplugd.toml"
 RESTART = "refused: it needs a restart"
 BUILD = "from the next build number on"
 ACCESS = "from the next access on"
+ATTACH = "not applied: `systemctl restart unplugd-attach`"
 RELOAD = {
     "runtime_dir": RESTART,
     "publish": "at once: switched on, what guests have announced so far is written too; switched off, what is there"
@@ -53,6 +54,10 @@ RELOAD = {
     "log.flush_after": "at once",
     "log.max_file_bytes": "from the next line on",
     "http.listen": "at once; an address that cannot be had refuses the reload",
+    "attach.when_unreachable": ATTACH,
+    "attach.unreachable_after": ATTACH,
+    "attach.user": ATTACH,
+    "attach.monitor": ATTACH,
 }
 """What `systemctl reload` does with each key."""
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unplugd.attach.settings import UNREACHABLE, AttachConfig
 from unplugd.core.blacklist import LAST_BUILD, BlacklistEntry, BlacklistRange
 from unplugd.core.protocol import ALL_DEVICES, DEVICES
 from unplugd.core.registry import PUBLIC
@@ -106,6 +107,8 @@ class Config:
     socket: SocketConfig = field(default_factory=SocketConfig)
     log: LogConfig = field(default_factory=LogConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
+    attach: AttachConfig = field(default_factory=AttachConfig)
+    """For unplugd-attach, which reads the same files; unplugd only checks it."""
 
 
 class _Wrong(Exception):
@@ -184,6 +187,12 @@ def _socket_path(value: Any) -> str:
     return text
 
 
+def _user(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable() or set(value) & {"/", ":", " "}:
+        raise _Wrong("the name of a user, or empty for the default")
+    return value
+
+
 def _uids(value: Any) -> tuple[int, ...] | None:
     if value == "auto":
         return None
@@ -234,6 +243,10 @@ _KEYS: Mapping[str, Check] = {
     "log.flush_after": _number(0.01, 86400, "seconds"),
     "log.max_file_bytes": _integer(4096, 1 << 50),
     "http.listen": _listen,
+    "attach.when_unreachable": _one_of(*UNREACHABLE),
+    "attach.unreachable_after": _number(0.1, 86400, "seconds"),
+    "attach.user": _user,
+    "attach.monitor": _socket_path,
 }
 
 _TABLE_LISTS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
@@ -248,7 +261,7 @@ _TABLE_LISTS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
     ),
 }
 
-_SECTIONS = ("xenstore", "blacklist", "products", "policy", "socket", "log", "http")
+_SECTIONS = ("xenstore", "blacklist", "products", "policy", "socket", "log", "http", "attach")
 
 
 class _Reader:
@@ -342,6 +355,7 @@ class _Reader:
             socket=SocketConfig(**self._values("socket")),
             log=log,
             http=HttpConfig(**self._values("http")),
+            attach=AttachConfig(**self._values("attach")),
         )
 
     def _values(self, section: str) -> dict[str, Any]:

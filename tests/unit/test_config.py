@@ -76,6 +76,12 @@ GOOD: list[tuple[str, str, Any]] = [
     ("http.listen", '"0.0.0.0:80"', ("0.0.0.0", 80)),
     ("http.listen", '"[::1]:9877"', ("::1", 9877)),
     ("http.listen", '"localhost:0"', ("localhost", 0)),
+    ("attach.when_unreachable", '"absent"', "absent"),
+    ("attach.when_unreachable", '"wait"', "wait"),
+    ("attach.unreachable_after", "0.5", 0.5),
+    ("attach.user", '"nobody"', "nobody"),
+    ("attach.monitor", '"/run/qmp-{domid}"', "/run/qmp-{domid}"),
+    ("attach.monitor", '""', ""),
 ]
 
 BAD: list[tuple[str, str, str]] = [
@@ -123,6 +129,12 @@ BAD: list[tuple[str, str, str]] = [
     ("http.listen", '"::1:9877"', '"address:port"'),
     ("http.listen", '"127.0.0.1:\u0661"', '"address:port"'),
     ("http.listen", "9877", "a string"),
+    ("attach.when_unreachable", '"deny"', '"absent", "wait"'),
+    ("attach.unreachable_after", "0", "seconds"),
+    ("attach.unreachable_after", "inf", "seconds"),
+    ("attach.user", "65534", "the name of a user"),
+    ("attach.user", '"/root"', "the name of a user"),
+    ("attach.monitor", '"qmp-{domid}"', "an absolute path, or empty"),
 ]
 
 
@@ -138,12 +150,13 @@ def test_bad_values_are_named_with_what_is_allowed(tmp_path: Path, key: str, tom
     assert allowed in error.problem
 
 
-def test_every_key_of_the_contract_has_a_good_and_a_bad_value_here() -> None:
+def test_every_key_has_a_good_and_a_bad_value_here() -> None:
     keys = {
         "runtime_dir", "publish", "protocol_version", "xenstore.backend", "xenstore.socket",
         "blacklist.lookup_timeout", "blacklist.on_error", "policy.allow_unplug", "policy.blacklisted_unplug",
         "policy.legacy_unplug", "socket.device_model_uids", "log.sinks", "log.directory", "log.rate", "log.burst",
         "log.on_limit", "log.flush_after", "log.max_file_bytes", "http.listen",
+        "attach.when_unreachable", "attach.unreachable_after", "attach.user", "attach.monitor",
     }  # fmt: skip
     assert {key for key, _, _ in GOOD} == {key for key, _, _ in BAD} == keys
 
@@ -162,6 +175,8 @@ def test_the_defaults_are_the_contracts(tmp_path: Path) -> None:
     assert (config.log.rate, config.log.burst, config.log.on_limit) == (256, 131072, "drop")
     assert (config.log.flush_after, config.log.max_file_bytes) == (5.0, 1048576)
     assert config.http.listen == ("127.0.0.1", 9877)
+    assert (config.attach.when_unreachable, config.attach.unreachable_after) == ("absent", 10.0)
+    assert (config.attach.user, config.attach.monitor) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -173,6 +188,7 @@ def test_the_defaults_are_the_contracts(tmp_path: Path) -> None:
         ("[xenstore]\nport = 1", "xenstore.port", ["backend", "socket", "domain"]),
         ("[blacklist]\nentries = []", "blacklist.entries", ["entry", "range"]),
         ("[http]\nport = 1", "http.port", ["listen"]),
+        ("[attach]\nports = 1", "attach.ports", ["when_unreachable", "monitor"]),
         ("[[blacklist.entry]]\nproduct = 'linux'\nbuild = 1\nwhy = 'x'", "blacklist.entry #1.why", ["reason"]),
         ("[[blacklist.range]]\nproduct = 'linux'\nfirst = 1", "blacklist.range #1.first", ["from", "to"]),
         ("[[xenstore.domain]]\ndomid = 1\nid = 2", "xenstore.domain #1.id", ["domid", "name", "uuid"]),

@@ -86,9 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = config.load(options.config)
         _require_dom0()
-        attach: AttachConfig = getattr(settings, "attach", AttachConfig())
         given = {key: getattr(options, key) for key in ("when_unreachable", "unreachable_after")}
-        attach = replace(attach, **{key: value for key, value in given.items() if value is not None})
+        attach = replace(settings.attach, **{key: value for key, value in given.items() if value is not None})
         asyncio.run(_serve(settings, attach, Records(None if options.stderr else Journal())))
     except (ConfigError, HostError) as error:
         print(f"unplugd-attach: {error}", file=sys.stderr)
