@@ -36,7 +36,8 @@ def play(lab: Lab, store: str, scenario: Callable[[Lab], str]) -> Row:
     faults = 0
     while True:
         try:
-            return Row(store, scenario.__name__, "ok", time.monotonic() - begin, scenario(lab) + " (again)" * faults)
+            saw = scenario(lab) + " (again)" * faults
+            return Row(store, scenario.__name__, "ok", time.monotonic() - begin, saw)
         except (AssertionError, TimeoutError) as error:
             text = str(error)
         count = int(lab.machine.run(f"xl dmesg | grep -c '{EMULATOR_FAULT}'").out or 0)
