@@ -177,6 +177,16 @@ def test_xenstore_while_the_daemon_is_down(host: Host) -> None:
     assert "--persist" in ctl(host.file, "blacklist", "add", "4", "9", status=2)
 
 
+def test_a_xenstored_that_hangs_does_not_hang_us(host: Host) -> None:
+    host.xenstored.pause()
+    try:
+        begin = time.monotonic()
+        assert "systemctl" in ctl(host.file, "blacklist", "list", status=5)
+        assert time.monotonic() - begin < 40
+    finally:
+        host.xenstored.resume()
+
+
 def test_persist_while_the_daemon_is_down(host: Host) -> None:
     said = ctl(host.file, "blacklist", "add", "-p", "linux", "9", "-r", "kept")
     assert FILE in said
