@@ -6,14 +6,14 @@ PYTHON := .venv/bin/python
 .PHONY: help setup demo test lint unit integration docs-check bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## see unplugd do its job here, without Xen (90 seconds at most)
 	@scripts/setup.sh demo
 	@$(PYTHON) -m unplugd.demo
 
 test: ## set up all that is needed, then run everything: lint, types, unit and integration tests
-	@scripts/test.sh lint types docs unit integration
+	@scripts/test.sh lint types docs core unit integration
 
 setup: ## only set up: .venv, and as root the Debian packages that the tests need
 	@scripts/setup.sh test
@@ -37,3 +37,6 @@ bench: ## how fast it is here
 clean: ## take away what setup and tests made
 	rm -rf .venv .cache .hypothesis build dist daemon/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What takes longer than the tests: real Xen, soak, packages.
+include tests/xen/xen.mk tests/soak/soak.mk tests/packaging/packaging.mk

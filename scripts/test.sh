@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test.sh STAGE... : runs stages of lint, types, docs, unit, integration, each with its seconds, all of them even when
+# test.sh STAGE... : runs stages of lint, types, docs, core, unit, integration, each with its seconds, all of them even when
 # one fails. Where tests ran, it ends with one line that counts them, which is also left in .cache/tests.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -26,10 +26,10 @@ print(passed, failed, skipped)
 PY
 }
 
-pytest_stage() { # name directory
+pytest_stage() { # name directory; several at a time: most of them wait for a process or for a second to pass
     local report=.cache/$1.xml counts status=0 p f s
     rm -f "$report"
-    "$bin/python" -m pytest -q --durations=5 --durations-min=5 --junit-xml="$report" "$2" || status=$?
+    "$bin/python" -m pytest -q -n "$3" --dist worksteal --durations=5 --durations-min=5 --junit-xml="$report" "$2" || status=$?
     counts=$(count "$report" 2>/dev/null) || counts='0 0 0'
     read -r p f s <<<"$counts"
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
@@ -47,8 +47,16 @@ stage() {
             done
             return $status
             ;;
-        unit) pytest_stage unit tests/unit ;;
-        integration) pytest_stage integration tests/integration ;;
+        # the core is tested by its own tests, to the last branch
+        core)
+            local cover=("$bin/coverage") about=(--rcfile=/dev/null --data-file=.cache/coverage-core)
+            "${cover[@]}" run "${about[@]}" --branch --source=unplugd.core -m pytest -q \
+                tests/unit/test_{protocol,guests_recorded,ioreq,stream,guest,bucket,registry,blacklist,events,guestlog,history,escape}.py \
+                >.cache/core.log 2>&1 || { tail -n 30 .cache/core.log; return 1; }
+            "${cover[@]}" report "${about[@]}" --show-missing --skip-covered --fail-under=100
+            ;;
+        unit) pytest_stage unit tests/unit 2 ;;
+        integration) pytest_stage integration tests/integration 4 ;;
         *) echo "test.sh: no such stage: $1" >&2; return 2 ;;
     esac
 }

@@ -434,3 +434,49 @@ def test_delay_stores_at_most_burst_and_rate_by_time_and_the_frame_in_hand(
     assert sum(map(len, log.lines)) == len(written) - written.count(b"\n"), "delay loses nothing"
     assert log.log.dropped_lines == 0
     assert log.of(LinesDropped) == []
+
+
+def test_until_when_every_line_is_dropped_is_no_later_than_the_first_that_passes() -> None:
+    """Whoever drops lines instead of end_line() until then drops none that would have passed."""
+    it = Log(Limits(rate=100, burst=300))
+    assert it.log.drops_until(it.now) == 0.0
+    it.say((b"x" * 99 + b"\n") * 5)
+    until = it.log.drops_until(it.now)
+    assert it.now < until < it.now + 2
+    while it.now < until:
+        it.say(b"short\n")
+        assert len(it.lines) == 3
+        it.now += 0.01
+    it.now += 2
+    it.say(b"short\n")
+    assert it.lines[-1] == b"short"
+
+
+@pytest.mark.parametrize("limits", [UNLIMITED, Limits(delay=True), Limits()])
+def test_where_nothing_is_dropped_nobody_may_drop(limits: Limits) -> None:
+    assert Log(limits).log.drops_until(100.0) == 0.0
+
+
+def test_lines_that_were_dropped_elsewhere_are_counted_and_said() -> None:
+    it = Log(Limits(rate=100, burst=300))
+    it.say((b"x" * 99 + b"\n") * 4)
+    numbered = it.log.line_number
+    it.log.caught_up(it.now, 3, 2, 40, it.now)
+    assert it.log.line_number == numbered + 3
+    assert (it.log.dropped_lines, it.log.dropped_bytes) == (3, 139)
+    it.later(11)
+    assert it.of(LinesDropped) == [LinesDropped(3, 139)]
+
+
+def test_empty_lines_and_bytes_elsewhere_drop_nothing() -> None:
+    it = Log(Limits(flush_after=5))
+    it.log.caught_up(0.0, 0, 0, 0, 0.0)
+    it.log.caught_up(it.now, 1, 0, 0, 0.0)
+    it.log.partial += b"half"
+    it.now += 3
+    it.log.caught_up(it.now, 0, 0, 0, 0.0)
+    assert (it.log.dropped_lines, it.log.line_number) == (0, 1)
+    it.later(4)
+    assert it.lines == []
+    it.later(2)
+    assert it.lines == [b"half"]

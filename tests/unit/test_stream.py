@@ -334,3 +334,15 @@ def test_a_verdict_for_one_connection_does_not_hold_up_another() -> None:
     one.resume(Verdict(blacklisted=True), 0.0)
     (answer,) = answers(bytes(other.receive(frame(0x10, 2, read=True), 0.0)))
     assert answer.data == 0xD249
+
+
+def test_idle_is_between_two_frames() -> None:
+    machine = Machine()
+    assert machine.stream.idle
+    machine.stream.receive(frame(0x10, 2, read=True)[:20], 1.0)
+    assert not machine.stream.idle
+    machine.stream.receive(frame(0x10, 2, read=True)[20:], 1.0)
+    assert machine.stream.idle
+    machine.stream.receive(frame(0x12, 2, data=3) + frame(0x10, 4, data=1), 1.0)
+    assert isinstance(machine.stream.waiting, NeedVerdict)
+    assert not machine.stream.idle
