@@ -90,7 +90,8 @@ def test_commands_beside_a_daemon(block: Block, running: Running) -> None:
         pytest.skip("there is no C compiler")
     for command in block.text.splitlines():
         done = subprocess.run(
-            ["bash", "-e", "-c", running.here(command)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            ["bash", "-e", "-c", running.here(command)],
+            cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert done.returncode == 0, (command, done.stderr)
         assert done.stdout
