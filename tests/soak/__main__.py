@@ -51,6 +51,12 @@ def _flood(seconds: float) -> Result:
     return figures | more_figures, problems + more_problems
 
 
+def _attacks() -> Result:
+    from tests.soak.attacks import run
+
+    return run()
+
+
 def _memory(accesses: int, domains: int) -> Result:
     from tests.soak.memory import run
 
@@ -62,13 +68,15 @@ def _stages(*, long: bool) -> dict[str, Callable[[], Result]]:
         return {
             "kills": lambda: _kills(200),
             "flood": lambda: _flood(600),
+            "attacks": _attacks,
             "memory": lambda: _memory(1_000_000, 1000),
             "fuzz": lambda: _fuzz(3600),
         }
     return {
         "kills": lambda: _kills(40),
         "flood": lambda: _flood(60),
-        "memory": lambda: _memory(300_000, 300),
+        "attacks": _attacks,
+        "memory": lambda: _memory(300_000, 200),
         "fuzz": lambda: _fuzz(180),
     }
 
@@ -77,7 +85,7 @@ def main() -> int:
     """Run the stages; 1 where something does not hold."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--long", action="store_true", help="the full figures, about two hours")
-    parser.add_argument("stage", nargs="*", help="kills, flood, memory, fuzz (all of them)")
+    parser.add_argument("stage", nargs="*", help="kills, flood, attacks, memory, fuzz (all of them)")
     options = parser.parse_args()
     stages = _stages(long=options.long)
     if unknown := set(options.stage) - stages.keys():

@@ -21,7 +21,7 @@ from unplugd.core.stream import Dispatch, IoreqStream
 BURST, RATE, LEAST = 131072, 256, 64
 """The contract's figures: bytes at once, bytes a second, what a record costs at least."""
 MINUTES = 10
-TURN = 1.0
+TURN = 2.0
 """Virtual seconds between two reads of the flooding connection."""
 
 FLOODS = {

@@ -26,13 +26,13 @@ def run(accesses: int = 1_000_000, domains: int = 1000) -> tuple[dict[str, str],
     daemon = Daemon(embedded(1))
     with contextlib.closing(daemon):
         daemon.start()
-        for first in range(2, 602, 100):
+        for first in range(2, 402, 100):
             _come_and_go(daemon, 100, first=first)
         _access(daemon, 100_000)
         before = resident(daemon)
         _access(daemon, accesses)
         between = resident(daemon)
-        for first in range(602, 602 + domains, 100):
+        for first in range(402, 402 + domains, 100):
             _come_and_go(daemon, 100, first=first)
         after = resident(daemon)
         descriptors = len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
