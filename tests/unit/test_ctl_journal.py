@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +101,43 @@ def test_of_two_domains_with_one_name_each_has_its_file(file: Path, capsys: pyte
         assert "the other" in capsys.readouterr().out
         assert main(["log", "7", *common]) == 0
         assert "two" in capsys.readouterr().out
+
+
+def test_a_file_is_followed_over_its_rotation(file: Path) -> None:
+    path = file.parent / "guests" / "guest-web-01.log"
+    command = [sys.executable, "-m", "unplugd.ctl", "log", "web-01", "-f", "-n", "1", "--config", str(file),
+               "--socket", "none"]  # fmt: skip
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    output = process.stdout
+    heard = b""
+
+    def wait_for(text: bytes) -> None:
+        nonlocal heard
+        end = time.monotonic() + 30
+        while text not in heard:
+            assert time.monotonic() < end, heard
+            if select.select([output], [], [], 0.2)[0]:
+                heard += os.read(output.fileno(), 65536)
+
+    try:
+        wait_for(b"pwned")
+        with path.open("ab") as log:
+            log.write(format_line(1.7e9, b"before half")[:-5])
+            log.flush()
+            time.sleep(0.5)
+            log.write(b" and the rest\n")
+        wait_for(b"and the rest\n")
+        path.rename(path.with_name(path.name + ".1"))
+        path.write_bytes(format_line(1.7e9, b"after"))
+        wait_for(b"after\n")
+        assert b"one" not in heard
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        output.close()
 
 
 def test_a_guest_without_a_log(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
