@@ -43,6 +43,17 @@ def _fuzz(seconds: int) -> Result:
     return figures, problems
 
 
+def _fastpath(seconds: int) -> Result:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz.fastpath", str(seconds)],
+        cwd=ROOT, capture_output=True, text=True, errors="replace", check=False, timeout=seconds + 300,
+    )  # fmt: skip
+    output = (done.stdout + done.stderr).strip()
+    if done.returncode:
+        return {}, [f"the compiled fast path: {output[-3000:]}"]
+    return {"the compiled fast path, sanitized": output.splitlines()[-1]}, []
+
+
 def _flood(seconds: float) -> Result:
     from tests.soak.flood import real, virtual
 
@@ -71,6 +82,7 @@ def _stages(*, long: bool) -> dict[str, Callable[[], Result]]:
             "attacks": _attacks,
             "memory": lambda: _memory(1_000_000, 1000),
             "fuzz": lambda: _fuzz(3600),
+            "fastpath": lambda: _fastpath(900),
         }
     return {
         "kills": lambda: _kills(40),
@@ -78,6 +90,7 @@ def _stages(*, long: bool) -> dict[str, Callable[[], Result]]:
         "attacks": _attacks,
         "memory": lambda: _memory(300_000, 200),
         "fuzz": lambda: _fuzz(180),
+        "fastpath": lambda: _fastpath(45),
     }
 
 
@@ -85,7 +98,7 @@ def main() -> int:
     """Run the stages; 1 where something does not hold."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--long", action="store_true", help="the full figures, about two hours")
-    parser.add_argument("stage", nargs="*", help="kills, flood, attacks, memory, fuzz (all of them)")
+    parser.add_argument("stage", nargs="*", help="kills, flood, attacks, memory, fuzz, fastpath (all of them)")
     options = parser.parse_args()
     stages = _stages(long=options.long)
     if unknown := set(options.stage) - stages.keys():

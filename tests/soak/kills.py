@@ -29,7 +29,7 @@ from tests.lab.xenstored import Kind, Xenstored
 from tests.soak.load import BLACKLISTED_BUILD, Guest, Load
 
 WAIT = float(os.environ.get("UNPLUGD_SOAK_WAIT", "2"))
-"""Seconds that no guest may wait longer, less the time that the new process had to wait for a CPU."""
+"""Seconds that no guest may wait longer, less the time that systemd and the new process had to wait for a CPU."""
 
 BUDGET = 100_000
 """Bytes of log that a guest may cause and stay well below its burst of 131072."""
@@ -122,7 +122,7 @@ def run(kills: int, guests: int = 50) -> tuple[dict[str, str], list[str]]:
 def _kill(host: Host, load: Load, kills: int) -> Iterator[tuple[float, float]]:
     """Kill and kill again, as soon as everybody was answered.
 
-    Yields the longest wait that each kill caused, and how much of it the new process was ready to run but did not.
+    Yields the longest wait that each kill caused, and how long systemd and the new process were ready to run but did not.
     """
     chance = random.Random(kills)
     for number in range(1, kills + 1):
@@ -130,11 +130,17 @@ def _kill(host: Host, load: Load, kills: int) -> Iterator[tuple[float, float]]:
         for guest in load.guests:
             guest.longest = 0.0
         answers = [guest.answers + 5 for guest in load.guests]
+        manager = _starved(host, 1)
         host.kill(signal.SIGKILL)
         wait_for(partial(_restarted, host, number), "a restart")
         wait_for(partial(_answered, load.guests, answers), "answers for everybody")
-        schedule = host.systemd.path(f"/proc/{host.main_pid()}/schedstat").read_text().split()
-        yield max(guest.longest for guest in load.guests), int(schedule[1]) / 1e9
+        longest = max(guest.longest for guest in load.guests)
+        yield longest, _starved(host, 1) - manager + _starved(host, host.main_pid())
+
+
+def _starved(host: Host, pid: int) -> float:
+    """Seconds that a process in there was ready to run but had no CPU."""
+    return int(host.systemd.path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
 
 
 def _restarted(host: Host, number: int) -> bool:
