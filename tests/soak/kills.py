@@ -122,7 +122,7 @@ def run(kills: int, guests: int = 50) -> tuple[dict[str, str], list[str]]:
 def _kill(host: Host, load: Load, kills: int) -> Iterator[tuple[float, float]]:
     """Kill and kill again, as soon as everybody was answered.
 
-    Yields the longest wait that each kill caused, and how long systemd and the new process were ready to run but did not.
+    Yields the longest wait that each kill caused, and how long systemd and the new process were kept from running.
     """
     chance = random.Random(kills)
     for number in range(1, kills + 1):
