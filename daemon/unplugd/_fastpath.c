@@ -134,8 +134,7 @@ typedef struct tail {
     double begin_from;      /* from then on a timer is soon enough to flush a line that begins */
     double drop_until;      /* until then (CLOCK_MONOTONIC) no line can pass, and nothing else is due */
     /* Of the batch that is being served. */
-    unsigned char pending[LINE_LIMIT];  /* bytes behind those of `partial` */
-    Py_ssize_t waiting;     /* how many */
+    Py_ssize_t waiting;     /* bytes in `pending`, behind those of `partial` */
     bool ended;             /* a line ended here: the rest belongs into the other area, under a new header */
     bool unsettled;         /* Python ended a line: it must settle() before anything is sent */
     long long unsaid_lines, unsaid_bytes;   /* dropped lines that no header counts yet */
@@ -151,6 +150,9 @@ typedef struct tail {
     double seconds;         /* that batches took, in sum */
     unsigned durations[MAX_BOUNDS + 1];     /* batches by bucket of the histogram */
 } Tail;
+
+/* Log bytes of the batch that is being served, whosever it is: between two batches there are none. */
+static unsigned char pending[LINE_LIMIT];
 
 static double now(void)    /* time.monotonic() */
 {
@@ -254,7 +256,7 @@ static int append_pending(Tail *tail)
         return 0;
     if (PyByteArray_Resize(tail->partial, have + tail->waiting) < 0)
         return -1;
-    memcpy(PyByteArray_AS_STRING(tail->partial) + have, tail->pending, (size_t)tail->waiting);
+    memcpy(PyByteArray_AS_STRING(tail->partial) + have, pending, (size_t)tail->waiting);
     tail->waiting = 0;
     return 0;
 }
@@ -409,7 +411,7 @@ static int end_line(Poller *self, Tail *tail, double time)
         tail->unsettled = true;
         return call(self, tail, "line_ended", time);
     }
-    back = (tail->waiting > 0 ? tail->pending[tail->waiting - 1] : PyByteArray_AS_STRING(tail->partial)[have - 1]) == '\r';
+    back = (tail->waiting > 0 ? pending[tail->waiting - 1] : PyByteArray_AS_STRING(tail->partial)[have - 1]) == '\r';
     length -= back;
     if (PyByteArray_Resize(tail->partial, 0) < 0)
         return -1;
@@ -459,7 +461,7 @@ static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, double began
 
             if (length + 1 >= LINE_LIMIT || (length == 0 && began < tail->begin_from))
                 break;
-            tail->pending[tail->waiting++] = byte;
+            pending[tail->waiting++] = byte;
         }
         logged++;
         frame->data = 0;

@@ -57,6 +57,8 @@ class StateFile:
             # storing into a page that tmpfs cannot provide would be SIGBUS: have them all now
             os.posix_fallocate(descriptor, 0, SIZE)
             self._map = mmap.mmap(descriptor, SIZE)
+            # a domain that logs nothing has one page of it resident, not those that the kernel would map with it
+            self._map.madvise(mmap.MADV_RANDOM)
         finally:
             os.close(descriptor)
         self._begin(boot)
