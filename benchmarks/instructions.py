@@ -16,7 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.run import BUILD, build, configuration
+from benchmarks.programs import BUILD, build
+from benchmarks.run import configuration
 from unplugd.errors import UnplugdError
 from unplugd.trial import Trial
 

@@ -1,12 +1,15 @@
 /* portload: the client of the benchmarks, many port accesses and how long each took.
  *
- *   portload [-n COUNT] [-d DEPTH] [-w WARMUP] [-p PATTERN] [-u] [-c CPU] [-s STATE] SOCKET...
+ *   portload [-n COUNT] [-d DEPTH] [-w WARMUP] [-p PATTERN] [-a] [-u] [-c CPU] [-s STATE] SOCKET...
  *
  *   -n  round trips to time (10000); each is DEPTH frames sent at once and their answers received
  *   -d  frames under way at once (1)
  *   -w  round trips before those that are timed (COUNT / 10)
  *   -p  talking: one read of the magic number in four, else bytes of guest log with a newline after every 100
  *       magic:   reads of the magic number only
+ *       linux:   what a booting Linux does, six accesses: magic, version, product, build, magic, unplug
+ *       lines:   string writes of log lines of 128 bytes, without end
+ *   -a  a round trip is one access on every SOCKET, sent on all before the first answer is received (DEPTH is ignored)
  *   -u  every frame is unlike all others: vp_eport, which the server only echoes, is a serial number; without it, all
  *       frames of a socket carry one number, as those of a guest's vCPU carry its event channel port
  *   -c  run on this CPU only
@@ -44,11 +47,12 @@ struct frame {
 };
 _Static_assert(sizeof(struct frame) == 32, "struct ioreq has 32 bytes");
 
-enum { READY = 1, DIR_READ = 0x20, MAGIC_PORT = 0x10, LOG_PORT = 0x12, LINE = 100, MAX_DEPTH = 1024 };
+enum { READY = 1, IS_STRING = 0x10, DIR_READ = 0x20, MAGIC_PORT = 0x10, LOG_PORT = 0x12, LINE = 100, STRING = 128, MAX_DEPTH = 1024 };
+enum pattern { TALKING, MAGIC, LINUX, LINES };
 
 /* The bytes of guest log that were sent so far decide the next one; the accesses so far, whether it is a read. */
 struct talk {
-    int talking;
+    enum pattern pattern;
     int unique;
     uint64_t accesses;
     uint64_t logged;
@@ -89,7 +93,23 @@ static void next_access(struct talk *talk, struct frame *frame, int socket)
     memset(frame, 0, sizeof *frame);
     frame->count = htole32(1);
     frame->vp_eport = htole32(talk->unique ? talk->serial++ : (uint32_t)socket + 1);
-    if (!talk->talking || talk->accesses % 4 == 0) {
+    if (talk->pattern == LINES) {
+        frame->addr = htole64(LOG_PORT);
+        frame->count = htole32(STRING);
+        frame->size = htole32(1);
+        frame->flags = READY | IS_STRING;
+    } else if (talk->pattern == LINUX) {
+        static const struct { uint8_t addr, size, data, flags; } boot[] = {
+            {0x10, 2, 0, READY | DIR_READ}, {0x12, 1, 0, READY | DIR_READ}, {0x12, 2, 3, READY},
+            {0x10, 4, 1, READY}, {0x10, 2, 0, READY | DIR_READ}, {0x10, 2, 3, READY},
+        };
+        size_t step = talk->accesses % (sizeof boot / sizeof *boot);
+
+        frame->addr = htole64(boot[step].addr);
+        frame->size = htole32(boot[step].size);
+        frame->data = htole64(boot[step].data);
+        frame->flags = boot[step].flags;
+    } else if (talk->pattern == MAGIC || talk->accesses % 4 == 0) {
         frame->addr = htole64(MAGIC_PORT);
         frame->size = htole32(2);
         frame->flags = READY | DIR_READ;
@@ -104,18 +124,23 @@ static void next_access(struct talk *talk, struct frame *frame, int socket)
     talk->accesses++;
 }
 
-static void round_trip(int fd, struct frame *sent, struct frame *got, size_t depth, unsigned state)
+static void send_all(int fd, const void *data, size_t bytes)
 {
-    size_t bytes = depth * sizeof *sent;
-
     for (size_t done = 0; done < bytes;) {
-        ssize_t n = send(fd, (char *)sent + done, bytes - done, MSG_NOSIGNAL);
+        ssize_t n = send(fd, (const char *)data + done, bytes - done, MSG_NOSIGNAL);
 
         if (n < 0 && errno != EINTR)
             fail("send");
         if (n > 0)
             done += (size_t)n;
     }
+}
+
+/* The answers to `depth` frames, checked. */
+static void receive(int fd, const struct frame *sent, struct frame *got, size_t depth, unsigned state)
+{
+    size_t bytes = depth * sizeof *sent;
+
     for (size_t done = 0; done < bytes;) {
         ssize_t n = read(fd, (char *)got + done, bytes - done);
 
@@ -133,6 +158,26 @@ static void round_trip(int fd, struct frame *sent, struct frame *got, size_t dep
             fprintf(stderr, "portload: answer %zu of %zu is not that of its frame\n", i + 1, depth);
             exit(1);
         }
+}
+
+/* Frames of string I/O have their line behind them. */
+static void round_trip(int fd, const struct frame *sent, struct frame *got, size_t depth, unsigned state)
+{
+    if (sent->flags & IS_STRING) {
+        static unsigned char data[MAX_DEPTH * (sizeof *sent + STRING)];
+        size_t bytes = 0;
+
+        for (size_t i = 0; i < depth; i++) {
+            memcpy(data + bytes, &sent[i], sizeof *sent);
+            memset(data + bytes + sizeof *sent, 'x', STRING);
+            bytes += sizeof *sent + STRING;
+            data[bytes - 1] = '\n';
+        }
+        send_all(fd, data, bytes);
+    } else {
+        send_all(fd, sent, depth * sizeof *sent);
+    }
+    receive(fd, sent, got, depth, state);
 }
 
 static int by_value(const void *a, const void *b)
@@ -157,32 +202,37 @@ static long number(const char *text, long least, long most)
 int main(int argc, char **argv)
 {
     static struct frame sent[MAX_DEPTH], got[MAX_DEPTH];
-    long count = 10000, warmup = -1, depth = 1, cpu = -1, state = 3;
-    struct talk talk = { .talking = 1 };
+    long frames, count = 10000, warmup = -1, depth = 1, cpu = -1, state = 3;
+    struct talk talk = { .pattern = TALKING };
+    int all = 0;
     struct rlimit files;
     int option, sockets, *fds;
     double *times, begin, end;
 
-    while ((option = getopt(argc, argv, "n:d:w:p:uc:s:")) != -1)
+    while ((option = getopt(argc, argv, "n:d:w:p:auc:s:")) != -1)
         switch (option) {
         case 'n': count = number(optarg, 1, 100000000); break;
         case 'd': depth = number(optarg, 1, MAX_DEPTH); break;
         case 'w': warmup = number(optarg, 0, 100000000); break;
+        case 'a': all = 1; break;
         case 'u': talk.unique = 1; break;
         case 'c': cpu = number(optarg, 0, CPU_SETSIZE - 1); break;
         case 's': state = number(optarg, 0, 15); break;
         case 'p':
-            if (strcmp(optarg, "talking") && strcmp(optarg, "magic")) {
+            if (!strcmp(optarg, "talking")) talk.pattern = TALKING;
+            else if (!strcmp(optarg, "magic")) talk.pattern = MAGIC;
+            else if (!strcmp(optarg, "linux")) talk.pattern = LINUX;
+            else if (!strcmp(optarg, "lines")) talk.pattern = LINES;
+            else {
                 fprintf(stderr, "portload: %s: not a pattern\n", optarg);
                 return 2;
             }
-            talk.talking = strcmp(optarg, "talking") == 0;
             break;
         default: return 2;
         }
     sockets = argc - optind;
     if (sockets < 1) {
-        fprintf(stderr, "usage: portload [-n COUNT] [-d DEPTH] [-w WARMUP] [-p talking|magic] [-u] [-c CPU]"
+        fprintf(stderr, "usage: portload [-n COUNT] [-d DEPTH] [-w WARMUP] [-p talking|magic|linux|lines] [-a] [-u] [-c CPU]"
                         " [-s STATE] SOCKET...\n");
         return 2;
     }
@@ -214,6 +264,17 @@ int main(int argc, char **argv)
 
         if (i == 0)
             begin = now();
+        if (all) {
+            next_access(&talk, sent, 0);
+            start = now();
+            for (int k = 0; k < sockets; k++)
+                send_all(fds[k], sent, sizeof *sent);
+            for (int k = 0; k < sockets; k++)
+                receive(fds[k], sent, got, 1, (unsigned)state);
+            if (i >= 0)
+                times[i] = now() - start;
+            continue;
+        }
         for (long k = 0; k < depth; k++)
             next_access(&talk, &sent[k], turn);
         start = now();
@@ -222,10 +283,11 @@ int main(int argc, char **argv)
             times[i] = now() - start;
     }
     end = now();
+    frames = all ? count * sockets : count * depth;
     qsort(times, (size_t)count, sizeof *times, by_value);
     printf("{\"frames\": %ld, \"depth\": %ld, \"sockets\": %d, \"seconds\": %.6f, \"frames_per_second\": %.0f, "
            "\"p50_us\": %.2f, \"p99_us\": %.2f, \"max_us\": %.2f}\n",
-           count * depth, depth, sockets, (end - begin) / 1e6, (double)(count * depth) / (end - begin) * 1e6,
+           frames, depth, sockets, (end - begin) / 1e6, (double)frames / (end - begin) * 1e6,
            times[count / 2], times[(long)((double)count * 0.99)], times[count - 1]);
     return 0;
 }

@@ -1,6 +1,6 @@
 """Measures unplugd against the C echo server of this directory: same socket, same client, same run.
 
-    python -m benchmarks [--rounds N] [--json FILE]
+    python -m benchmarks [--rounds N] [--access-only] [--json FILE] [--picture FILE]
 
 Both servers and the client share one CPU: on two, the time that a wake-up takes hides the server, and every ratio
 becomes 1. Rounds alternate between the servers, so that whatever else the machine does falls on both; a row's figure is
@@ -23,12 +23,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from unplugd import __version__
+from benchmarks import host, picture
+from benchmarks.programs import BUILD, build, echo_server
+from unplugd import __version__, fastpath
 from unplugd.errors import UnplugdError
 from unplugd.trial import Trial
-
-SOURCES = Path(__file__).parent
-BUILD = SOURCES.parent / ".cache" / "benchmarks"
 
 NOISY = 0.15
 """The echo server's own frames/s may differ this much between rounds (quartiles, relative to the median)."""
@@ -125,20 +124,6 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def build() -> None:
-    """Compile the C programs that are missing or older than their source."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise SystemExit("benchmarks: a C compiler is needed: apt-get install gcc libc6-dev")
-    BUILD.mkdir(parents=True, exist_ok=True)
-    for name in ("echo", "portload"):
-        source, program = SOURCES / f"{name}.c", BUILD / name
-        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-            subprocess.run(
-                [compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", program, source], check=True
-            )
-
-
 def configuration(directory: Path) -> str:
     """A configuration with one domain, all of whose files are under `directory`."""
     run, log = (json.dumps(str(directory / name)) for name in ("run", "log"))
@@ -154,19 +139,6 @@ def pinned(cpu: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-@contextlib.contextmanager
-def echo_server(path: Path) -> Iterator[None]:
-    """The C reference, listening on `path`."""
-    with subprocess.Popen([BUILD / "echo", path], stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            if process.stdout.readline() != b"ready\n":
-                raise SystemExit("benchmarks: the echo server did not start")
-            yield
-        finally:
-            process.kill()
 
 
 def load(path: Path, row: Row, cpu: int, *, state: int) -> dict[str, float]:
@@ -242,10 +214,17 @@ def table(results: Sequence[Result]) -> str:
     )
 
 
-def report(results: Sequence[Result], cpu: int) -> dict[str, object]:
+def compiled() -> bool:
+    """Whether the daemon has its compiled part here."""
+    with contextlib.closing(fastpath.new_event_loop()) as loop:
+        return isinstance(loop, fastpath.Loop)
+
+
+def report(results: Sequence[Result], figures: Sequence[host.Figure], cpu: int) -> dict[str, object]:
     """All figures, for machines."""
     return {
         "unplugd": __version__,
+        "compiled": compiled(),
         "python": platform.python_version(),
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "pinned_to": cpu},
         "rows": [
@@ -258,6 +237,7 @@ def report(results: Sequence[Result], cpu: int) -> dict[str, object]:
             }
             for one in results
         ],
+        "host": [asdict(one) | {"median": one.median, "reached": one.reached} for one in figures],
     }
 
 
@@ -271,18 +251,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--cpu", type=int, default=max(os.sched_getaffinity(0)), help="the CPU to share (the last)"
     )
     parser.add_argument("--json", type=Path, default=BUILD / "results.json", help="where the figures go")
+    parser.add_argument("--picture", type=Path, default=BUILD / "results.svg", help="where the picture goes")
+    parser.add_argument("--access-only", action="store_true", help="only the ratios of single accesses")
+    parser.add_argument("--host-rounds", type=int, default=5, help="rounds of the second table (5)")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error("--rounds: at least 1")
     try:
         build()
         results = measure(options.rounds, options.cpu)
+        print(f"{'with' if compiled() else 'without'} the compiled part\n\n{table(results)}\n", flush=True)
+        figures = [] if options.access_only else host.measure(options.host_rounds, _progress)
     except (UnplugdError, OSError, subprocess.CalledProcessError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
-    print(table(results))
-    options.json.write_text(json.dumps(report(results, options.cpu), indent=1) + "\n")
-    print(f"\n{options.rounds} rounds on CPU {options.cpu}; all figures: {os.path.relpath(options.json)}")
+    if figures:
+        print(f"{host.table(figures)}\n")
+    options.json.write_text(json.dumps(report(results, figures, options.cpu), indent=1) + "\n")
+    bars = [picture.Bar(one.row.name, one.ratio, one.spread, one.row.goal) for one in results]
+    options.picture.write_text(picture.draw("frames/s of unplugd / of a C echo server", bars))
+    print(f"{options.rounds} rounds on CPU {options.cpu}; all figures: {os.path.relpath(options.json)}")
     for one in results:
         if one.noise > NOISY:
             print(
