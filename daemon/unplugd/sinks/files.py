@@ -115,6 +115,8 @@ class GuestFiles:
         self._tasks: set[asyncio.Task[None]] = set()
         self._renames: list[asyncio.Task[None]] = []
         self._left: dict[str, list[asyncio.Task[None]]] = {}
+        self._claimed: set[str] = set()
+        """The files of `_guests`."""
         self.reopen()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="guest-files")
 
@@ -145,7 +147,8 @@ class GuestFiles:
         if name == guest.name:
             return
         guest.name = name
-        before, guest.claimed = guest.claimed, ""
+        before = guest.claimed
+        self._claimed.discard(before)
         guest.claimed = self._free_file(domid, name)
         if guest.claimed == before:
             return  # both names are cut, where they differ
@@ -160,6 +163,7 @@ class GuestFiles:
         the domain is not open.
         """
         guest = self._guests.pop(domid)
+        self._claimed.discard(guest.claimed)
         writing = self._start(guest, partial(self._append, guest, list(last))) if last else None
         if before := [task for task in guest.before if not task.done()]:
             self._left[guest.claimed] = before
@@ -201,8 +205,9 @@ class GuestFiles:
         self._threads.shutdown(wait=False)
 
     def _free_file(self, domid: int, name: str) -> str:
-        in_use = {guest.claimed for guest in self._guests.values()}
-        return file_name(name, domid, taken=in_use.__contains__)
+        file = file_name(name, domid, taken=self._claimed.__contains__)
+        self._claimed.add(file)
+        return file
 
     def _start(self, guest: _Guest, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         """Start `work` as a task that waits for what must be done before it."""
