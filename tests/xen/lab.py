@@ -43,7 +43,7 @@ class Guest:
     name: str
     domid: int = 0
 
-    def talk(self, *commands: str, timeout: float = 60) -> list[str]:
+    def talk(self, *commands: str, timeout: float = 240) -> list[str]:
         """Give the boot-sector guest commands; returns its answers. Raises AssertionError."""
         words = " ".join(shlex.quote(command) for command in commands)
         line = f"./talk.py --timeout {timeout:.0f} /run/{self.name}.serial {words}"
@@ -106,11 +106,11 @@ class Lab:
         )  # fmt: skip
         self.machine.put(f"/root/{name}.cfg", config)
         self.machine.check(f"cp {image}.img {name}.img; rm -f /var/log/xen/console/guest-{name}.log")
-        self.machine.check(f"xl create {name}.cfg", 180)
+        self.machine.check(f"xl create {name}.cfg", 600)
         guest = Guest(self.machine, name, int(self.machine.check(f"xl domid {name}")))
         self._guests[name] = guest
         if kind == "monitor":
-            guest.talk("ready", timeout=180)
+            guest.talk("ready", timeout=600)
         return guest
 
     def console(self, name: str, seconds: float) -> str:

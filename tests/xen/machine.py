@@ -105,12 +105,12 @@ class Machine:
                 raise Dead("QEMU ended: " + (self.directory / "qemu.log").read_text()[-500:])
         raise Dead(f"dom0 runs no commands after {seconds:.0f} s; the console ends with:\n{self.console[-1500:]}")
 
-    def run(self, command: str, timeout: float = 120) -> Result:
+    def run(self, command: str, timeout: float = 300) -> Result:
         """Run a shell command in dom0. Its status is 124 when it was not done in time. Raises Dead."""
         answer = self._request(timeout + 30, command=command, timeout=timeout)
         return Result(answer["status"], answer.get("out", ""), answer.get("err", ""))
 
-    def check(self, command: str, timeout: float = 120) -> str:
+    def check(self, command: str, timeout: float = 300) -> str:
         """Run a shell command in dom0 that must succeed; returns its output. Raises AssertionError, Dead."""
         result = self.run(command, timeout)
         if result.status:
