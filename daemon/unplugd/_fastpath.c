@@ -310,7 +310,7 @@ struct link {               /* a connection, by its descriptor */
     Tail *tail;             /* NULL: not attached */
     PyObject *handed;       /* called with (responses that could not be sent, bytes from the first frame on that is
                                Python's); from then on the connection is Python's until it arms it again */
-    bool armed;
+    int window;             /* bytes to read at a time; 0: not armed */
 };
 
 typedef struct {
@@ -506,7 +506,7 @@ static int serve(Poller *self, int fd, PyObject *handed)
     struct link *link = &self->links[fd];
     Tail *tail = link->tail;
     PyObject *callback, *item;
-    Py_ssize_t size = recv(fd, self->buffer, READ_SIZE, MSG_DONTWAIT), served, sent = 0;
+    Py_ssize_t size = recv(fd, self->buffer, (size_t)link->window, MSG_DONTWAIT), served, sent = 0;
 
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
@@ -520,7 +520,7 @@ static int serve(Poller *self, int fd, PyObject *handed)
             PyErr_SetString(PyExc_RuntimeError, "a domain went while it was being served");
         cut(tail, fd);
         if (link->tail == tail)
-            link->armed = false;
+            link->window = 0;
         Py_DECREF(tail);
         return 0;
     }
@@ -532,9 +532,14 @@ static int serve(Poller *self, int fd, PyObject *handed)
             sent = 0;       /* full, or gone: Python finds out which */
     }
     Py_DECREF(tail);
-    if (sent == size || link->tail != tail)
+    if (link->tail != tail)
         return 0;
-    link->armed = false;
+    if (sent == size) {     /* quick work: what made Python read in small pieces is over */
+        if (link->window > 0 && link->window <= READ_SIZE / 2)
+            link->window *= 2;
+        return 0;
+    }
+    link->window = 0;
     callback = link->handed;
     item = Py_BuildValue("(Oy#y#)", callback, self->buffer + sent, served - sent,
                          self->buffer + served, size - served);
@@ -568,7 +573,7 @@ static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject 
     }
     for (int i = 0; i < count; i++) {
         int fd = ready[i].data.fd, result = 1;
-        bool ours = fd < self->room && self->links[fd].tail != NULL && self->links[fd].armed;
+        bool ours = fd < self->room && self->links[fd].tail != NULL && self->links[fd].window > 0;
 
         if (ours && ready[i].events == EPOLLIN && self->links[fd].tail->owner != NULL)
             result = serve(self, fd, handed);
@@ -648,12 +653,12 @@ static PyObject *Poller_attach(Poller *self, PyObject *args)
 
 static PyObject *Poller_arm(Poller *self, PyObject *args)
 {
-    int fd, armed;
+    int fd, window;
 
-    if (!PyArg_ParseTuple(args, "ip:arm", &fd, &armed))
+    if (!PyArg_ParseTuple(args, "ii:arm", &fd, &window))
         return NULL;
     if (fd >= 0 && fd < self->room)
-        self->links[fd].armed = armed;
+        self->links[fd].window = window < 0 ? 0 : window > READ_SIZE ? READ_SIZE : window;
     Py_RETURN_NONE;
 }
 
@@ -723,7 +728,7 @@ static int Poller_init(Poller *self, PyObject *args, PyObject *Py_UNUSED(kwargs)
 static PyMethodDef Poller_methods[] = {
     {"poll", (PyCFunction)Poller_poll, METH_O, "Wait, and serve meanwhile."},
     {"attach", (PyCFunction)Poller_attach, METH_VARARGS, "A descriptor is a connection of a domain; not armed yet."},
-    {"arm", (PyCFunction)Poller_arm, METH_VARARGS, "Serve a connection from here on, or leave it to Python."},
+    {"arm", (PyCFunction)Poller_arm, METH_VARARGS, "Serve a connection so many bytes at a time, or (0) leave it to Python."},
     {"detach", (PyCFunction)Poller_detach, METH_O, "A connection is gone."},
     {NULL, NULL, 0, NULL},
 };

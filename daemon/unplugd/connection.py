@@ -19,7 +19,11 @@ from unplugd.fastpath import poller
 from unplugd.records import Event
 
 READ_SIZE = 16 * 1024
-"""Bytes taken at a time: at most 512 accesses (under a millisecond) before other guests have their turn."""
+"""Bytes taken at a time: at most 512 accesses before other guests have their turn."""
+
+LEAST_READ = 1024
+SLOW = 200e-6
+"""Where answers take longer than SLOW seconds (a flood of log lines), less is taken next time: others wait for it."""
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that a client has to read its last responses before its connection is cut."""
@@ -46,6 +50,7 @@ class Connection(asyncio.BufferedProtocol):
         self._ended = False
         self._closing = False
         self._since = 0.0
+        self._window = READ_SIZE
         self._deadline = 0.0
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -78,7 +83,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
-        return _buffer
+        return _buffer if self._window == READ_SIZE else _buffer[:self._window]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes came: answer all that is complete in them."""
@@ -111,8 +116,9 @@ class Connection(asyncio.BufferedProtocol):
         To be called whenever that changes; what it cannot serve comes to _handed().
         """
         if self._poller is not None:
-            self._poller.arm(self._descriptor, self._transport is not None and self._stream.idle and not (
-                self._full or self._paused or self._ended or self._closing or self._transport.get_write_buffer_size()))
+            ready = self._transport is not None and self._stream.idle and not (
+                self._full or self._paused or self._ended or self._closing or self._transport.get_write_buffer_size())
+            self._poller.arm(self._descriptor, self._window if ready else 0)
 
     def _handed(self, unsent: bytes, data: bytes) -> None:
         """The fast path has read `data` and goes no further; `unsent` is what was answered before and did not fit."""
@@ -130,7 +136,12 @@ class Connection(asyncio.BufferedProtocol):
             return
         self.domain.settle(now)
         if out:
-            self._counters.observe(time.monotonic() - self._since)
+            took = time.monotonic() - self._since
+            self._counters.observe(took)
+            if took > SLOW:
+                self._window = max(LEAST_READ, self._window // 2)
+            elif self._window < READ_SIZE:
+                self._window *= 2
             if self._transport is not None:
                 self._transport.write(out)
         stream = self._stream

@@ -178,6 +178,7 @@ class Domain:
             self.uuid = uuid
             self.state.own(uuid)
             self.state.commit(self.guest)
+            self._offer(time.monotonic())
             self._update_fields()
         return True
 

@@ -499,6 +499,23 @@ def test_a_domain_that_goes_leaves_its_connections_to_python(received: list[byte
     run(fast, story)
 
 
+def test_what_is_kept_follows_a_uuid_that_comes_late() -> None:
+    async def story(peer: Peer) -> None:
+        late = Peer(peer.one, peer.one.domain(domid=9, uuid=""))
+        await late.connect(0)
+        await late.exchange(0, text(b"ab"), 64)
+        assert late.domain.identify("4f0e0c5e-0000-4000-8000-000000000009")
+        await late.exchange(0, text(b"cd"), 64)
+        kept = late.kept()
+        assert kept is not None
+        assert kept[1] == b"abcd"
+        late.clients.pop(0).close()
+        await until(lambda: late.domain.connections == 0)
+        late.domain.stop()
+
+    run(fast, story)
+
+
 def test_nonsense_is_refused() -> None:
     poller = _fastpath.Poller(-1, DURATION_BOUNDS)
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -509,7 +526,7 @@ def test_nonsense_is_refused() -> None:
         _fastpath.Tail(object(), bytearray(), bytearray(SIZE + 4096))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="too many bounds"):
         _fastpath.Poller(0, tuple(map(float, range(100))))
-    poller.arm(100000, True)
+    poller.arm(100000, READ_SIZE)
     poller.detach(100000)
 
 
