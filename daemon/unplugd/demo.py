@@ -314,7 +314,7 @@ class Demo:
 
 def _directory() -> Path:
     """A directory of the demo's own, with a path that leaves room for the names of sockets (107 bytes in all)."""
-    short = len(tempfile.gettempdir()) <= 60
+    short = len(tempfile.gettempdir()) <= 66
     return Path(tempfile.mkdtemp(prefix="unplugd-demo-", dir=None if short else "/tmp"))  # noqa: S108 - mkdtemp makes it private
 
 

@@ -329,7 +329,9 @@ class Domain:
         self.state.follow(place, self.guest)
         magics, logged, seconds, durations = count
         counters = self.settings.counters
-        counters.ioreqs["magic"] += magics
+        if magics:
+            counters.ioreqs["magic"] += magics
+            self.guest.read_magic(time.monotonic())
         counters.ioreqs["log"] += logged
         counters.duration_sum += seconds
         for bucket, batches in durations:

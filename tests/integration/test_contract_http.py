@@ -95,7 +95,7 @@ def test_the_api(daemon: Daemon) -> None:
         (own,) = (each for each in found if each["domid"] == 1)
         alone = daemon.domain(1)
         assert alone is not None
-        assert [step["did"] for step in alone.pop("history")] == ["product", "build", "unplug"]
+        assert [step["did"] for step in alone.pop("history")] == ["product", "build", "magic", "unplug"]
         assert own == alone
         assert (own["name"], own["uuid"], own["product"], own["build"]) == ("vm1", uuid(1), 3, 1)
         assert (own["blacklisted"], own["unplugged_mask"], own["connections"]) == (False, 5, 1)

@@ -68,7 +68,7 @@ def test_list_show_and_status(daemon: Daemon) -> None:
         assert (found["ready"], found["domains"], found["blacklisted"]) == (True, 3, [8])
         assert found["pid"] == daemon.pid
         described = ask(daemon.file, "show", "vm7")
-        assert [step["did"] for step in described["history"]] == ["product", "build", "unplug"]
+        assert [step["did"] for step in described["history"]] == ["product", "build", "magic", "unplug"]
         del described["history"]    # it has times
         again = daemon.domain(7)
         assert again is not None

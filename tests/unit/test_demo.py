@@ -17,8 +17,13 @@ from unplugd.stage import ClaimFailed
     [ClaimFailed("no socket"), HostError("unplugd", "here", "no socket"), OSError("no socket")],
 )
 def test_a_failure_is_told_and_ends_with_1(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
+    tmp_path = tmp_path_factory.mktemp("t")  # a short path: sockets need it
+
     def perform(self: demo.Demo, *, stay: bool) -> None:
         raise error
 

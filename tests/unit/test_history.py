@@ -25,9 +25,9 @@ def test_steps_are_kept_in_order_with_their_times() -> None:
 
 def test_a_repeated_step_counts_up_and_keeps_its_first_time() -> None:
     history = History()
-    history.magic(0x49D2, 1.0)
-    history.magic(0x49D2, 5.0, times=10)
-    history.magic(0xD249, 6.0)
+    history.note(Step(Did.MAGIC, answer=0x49D2), 1.0)
+    history.note(Step(Did.MAGIC, answer=0x49D2), 5.0, times=10)
+    history.note(Step(Did.MAGIC, answer=0xD249), 6.0)
     assert history.steps == (
         Noted(Step(Did.MAGIC, answer=0x49D2), 1.0, 5.0, 11), Noted(Step(Did.MAGIC, answer=0xD249), 6.0, 6.0, 1),
     )  # fmt: skip

@@ -61,7 +61,9 @@ class Snapshot(NamedTuple):
 class Guest:
     """The state of one domain and the events that it caused, oldest first, in `events` (the caller takes them)."""
 
-    __slots__ = ("_told", "changed", "events", "grew", "history", "log", "platform", "reason", "registry", "resets")
+    __slots__ = (
+        "_read_magic", "_told", "changed", "events", "grew", "history", "log", "platform", "reason", "registry", "resets",
+    )
 
     def __init__(self, rules: Rules, limits: Limits, registry: Registry, now: float,
                  cost: Callable[[bytes], int] = len) -> None:
@@ -76,6 +78,7 @@ class Guest:
         """Set when bytes came for the log: the partial line is longer, or lines have ended."""
         self.reason = ""
         """Why the driver is blacklisted; "" where it isn't or nobody said."""
+        self._read_magic: bool | None = None
         self.resets = 0
         """How often the platform device was reset: a verdict that was asked for before one counts no more."""
         self._told: set[object] = set()
@@ -85,12 +88,20 @@ class Guest:
         self.changed = True
         self.log.cut(now)
         self.history.note(Step(Did.RESET), now)
+        self._read_magic = None
         self.platform.reset()
         self.resets += 1
         self.reason = ""
         self.log.product = (None, None)
         self._told.clear()
         self.log.record(WasReset(), now)
+
+    def read_magic(self, now: float) -> None:
+        """The magic number was read: noted the first time that it says so, for a driver may poll it."""
+        blacklisted = self.platform.blacklisted
+        if blacklisted is not self._read_magic:
+            self._read_magic = blacklisted
+            self.history.note(Step(Did.MAGIC, answer=self.platform.read(Effect.MAGIC, 2)), now)
 
     def write(self, effect: Effect, value: int, now: float) -> int:
         """A write whose effect needs nobody else's word; returns what its response carries."""

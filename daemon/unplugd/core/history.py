@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from unplugd.core.protocol import DEVICES, MAGIC_BLACKLISTED
+from unplugd.core.protocol import DEVICES
 
 LIMIT = 64
 """Steps that are remembered of one guest: a driver's start is five to eight."""
@@ -23,7 +23,7 @@ class Did(Enum):
     """What a step was; the value is its name in the API."""
 
     MAGIC = "magic"
-    """Read the magic number: `answer` is what it read."""
+    """Read the magic number: `answer` is what it read. Noted when the answer is another than before."""
     VERSION = "version"
     """Read the protocol version: `answer` is what it read."""
     PRODUCT = "product"
@@ -91,10 +91,6 @@ class History:
             self._forgotten += 1
         ring.append(Noted(step, now, now, times))
 
-    def magic(self, answer: int, now: float, times: int = 1) -> None:
-        """The magic number was read."""
-        self.note(_ALLOWED if answer != MAGIC_BLACKLISTED else _DENIED, now, times)
-
     @property
     def steps(self) -> tuple[Noted, ...]:
         """What is remembered."""
@@ -108,10 +104,6 @@ class History:
     def describe(self, offset: float) -> list[dict[str, object]]:
         """The steps as the API shows them; `offset` is what makes the caller's seconds a time of day (POSIX)."""
         return [_described(noted, offset) for noted in self._ring]
-
-
-_ALLOWED = Step(Did.MAGIC, answer=0x49D2)
-_DENIED = Step(Did.MAGIC, answer=MAGIC_BLACKLISTED)
 
 
 def _described(noted: Noted, offset: float) -> dict[str, object]:

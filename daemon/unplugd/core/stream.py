@@ -177,6 +177,7 @@ class IoreqStream:
             self._tally["log"] += logged
         if magics:
             self._tally["magic"] += magics
+            self._guest.read_magic(now)
         if position < len(data) and self.fault is None:
             self._rest = data[position:]
         return b"".join(pieces)
