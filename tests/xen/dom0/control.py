@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Asks unplugd's control socket: http.py PATH."""
+"""Asks unplugd's control socket: control.py PATH."""
 
 import http.client
 import socket
