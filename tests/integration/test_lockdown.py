@@ -129,10 +129,24 @@ def _metrics_come_through_the_passed_socket(host: Host) -> None:
     assert "unplugd_domains 2" in host.systemd.execute(sys.executable, "-c", FETCH, url).stdout
     host.systemd.systemctl("restart", UNIT, timeout=60)
     assert "unplugd_domains 2" in host.systemd.execute(sys.executable, "-c", FETCH, url).stdout
+    _the_address_is_changed_as_documented(host)
+    url = "http://127.0.0.1:9900/metrics"
     # Stopped is stopped: a scrape does not start it again.
     host.systemd.systemctl("stop", UNIT, timeout=60)
     assert "refused" in host.systemd.execute(sys.executable, "-c", FETCH, url, check=False).stderr
     assert host.systemd.property(UNIT, "ActiveState") == "inactive"
+
+
+def _the_address_is_changed_as_documented(host: Host) -> None:
+    inode = host.path("dom1.sock").stat().st_ino
+    host.systemd.drop_in("unplugd-http.socket", "address", "[Socket]\nListenStream=\nListenStream=127.0.0.1:9900")
+    host.systemd.daemon_reload()
+    host.systemd.systemctl("stop", "unplugd-http.socket")
+    host.systemd.systemctl("restart", UNIT, timeout=60)
+    url = "http://127.0.0.1:9900/metrics"
+    assert "unplugd_domains 2" in host.systemd.execute(sys.executable, "-c", FETCH, url).stdout
+    # The guests' sockets are still the same.
+    assert host.path("dom1.sock").stat().st_ino == inode
 
 
 def test_without_cap_chown_no_socket_can_be_given_away(running: Machine) -> None:
