@@ -261,6 +261,17 @@ static int append_pending(Tail *tail)
     return 0;
 }
 
+/* Whether the last commit is the one that was offered. Else somebody commits and does not offer, which is a bug; bytes
+ * kept here would belong to no header, so there are none until the next offer. */
+static bool in_step(const Tail *tail)
+{
+    const char *map = tail->state.buf;
+    const struct header *last = (const void *)(map + (tail->sequence & 1) * SLOT);
+    const struct header *other = (const void *)(map + (~tail->sequence & 1) * SLOT);
+
+    return last->sequence == tail->sequence && other->sequence < tail->sequence;
+}
+
 /* StateFile.commit() of a guest of which only the partial line and what was dropped have changed. */
 static void commit(Tail *tail, Py_ssize_t length)
 {
@@ -438,6 +449,8 @@ static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, double began
     int bucket = 0;
     double seconds;
 
+    if (tail->logging && !in_step(tail))
+        tail->logging = false;
     for (; at + FRAME <= size; at += FRAME) {
         struct frame *frame = (struct frame *)(self->buffer + at);
         unsigned char byte;

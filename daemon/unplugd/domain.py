@@ -326,7 +326,8 @@ class Domain:
                   count: tuple[int, int, float, list[tuple[int, int]]]) -> None:
         """The fast path has served: what it did to the log, where it kept that, what it counted (_fastpath.pyi)."""
         self.guest.log.caught_up(*log)
-        self.state.follow(place, self.guest)
+        if log[0]:
+            self.state.follow(place, self.guest)
         magics, logged, seconds, durations = count
         counters = self.settings.counters
         if magics:

@@ -516,6 +516,20 @@ def test_what_is_kept_follows_a_uuid_that_comes_late() -> None:
     run(fast, story)
 
 
+def test_a_commit_that_was_not_offered_is_noticed(received: list[bytes]) -> None:
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, text(b"ab"), 64)
+        peer.domain.state.commit(peer.domain.guest)
+        received.clear()
+        await peer.exchange(0, MAGIC + text(b"cd"), 96)
+        assert received == [text(b"cd")]
+        kept = peer.kept()
+        assert kept is not None
+        assert kept[1] == b"abcd"
+
+    run(fast, story)
+
+
 def test_nonsense_is_refused() -> None:
     poller = _fastpath.Poller(-1, DURATION_BOUNDS)
     with pytest.raises(OSError, match="Bad file descriptor"):
