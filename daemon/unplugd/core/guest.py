@@ -62,7 +62,8 @@ class Guest:
     """The state of one domain and the events that it caused, oldest first, in `events` (the caller takes them)."""
 
     __slots__ = (
-        "_read_magic", "_told", "changed", "events", "grew", "history", "log", "platform", "reason", "registry", "resets",
+        "_read_magic", "_told", "changed", "events", "grew", "history", "log", "platform", "reason", "registry",
+        "resets",
     )
 
     def __init__(self, rules: Rules, limits: Limits, registry: Registry, now: float,
