@@ -480,3 +480,23 @@ def test_empty_lines_and_bytes_elsewhere_drop_nothing() -> None:
     assert it.lines == []
     it.later(2)
     assert it.lines == [b"half"]
+
+
+@given(
+    st.lists(st.sampled_from([b"a", b"\n", b"\r\n", b"b" * 70, b"c" * 4100, b"\r"]), max_size=40),
+    st.integers(1, 40),
+)
+def test_a_flood_is_counted_as_if_line_by_line(pieces: list[bytes], together: int) -> None:
+    limits = Limits(rate=1, burst=300)
+    data = b"".join(pieces)
+    one, other = Log(limits), Log(limits)
+    for it in (one, other):
+        it.say(b"x" * 300 + b"\n" + b"x" * 300 + b"\n")
+    for byte in data:
+        one.say(bytes((byte,)))
+    for at in range(0, len(data), together):
+        other.say(data[at:at + together])
+    assert one.events == other.events
+    assert one.log.partial == other.log.partial
+    assert (one.log.dropped_lines, one.log.dropped_bytes) == (other.log.dropped_lines, other.log.dropped_bytes)
+    assert (one.log.unsaid_lines, one.log.line_number) == (other.log.unsaid_lines, other.log.line_number)

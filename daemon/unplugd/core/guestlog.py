@@ -93,9 +93,24 @@ class GuestLog:
     def write(self, data: bytes, now: float) -> None:
         """Bytes from the guest, in any pieces."""
         self._last_byte = now
+        if now < self.drops_until(now) and self._drop_all(data, now):
+            return
         partial = self.partial
         for piece in _pieces(data):
             self._append(piece, partial, now)
+
+    def _drop_all(self, data: bytes, now: float) -> bool:
+        """Drop every line that ends in `data`, where none can pass: a flood must not cost more than what it writes.
+
+        False where a line would have to be cut: then nothing was done.
+        """
+        *ended, rest = (bytes(self.partial) + data).split(b"\n")
+        if max(map(len, ended), default=0) >= LINE_LIMIT or len(rest) >= LINE_LIMIT:
+            return False
+        sizes = [len(line) - line.endswith(b"\r") for line in ended]
+        self.caught_up(now, len(ended), len(sizes) - sizes.count(0), sum(sizes), now)
+        self.partial[:] = rest
+        return True
 
     def _append(self, piece: bytes, partial: bytearray, now: float) -> None:
         ended = piece.endswith(b"\n")
