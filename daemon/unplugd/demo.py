@@ -288,17 +288,17 @@ class Demo:
         self.stage.claim(judged == ["old-win"], "old-win alone is blacklisted", judged)
 
     def _stay(self) -> None:
-        self.stage.headline("The daemon stays until you press Ctrl-C. In another terminal:")
-        for command in (
-            f"{_python()} -m unplugd.simulator {self.run}/dom1.sock xenbus --reset",
-            f"{_python()} -m unplugd.simulator {self.run}/dom1.sock linux --reset --log 'hello dom0'",
-            f"tail -f {self.logs}/guest-web-01.log",
-            f"curl http://127.0.0.1:{self.port}/metrics",
-            f"curl --unix-socket {self.run}/control.sock http://localhost/api/v1/domains/1",
-        ):
-            self.stage.row(command)
-        sys.stdout.flush()
         try:
+            self.stage.headline("The daemon stays until you press Ctrl-C. In another terminal:")
+            for command in (
+                f"{_python()} -m unplugd.simulator {self.run}/dom1.sock xenbus --reset",
+                f"{_python()} -m unplugd.simulator {self.run}/dom1.sock linux --reset --log 'hello dom0'",
+                f"tail -f {self.logs}/guest-web-01.log",
+                f"curl http://127.0.0.1:{self.port}/metrics",
+                f"curl --unix-socket {self.run}/control.sock http://localhost/api/v1/domains/1",
+            ):
+                self.stage.row(command)
+            sys.stdout.flush()
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:
