@@ -39,7 +39,7 @@ Report = Callable[[int | None, str], None]
 """Called with the domid, or None, and what there is to record."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Child:
     """One domain's process."""
 
@@ -85,6 +85,8 @@ class Supervisor:
         self._report = report
         self._kept = KeptServers(runtime_dir)
         self._children: dict[int, _Child] = {}
+        self._killed: set[_Child] = set()
+        """Processes of domains that are gone, until they are reaped."""
         self._not_hvm: set[tuple[int, str]] = set()
         self._examining: set[int] = set()
         self._again: set[int] = set()
@@ -109,6 +111,8 @@ class Supervisor:
         await self._store.watch(DEVICE_MODELS, self._changed)
         await self._stop.wait()
         await self._detach_all()
+        for one in list(self._killed):
+            await one.finished.wait()  # it was killed: nothing can keep it
         connection.cancel()
         await self._store.close()
 
@@ -218,6 +222,7 @@ class Supervisor:
             one.timer.cancel()
         if one.pid:
             os.kill(one.pid, signal.SIGKILL)
+            self._killed.add(one)
         self._report(domid, "the domain is gone")
 
     def _fork(self, one: _Child) -> None:
@@ -290,6 +295,7 @@ class Supervisor:
         os.close(one.pidfd)
         one.pid, one.pidfd, one.end = 0, -1, None
         one.finished.set()
+        self._killed.discard(one)
         domid = one.domain.domid
         code = os.waitstatus_to_exitcode(status)
         if self._children.get(domid) is not one:
