@@ -281,13 +281,13 @@ def attach_parser() -> argparse.ArgumentParser:
         raise _Captured(self)
 
     kept = argparse.ArgumentParser.parse_args
-    argparse.ArgumentParser.parse_args = capture  # type: ignore[method-assign,assignment]
+    argparse.ArgumentParser.parse_args = capture  # type: ignore[method-assign,assignment] # for a moment, see below
     try:
         attach_cli.main([])
     except _Captured as captured:
         return captured.parser
     finally:
-        argparse.ArgumentParser.parse_args = kept  # type: ignore[method-assign]
+        argparse.ArgumentParser.parse_args = kept  # type: ignore[method-assign] # as it was
     raise SystemExit("unplugd-attach takes no arguments")
 
 

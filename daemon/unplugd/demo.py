@@ -246,7 +246,7 @@ class Demo:
             return self.trial.log.read_text(errors="backslashreplace").splitlines()
         command = ["journalctl", "--no-pager", "--quiet", "-o", "short-iso", f"_PID={self.trial.pid}"]
         try:
-            done = subprocess.run(command, capture_output=True, timeout=20, check=False)  # noqa: S603
+            done = subprocess.run(command, capture_output=True, timeout=20, check=False)  # noqa: S603 # no shell
         except (OSError, subprocess.TimeoutExpired):
             return []
         return done.stdout.decode(errors="backslashreplace").splitlines()
@@ -339,7 +339,7 @@ _EXPECTED_METRICS = (
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    assert isinstance(port, int)  # noqa: S101
+    assert isinstance(port, int)  # noqa: S101 # getsockname() is Any to mypy
     return port
 
 

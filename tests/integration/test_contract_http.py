@@ -194,7 +194,7 @@ def test_openmetrics(daemon: Daemon) -> None:
     _, headers, body = daemon.get("/metrics", accept=OPENMETRICS)
     assert headers.get_content_type() == "application/openmetrics-text"
     assert body.endswith(b"# EOF\n")
-    families = {family.name: family for family in parser.text_string_to_metric_families(body.decode())}  # type: ignore[no-untyped-call]
+    families = {family.name: family for family in parser.text_string_to_metric_families(body.decode())}  # type: ignore[no-untyped-call] # has no types
     assert families["unplugd_ioreqs"].type == "counter"
     assert {sample.name for sample in families["unplugd_ioreqs"].samples} == {"unplugd_ioreqs_total"}
     _, headers, _ = daemon.get("/metrics")

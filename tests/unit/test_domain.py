@@ -318,7 +318,7 @@ def test_throttling_is_told_and_ends(tmp_path: Path) -> None:
         await until(lambda: one.journald.lines[-1] == "free")
         assert one.journald.of(Event.LINES_DROPPED)
         domain.limit(unlimited=False)
-        assert domain.describe()["log"]["limited"]  # type: ignore[index]
+        assert domain.describe()["log"]["limited"]  # type: ignore[index] # JSON
 
     run(tmp_path, main, Config(log=LogConfig(rate=1, burst=1000)))
 

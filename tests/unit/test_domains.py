@@ -432,11 +432,11 @@ def test_a_change_while_a_domain_is_met_is_not_missed() -> None:
             def late(path: str, *, tx: int = 0, deadline: float | None = None) -> asyncio.Future[bytes]:
                 answer = read(path, tx=tx, deadline=deadline)
                 if path.endswith("/name"):
-                    it.store.read = read  # type: ignore[method-assign]
+                    it.store.read = read  # type: ignore[method-assign] # a store that is late
                     it.store.write("/local/domain/7/name", b"just now")
                 return answer
 
-            it.store.read = late  # type: ignore[method-assign]
+            it.store.read = late  # type: ignore[method-assign] # a store that is late
             it.store.introduce(7, "", UUID)
             await until(lambda: it.register.there.get(7) == Facts("just now", UUID))
 

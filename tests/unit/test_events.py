@@ -56,4 +56,4 @@ def test_events_are_facts() -> None:
         assert dataclasses.is_dataclass(event)
         assert not hasattr(event, "__dict__")
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Unplugged(1).mask = 2  # type: ignore[misc]
+        Unplugged(1).mask = 2  # type: ignore[misc] # it is frozen

@@ -28,7 +28,7 @@ def parse(text: str, content_type: str) -> Series:
     series: Series = {}
     families: Iterable[object] = (parse_openmetrics if content_type == OPENMETRICS else parse_text)(text)
     for family in families:
-        for sample in family.samples:  # type: ignore[attr-defined]
+        for sample in family.samples:  # type: ignore[attr-defined] # its types do not say so
             key = (sample.name, frozenset(sample.labels.items()))
             assert key not in series
             series[key] = sample.value

@@ -537,7 +537,7 @@ def test_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match="not a descriptor"):
         poller.attach(-1, _fastpath.Tail.__new__(_fastpath.Tail), lambda unsent, data: None)
     with pytest.raises(ValueError, match="not the mapping of a state"):
-        _fastpath.Tail(object(), bytearray(), bytearray(SIZE + 4096))  # type: ignore[arg-type]
+        _fastpath.Tail(object(), bytearray(), bytearray(SIZE + 4096))  # type: ignore[arg-type] # that is what is tried
     with pytest.raises(ValueError, match="too many bounds"):
         _fastpath.Poller(0, tuple(map(float, range(100))))
     poller.arm(100000, READ_SIZE)

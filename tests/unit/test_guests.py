@@ -117,7 +117,7 @@ def test_after_reset() -> None:
 
 def test_a_step_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        PROBE.port = 1  # type: ignore[misc]
+        PROBE.port = 1  # type: ignore[misc] # it is frozen
 
 
 def test_xenbus_build_number() -> None:

@@ -149,4 +149,4 @@ def test_pio_is_what_a_device_model_sends() -> None:
 
 def test_a_request_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        decode(RESET).addr = 1  # type: ignore[misc]
+        decode(RESET).addr = 1  # type: ignore[misc] # it is frozen

@@ -147,7 +147,7 @@ def test_after_the_first_at_most_once_a_second(tmp_path: Path) -> None:
                 written += 1
                 return real()
 
-            it.store.transaction = counted  # type: ignore[method-assign,assignment]
+            it.store.transaction = counted  # type: ignore[method-assign,assignment] # a store that counts
             begin = time.monotonic()
             for build in range(40):
                 it.announce(3, build)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,17 @@ def test_impurity_is_seen(source: str) -> None:
 )  # fmt: skip
 def test_purity_is_seen(source: str) -> None:
     assert all(is_allowed(name) for name in imports(ast.parse(source), "unplugd.core"))
+
+
+def test_every_exemption_says_why() -> None:
+    """What silences ruff or mypy has its reason on the same line."""
+    root = CORE.parents[2]
+    bare = re.compile(r"# (?:noqa|type: ignore)(?!(?:: [A-Z]+[0-9]+(?:, [A-Z]+[0-9]+)*|\[[a-z, -]+\])[ #(-]+\w)")
+    found = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for folder in ("daemon", "tests", "scripts", "benchmarks")
+        for path in sorted((root / folder).rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if bare.search(line) and "re.compile" not in line
+    ]
+    assert found == []

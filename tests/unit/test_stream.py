@@ -318,9 +318,9 @@ def test_no_payload_follows_a_reset() -> None:
 
 def test_what_a_frame_waits_for_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        NeedVerdict(1, 1, first=True).build = 2  # type: ignore[misc]
+        NeedVerdict(1, 1, first=True).build = 2  # type: ignore[misc] # it is frozen
     with pytest.raises(dataclasses.FrozenInstanceError):
-        NeedTokens(1.0).seconds = 0  # type: ignore[misc]
+        NeedTokens(1.0).seconds = 0  # type: ignore[misc] # it is frozen
 
 
 def test_a_verdict_for_one_connection_does_not_hold_up_another() -> None:

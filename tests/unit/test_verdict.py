@@ -381,9 +381,9 @@ def test_a_change_while_the_mirror_is_read_for_the_first_time_is_not_missed(tmp_
                     await asyncio.sleep(0.3)
                 return names
 
-            it.store.directory = late  # type: ignore[method-assign,assignment]
+            it.store.directory = late  # type: ignore[method-assign,assignment] # a store that misbehaves
             await it.blacklist.sync()
-            it.store.directory = read  # type: ignore[method-assign]
+            it.store.directory = read  # type: ignore[method-assign] # and no longer does
             await until(lambda: it.blacklist.entries == 2)
 
     asyncio.run(main())
@@ -397,10 +397,10 @@ def test_a_mirror_that_could_not_be_read_is_read_again(tmp_path: Path) -> None:
             read = it.store.directory
 
             def refused(path: str) -> asyncio.Future[list[str]]:
-                it.store.directory = read  # type: ignore[method-assign]
+                it.store.directory = read  # type: ignore[method-assign] # and no longer does
                 raise StoreUnavailable("no answer in time")
 
-            it.store.directory = refused  # type: ignore[method-assign,assignment]
+            it.store.directory = refused  # type: ignore[method-assign,assignment] # a store that misbehaves
             await it.store.write(CITRIX, b"")
             await until(lambda: it.blacklist.entries == 1)
             assert it.host.said[0][0] is Event.STORE_REFUSED

@@ -162,7 +162,7 @@ async def _hand_back(server: IoreqServer, agent: Agent, broker: ChildEnd) -> End
     try:
         async with asyncio.timeout(DRAIN):
             # Nothing tells when a vCPU has taken its answer.
-            while agent.in_flight or not server.idle:  # noqa: ASYNC110
+            while agent.in_flight or not server.idle:  # noqa: ASYNC110 # nobody signals it
                 await asyncio.sleep(0.005)
     except TimeoutError:
         broker.log(f"a vCPU has not taken its answer within {DRAIN:.0f} s: the ioreq server stays, disabled")

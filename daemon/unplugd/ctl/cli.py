@@ -84,7 +84,7 @@ def _common(command: argparse.ArgumentParser, *, first: bool = False) -> None:
     config.complete = "file"  # type: ignore[attr-defined] # read by completion.py
     sock = command.add_argument("--socket", metavar="PATH", default=default(None),
                                 help="unplugd's control socket (default control.sock in the configured runtime_dir)")
-    sock.complete = "file"  # type: ignore[attr-defined]
+    sock.complete = "file"  # type: ignore[attr-defined] # read by completion.py
     command.add_argument("--color", "--colour", metavar="WHEN", choices=("auto", "always", "never"),
                          default=default("auto"), help="auto (on a terminal, unless NO_COLOR is set), always or never")
 
@@ -104,7 +104,7 @@ def _json(command: argparse.ArgumentParser, help: str = "print JSON (its keys: u
 def _domain(command: argparse.ArgumentParser, name: str = "domain", nargs: str | None = None,
             help: str = DOMAIN) -> None:
     action = command.add_argument(name, metavar="DOMAIN", nargs=nargs, help=help)
-    action.complete = "domain"  # type: ignore[attr-defined]
+    action.complete = "domain"  # type: ignore[attr-defined] # read by completion.py
 
 
 def _guests(commands: Any) -> None:
@@ -152,7 +152,7 @@ def _journal(command: argparse.ArgumentParser) -> None:
     command.add_argument("-S", "--since", metavar="TIME",
                          help="only since TIME, as journalctl takes it: today, -1h, 2026-01-31 12:00")
     directory = command.add_argument("-D", "--directory", metavar="DIR", help="read the journal in this directory")
-    directory.complete = "file"  # type: ignore[attr-defined]
+    directory.complete = "file"  # type: ignore[attr-defined] # read by completion.py
     command.add_argument("--namespace", metavar="NS", help="read this journal namespace (LogNamespace= of the unit)")
 
 
@@ -188,7 +188,7 @@ def _blacklist(commands: Any) -> None:
 def _build(command: argparse.ArgumentParser) -> None:
     _json(command)
     product = command.add_argument("product", metavar="PRODUCT", help=PRODUCT)
-    product.complete = "product"  # type: ignore[attr-defined]
+    product.complete = "product"  # type: ignore[attr-defined] # read by completion.py
     command.add_argument("build", metavar="BUILD", help=BUILD)
 
 

@@ -139,7 +139,8 @@ def _entries(options: Namespace, matches: list[str]) -> Iterator[dict[str, Any]]
         command.append("--follow")
         if options.lines is None:
             command.append("--lines=10")
-    process = subprocess.Popen([*command, *matches], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603
+    command += matches
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603 # no shell
     try:
         assert process.stdout is not None  # noqa: S101 # PIPE
         for line in process.stdout:

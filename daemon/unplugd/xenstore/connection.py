@@ -85,7 +85,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport | Pipe) -> None:
         """asyncio.Protocol."""
-        self._pipe = transport  # type: ignore[assignment]
+        self._pipe = transport  # type: ignore[assignment] # Protocol's signature; a socket's transport is a Pipe
 
     def data_received(self, data: bytes) -> None:
         """asyncio.Protocol."""

@@ -19,7 +19,7 @@ supervisor = os.getpid()
 child = os.fork()
 if child:
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-from pathlib import Path  # noqa: E402
+from pathlib import Path  # noqa: E402 # after the path is set
 
 confine(own, Identity(65534, 65534), Path(empty), supervisor)
 
@@ -43,7 +43,7 @@ calls: dict[str, Callable[[int], object]] = {
     "bind an event channel": lambda domid: events.bind(domid, 3) if domid == other else None,
 }
 for name, call in calls.items():
-    mine, theirs = attempt(lambda: call(own)), attempt(lambda: call(other))  # noqa: B023
+    mine, theirs = attempt(lambda: call(own)), attempt(lambda: call(other))  # noqa: B023 # called before the loop goes on
     assert mine == 0, (name, mine)
     assert theirs in (1, 13), (name, theirs)
     refused.append(name)
