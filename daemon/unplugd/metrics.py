@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Protocol
 
 from unplugd.core.protocol import DEVICES
+from unplugd.standing import Standing
 
 KINDS = ("magic", "version", "product", "build", "unplug", "log", "flags", "other", "reset")
 """Label `kind` of unplugd_ioreqs_total: what a frame did."""
@@ -221,6 +222,12 @@ class HostView(Protocol):
     @property
     def awaited(self) -> str:
         """What readiness still waits for, for people ("xenstored at /run/xenstored/socket"); empty when ready."""
+    @property
+    def problem(self) -> str:
+        """What a journal or a disk does not take now, for people; empty when all is well."""
+    @property
+    def standing(self) -> Standing:
+        """Since when the process runs, and which configuration holds."""
     def describe_history(self, domid: int) -> Sequence[Mapping[str, object]]:
         """The last steps of a domain's driver as the API's JSON; KeyError if it is not there."""
     def describe(self, domid: int) -> Mapping[str, object]:

@@ -69,6 +69,8 @@ class Pages:
         return make(accept, everything)
 
     def _private(self, path: str) -> Callable[[str, bool], Page] | None:
+        if path == "/api/v1/status":
+            return lambda accept, everything: Page(200, JSON, json.dumps(self._status()).encode() + b"\n")
         if path == "/api/v1/domains":
             return lambda accept, everything: Page(200, JSON, self._domains())
         if found := re.fullmatch(r"/api/v1/domains/(0|[1-9][0-9]{0,4})", path):
@@ -88,6 +90,23 @@ class Pages:
         if awaited:
             return fault(503, legible(f"unplugd is not ready, it waits for {awaited}."), headers=[("Retry-After", "1")])
         return Page(200, PLAIN, b"unplugd is ready.\n")
+
+    def _status(self) -> dict[str, object]:
+        host = self._host
+        return {
+            "version": host.version,
+            **host.standing.describe(),
+            "ready": not host.awaited,
+            "waiting_for": host.awaited,
+            "problem": host.problem,
+            "xenstore": {"connected": host.xenstore_up, "reconnects": host.counters.xenstore_reconnects},
+            "blacklist": {"entries": host.blacklist_entries, "lookups": host.counters.blacklist_lookups},
+            "domains": len(host.domains),
+            "connections": host.connections,
+            "ioreqs": sum(host.counters.ioreqs.values()),
+            "protocol_errors": host.counters.protocol_errors,
+            "denied_connections": host.counters.denied_connections,
+        }
 
     def _domain(self, domid: int, path: str) -> Page:
         try:
@@ -125,7 +144,7 @@ class Pages:
         links = [("/metrics", "metrics, for Prometheus"), ("/-/healthy", "200 while the service runs"),
                  ("/-/ready", "200 once guests are served")]
         if everything:
-            links.append(("/api/v1/domains", "the domains as JSON"))
+            links += [("/api/v1/domains", "the domains as JSON"), ("/api/v1/status", "the service as JSON")]
         yield _LANDING.format(
             style=_STYLE,
             version=_text(host.version),

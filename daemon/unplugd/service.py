@@ -36,6 +36,7 @@ from unplugd.metrics import Counters
 from unplugd.publish import Publisher
 from unplugd.records import Entry, Event
 from unplugd.sinks.delivery import Delivery
+from unplugd.standing import Standing
 from unplugd.systemd import fd_store_works, forget_fd, listen_fds, notify, watchdog_interval
 from unplugd.verdict import Blacklist
 from unplugd.xenstore import EmbeddedStore, open_store
@@ -67,6 +68,7 @@ class Service:
         self.counters = Counters()
         self.ready = False
         self.domains: dict[int, Domain] = {}
+        self.standing = Standing(config_path)
         self._config_path = config_path
         self._listeners: dict[int, Listener] = {}
         self._facts: dict[int, Facts] = {}
@@ -328,7 +330,7 @@ class Service:
         said = False
         while self._listeners.get(domid) is listener:
             try:
-                await listener.start(self._facts[domid].device_model_uid, self._passed)
+                listener.start(self._facts[domid].device_model_uid, self._passed)
             except HostError as error:
                 if not said:
                     said = True
@@ -385,8 +387,10 @@ class Service:
         try:
             await self._apply(load(self._config_path))
         except (ConfigError, HostError) as error:
+            self.standing.refused(str(error))
             self._say(Event.RELOAD_REFUSED, f"configuration not reloaded, the old one holds: {error}")
         else:
+            self.standing.taken()
             self._say(Event.RELOADED, "configuration reloaded")
         notify("READY=1" if self.ready else "STATUS=", self._status())
 
@@ -470,6 +474,11 @@ class Service:
         """What readiness waits for; "" when ready."""
         return self._awaited
 
+    @property
+    def problem(self) -> str:
+        """What a sink lacks, for people; "" when all is well."""
+        return self._delivery.problem or ""
+
     def describe(self, domid: int) -> Mapping[str, object]:
         """A domain as the API shows it in the list of all; KeyError if there is none."""
         return self.domains[domid].describe()
@@ -481,9 +490,8 @@ class Service:
     def _status(self) -> str:
         throttled = sum(domain.throttled for domain in self.domains.values())
         xenstore = f"waiting for {self._awaited}" if self._awaited else "xenstore connected"
-        problem = self._delivery.problem
         return f"STATUS={len(self.domains)} domains, {throttled} throttled; {xenstore}" + (
-            f"; {problem}" if problem else "")
+            f"; {self.problem}" if self.problem else "")
 
     def _status_soon(self) -> None:
         if self._status_timer is None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from unplugd.metrics import DROPS, Counters
+from unplugd.standing import Standing
 
 
 @dataclass
@@ -39,6 +40,8 @@ class StandInHost:
         self.blacklist_entries = 2
         self.counters = Counters()
         self.awaited = ""
+        self.problem = ""
+        self.standing = Standing()
 
     def describe_history(self, domid: int) -> list[dict[str, object]]:
         """A driver that did nothing yet."""

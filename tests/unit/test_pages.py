@@ -17,7 +17,7 @@ from unplugd.exposition import OPENMETRICS, TEXT
 from unplugd.pages import HTML, JSON, PLAIN, Page, Pages
 
 OPEN = ("/metrics", "/-/healthy", "/-/ready", "/")
-PRIVATE = ("/api/v1/domains", "/api/v1/domains/7")
+PRIVATE = ("/api/v1/domains", "/api/v1/domains/7", "/api/v1/status")
 
 
 def get(host: StandInHost, path: str, *, method: str = "GET", accept: str = "", everything: bool = True) -> Page:
@@ -113,6 +113,22 @@ def test_no_such_domain(domid: str) -> None:
     page = get(StandInHost([StandInDomain()]), f"/api/v1/domains/{domid}")
     assert (page.status, page.type) == (404, JSON)
     assert json.loads(body(page))["error"]
+
+
+def test_the_status_is_the_services() -> None:
+    host = StandInHost([StandInDomain()])
+    host.awaited, host.problem = "xenstored", "journal: busy"
+    host.counters.ioreqs["magic"] += 2
+    host.counters.ioreqs["log"] += 1
+    host.standing.refused("log.rate: \udc80")
+    status = json.loads(body(get(host, "/api/v1/status")))
+    assert (status["ready"], status["waiting_for"], status["problem"]) == (False, "xenstored", "journal: busy")
+    assert (status["domains"], status["connections"], status["ioreqs"]) == (1, 3, 3)
+    assert status["xenstore"] == {"connected": True, "reconnects": 0}
+    assert status["blacklist"]["entries"] == 2
+    assert status["configuration"]["refused"]["problem"] == "log.rate: \udc80"
+    host.awaited = ""
+    assert json.loads(body(get(host, "/api/v1/status")))["ready"] is True
 
 
 class Seen(HTMLParser):
