@@ -159,13 +159,13 @@ def _cgroup_hierarchy() -> Path | None:
     return None
 
 
-def wait_for(condition: Callable[[], T], what: str, deadline: float = DEADLINE) -> T:
+def wait_for(condition: Callable[[], T], what: str, deadline: float = DEADLINE, *, pause: float = 0.02) -> T:
     """The first true value of `condition`, which is asked again and again; LabError after `deadline` seconds."""
     end = time.monotonic() + deadline
     while not (value := condition()):
         if time.monotonic() > end:
             raise LabError(f"not within {deadline:g} s: {what} (last: {value!r})")
-        time.sleep(0.02)
+        time.sleep(pause)
     return value
 
 
@@ -200,6 +200,11 @@ class Systemd:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    @property
+    def cgroup(self) -> Path:
+        """The lab's cgroup, outside; below it are systemd's slices."""
+        return self._cgroup
 
     # --- units ---
 

@@ -70,6 +70,8 @@ class Guest:
         self.answers = 0
         self.wrong: list[str] = []
         self.longest = 0.0
+        self.resumed = 0.0
+        """When the first answer on this connection came, by time.monotonic(); 0 while there is none."""
         self.refused = 0
         self.unanswered: deque[Pending] = deque()
         self.socket: socket.socket | None = None
@@ -177,7 +179,7 @@ class Guest:
         assert self.socket is not None
         self.socket.close()
         self.socket = None
-        self.retry_at = 0.0
+        self.resumed = self.retry_at = 0.0
 
     def receive(self, now: float) -> None:
         """Take responses in."""
@@ -205,6 +207,7 @@ class Guest:
         if pending.line is not None:
             pending.line.acknowledged += pending.weight
         self.answers += 1
+        self.resumed = self.resumed or now
         self.longest = max(self.longest, now - pending.since)
 
 
@@ -222,6 +225,12 @@ class Load:
     def start(self) -> None:
         """Let them begin."""
         self._thread.start()
+
+    @property
+    def thread(self) -> int:
+        """The kernel's number of the thread that all guests share."""
+        assert self._thread.native_id is not None
+        return self._thread.native_id
 
     def finish(self, deadline: float = 60.0) -> None:
         """Let everybody get the answers that are due, then end. AssertionError where they don't come."""
