@@ -42,6 +42,7 @@ enum {
     READ_SIZE = 16 * 1024,  /* connection.READ_SIZE: at most 512 accesses, then it is somebody else's turn */
     LINE_LIMIT = 4095,      /* core.guestlog.LINE_LIMIT: the byte that fills a line is Python's */
     EVENTS = 256,           /* descriptors looked at in one round */
+    BUDGET = 500,           /* turns.BUDGET, microseconds: what one domain may take of a round */
     ROUNDS = 256,           /* rounds after which Python has a turn even where nothing asks for it */
     MAX_BOUNDS = 32,
 };
@@ -138,6 +139,8 @@ typedef struct tail {
     bool ended;             /* a line ended here: the rest belongs into the other area, under a new header */
     bool unsettled;         /* Python ended a line: it must settle() before anything is sent */
     long long unsaid_lines, unsaid_bytes;   /* dropped lines that no header counts yet */
+    unsigned long long round;               /* of the Poller, in which it took `spent` seconds */
+    double spent;
     bool touched;           /* it is in Poller.touched */
     struct tail *next;
     /* What the domain was not told yet; zeroed from here on by catch_up(). */
@@ -333,6 +336,7 @@ typedef struct {
     int bounds;
     double bound[MAX_BOUNDS];
     bool called;            /* Python code ran: there may be new timers and callbacks */
+    unsigned long long round;
     unsigned char buffer[READ_SIZE] __attribute__((aligned(8)));
 } Poller;
 
@@ -496,6 +500,7 @@ static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, double began
     tail->logged += logged;
     seconds = now() - began;
     tail->seconds += seconds;
+    tail->spent += seconds;
     while (bucket < self->bounds && seconds > self->bound[bucket])
         bucket++;
     tail->durations[bucket]++;
@@ -513,14 +518,27 @@ static void cut(Tail *tail, int fd)
     shutdown(fd, SHUT_RDWR);
 }
 
+/* Whether a domain has had its share of this round: what is left is still there in the next, after the others. */
+static bool over(const Poller *self, Tail *tail)
+{
+    if (tail->round != self->round) {
+        tail->round = self->round;
+        tail->spent = 0;
+    }
+    return tail->spent * 1e6 >= BUDGET;
+}
+
 /* Read and answer what came on a connection. 1: nothing was done, the event is Python's; 0: done, or handed over. */
 static int serve(Poller *self, int fd, PyObject *handed)
 {
     struct link *link = &self->links[fd];
     Tail *tail = link->tail;
     PyObject *callback, *item;
-    Py_ssize_t size = recv(fd, self->buffer, (size_t)link->window, MSG_DONTWAIT), served, sent = 0;
+    Py_ssize_t size, served, sent = 0;
 
+    if (over(self, tail))
+        return 0;
+    size = recv(fd, self->buffer, (size_t)link->window, MSG_DONTWAIT);
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
     if (size <= 0)
@@ -571,6 +589,7 @@ static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject 
     struct epoll_event ready[EVENTS];
     int count;
 
+    self->round++;
     if (milliseconds == 0) {
         count = epoll_wait(self->epoll, ready, EVENTS, 0);
     } else {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import cast
 
 from unplugd.core.guest import Verdict
@@ -51,6 +52,8 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = False
         self._since = 0.0
         self._window = READ_SIZE
+        self._late = b""
+        """Read, and not looked at yet: the domain's turn of the loop was over (turns.py)."""
         self._deadline = 0.0
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -87,16 +90,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes came: answer all that is complete in them."""
-        if self._closing:
-            return
-        self._since = now = time.monotonic()
-        self._answer(self._stream.receive(bytes(_buffer[:nbytes]), now), now)
+        if not self._closing:
+            self._receive(bytes(_buffer[:nbytes]))
 
     def eof_received(self) -> bool:
         """The client sends no more; what it sent before is still answered."""
         self._ended = True
         self._share()
-        return self._stream.waiting is not None or self._stream.stopped
+        return self._stream.waiting is not None or self._stream.stopped or bool(self._late)
 
     def pause_writing(self) -> None:
         """The client does not read: neither do we."""
@@ -117,7 +118,8 @@ class Connection(asyncio.BufferedProtocol):
         """
         if self._poller is not None:
             ready = self._transport is not None and self._stream.idle and not (
-                self._full or self._paused or self._ended or self._closing or self._transport.get_write_buffer_size())
+                self._full or self._paused or self._ended or self._closing or self._late
+                or self._transport.get_write_buffer_size())
             self._poller.arm(self._descriptor, self._window if ready else 0)
 
     def _handed(self, unsent: bytes, data: bytes) -> None:
@@ -126,18 +128,35 @@ class Connection(asyncio.BufferedProtocol):
             return
         if unsent:
             self._transport.write(unsent)
+        self._receive(data)
+
+    # --- answers
+
+    def _receive(self, data: bytes) -> None:
+        """Answer what is complete in `data`; when it is the domain's turn, if that is over."""
+        if self.domain.turns.over:
+            self._late = data
+            self._read_or_not()
+            self.domain.turns.later(self._catch_up)
+            return
         self._since = now = time.monotonic()
         self._answer(self._stream.receive(data, now), now)
 
-    # --- answers
+    def _catch_up(self) -> None:
+        late, self._late = self._late, b""
+        if self._transport is not None and not self._closing:
+            self._since = now = time.monotonic()
+            self._answer(self._stream.receive(late, now), now)
 
     def _answer(self, out: bytes, now: float) -> None:
         if self._closing:
             return
         self.domain.settle(now)
+        done = time.monotonic()
+        took = done - now
+        self.domain.turns.charge(took)
         if out:
-            took = time.monotonic() - self._since
-            self._counters.observe(took)
+            self._counters.observe(done - self._since)
             if took > SLOW:
                 self._window = max(LEAST_READ, self._window // 2)
             elif self._window < READ_SIZE:
@@ -171,7 +190,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _read_or_not(self) -> None:
         stream = self._stream
-        blocked = self._full or stream.waiting is not None or stream.stopped
+        blocked = self._full or stream.waiting is not None or stream.stopped or bool(self._late)
         transport = self._transport
         if transport is None or self._closing:
             return
@@ -187,21 +206,38 @@ class Connection(asyncio.BufferedProtocol):
 
     def _go_on(self) -> None:
         if self._stream.stopped and not self._full and not self._closing:
-            self._since = now = time.monotonic()
-            self._answer(self._stream.proceed(now), now)
+            if self.domain.turns.over:
+                self.domain.turns.later(self._proceed)
+            else:
+                self._proceed()
         else:
             self._read_or_not()
+
+    def _proceed(self) -> None:
+        if self._transport is not None and self._stream.stopped and not self._full and not self._closing:
+            self._since = now = time.monotonic()
+            self._answer(self._stream.proceed(now), now)
 
     async def _await_verdict(self, need: NeedVerdict) -> None:
         verdict = await self._judge(self.domain, need, self._deadline)
         self._task = None
-        now = time.monotonic()
-        self._answer(self._stream.resume(verdict, now), now)
+        self._resume(verdict)
 
     def _tokens(self) -> None:
         self._timer = None
-        now = time.monotonic()
-        self._answer(self._stream.resume(None, now), now)
+        self._resume(None)
+
+    def _resume(self, verdict: Verdict | None) -> None:
+        """Go on with what waited for a verdict or for tokens, when it is the domain's turn."""
+        if self.domain.turns.over:
+            self.domain.turns.later(partial(self._resume_now, verdict))
+        else:
+            self._resume_now(verdict)
+
+    def _resume_now(self, verdict: Verdict | None) -> None:
+        if self._transport is not None and not self._closing:
+            now = time.monotonic()
+            self._answer(self._stream.resume(verdict, now), now)
 
     def _refuse(self, fault: ClientFault) -> None:
         self._counters.protocol_errors[fault.reason] += 1

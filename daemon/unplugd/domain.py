@@ -40,6 +40,7 @@ from unplugd.metrics import Counters
 from unplugd.records import Entry, Event
 from unplugd.sinks.delivery import Delivery
 from unplugd.state import StateFile, boot_id
+from unplugd.turns import Turns
 
 LABEL_CHANGES = 8
 """How often a domain's product and build labels change before they read `other` (contract section 4)."""
@@ -106,6 +107,7 @@ class Domain:
         self.uuid = uuid
         self.settings = settings
         self.connections = 0
+        self.turns = Turns()
         self.unlimited = False
         self.log_lines = 0
         self.log_bytes = 0

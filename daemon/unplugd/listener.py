@@ -15,7 +15,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from unplugd.connection import Connection, Judge
 from unplugd.domain import Domain
@@ -24,6 +24,11 @@ from unplugd.records import Event
 from unplugd.systemd import forget_fd, store_fd
 
 BACKLOG = 512
+"""Who may wait to be accepted at one socket."""
+ACCEPTS = 4
+"""Connections that one domain gets in an iteration of the event loop."""
+ACCEPT_RETRY = 1.0
+"""Seconds until accepting is tried again where there was no descriptor or no memory for it."""
 
 CONNECTIONS_A_DOMAIN = 256
 """Connections that one domain may have: Xen's 128 vCPUs, twice. Fewer where there are few descriptors."""
@@ -114,11 +119,13 @@ class Listener:
         self._access = access
         self._judge = judge
         self._known_uid: int | None = None
-        self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
+        self._arriving: set[asyncio.Task[None]] = set()
+        self._retry: asyncio.TimerHandle | None = None
         self._inode: tuple[int, int] | None = None
         self._connections: set[Connection] = set()
 
-    async def start(self, device_model_uid: int | None, passed: dict[str, list[socket.socket]]) -> None:
+    def start(self, device_model_uid: int | None, passed: dict[str, list[socket.socket]]) -> None:
         """Listen, on the socket that an earlier process left with systemd or on a new one.
 
         `passed` are the sockets that systemd passed, by name; what is taken is taken out. Raises HostError.
@@ -130,8 +137,8 @@ class Listener:
             name = self._names()[0] + _inode_suffix(self._inode)
             if self._keep and store_fd(name, listening.fileno()):
                 self._stored = name
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(self._accept, sock=listening, backlog=BACKLOG)
+        self._listening = listening
+        self._listen()
 
     def _names(self) -> list[str]:
         """What names of the socket in systemd's store begin with: the uuid's, or without one while there was none."""
@@ -200,13 +207,44 @@ class Listener:
         for connection in self._connections:
             connection.configure()
 
-    def _accept(self) -> asyncio.BaseProtocol:
-        return _Newcomer(self)
+    def _listen(self) -> None:
+        if self._listening is not None:
+            asyncio.get_running_loop().add_reader(self._listening, self._accept)
 
-    def admit(self, transport: asyncio.Transport) -> Connection | None:
+    def _accept(self) -> None:
+        """Somebody connects. A few at a time: a crowd at one domain's socket does not keep the others waiting."""
+        if self._listening is None:
+            return
+        loop = asyncio.get_running_loop()
+        for _ in range(ACCEPTS):
+            try:
+                peer = self._listening.accept()[0]
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptors or no memory: they wait in the queue
+                loop.remove_reader(self._listening)
+                self._retry = loop.call_later(ACCEPT_RETRY, self._listen)
+                loop.call_exception_handler({"message": f"{self.path}: accept", "exception": error})
+                return
+            connection = self._admit(peer)
+            if connection is None:
+                peer.close()
+                continue
+            arriving = loop.create_task(self._arrive(connection, peer))
+            self._arriving.add(arriving)
+            arriving.add_done_callback(self._arriving.discard)
+
+    async def _arrive(self, connection: Connection, peer: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, peer)
+        except (OSError, MemoryError) as error:  # this one cannot be had; the others are served
+            peer.close()
+            self._closed(connection)
+            asyncio.get_running_loop().call_exception_handler({"message": f"{self.path}: accept", "exception": error})
+
+    def _admit(self, peer: socket.socket) -> Connection | None:
         """The protocol for a new connection, or None where it must be closed at once."""
         domain = self.domain
-        peer = cast(socket.socket, transport.get_extra_info("socket"))
         try:
             pid, uid, _gid = _CREDENTIALS.unpack(
                 peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
@@ -252,28 +290,11 @@ class Listener:
             self.close()
 
     def _hang_up(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
         for connection in list(self._connections):
             connection.close()
-
-
-class _Newcomer(asyncio.BufferedProtocol):
-    """A connection until it is known who it is."""
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)
-        connection = self._listener.admit(transport)
-        if connection is None:
-            transport.abort()
-            return
-        transport.set_protocol(connection)
-        connection.connection_made(transport)
-
-    def get_buffer(self, sizehint: int) -> bytearray:
-        """Never read from: the connection takes over before the first byte, or the transport is gone."""
-        return bytearray(1)

@@ -90,7 +90,7 @@ async def served(
     # root may always; anybody else who runs the tests is the device model
     own = Access(None if os.geteuid() == 0 else [os.geteuid()])
     listener = Listener(domain, one.directory, access or own, judge)
-    await listener.start(None, {})
+    listener.start(None, {})
     try:
         yield listener
     finally:

@@ -119,7 +119,7 @@ def test_it_belongs_to_its_device_model(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
         domain = one.domain()
         listener = Listener(domain, tmp_path, Access(None), allowed)
-        await listener.start(1234, {})
+        listener.start(1234, {})
         assert listener.path.stat().st_uid == 1234
         listener.configure(Access([NOBODY]), 1234)
         assert listener.path.stat().st_uid == NOBODY
@@ -147,7 +147,7 @@ def test_the_sockets_of_a_successor_stay(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
         domain = one.domain()
         first = Listener(domain, tmp_path, Access(None), allowed)
-        await first.start(None, {})
+        first.start(None, {})
         async with served(one, domain) as second:
             first.close()
             with await Client.connect(second.path) as client:
@@ -160,7 +160,7 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
         listener = Listener(one.domain(), tmp_path / "gone", Access(None), allowed)
         with pytest.raises(HostError) as caught:
-            await listener.start(None, {})
+            listener.start(None, {})
         assert str(tmp_path / "gone" / "dom7.sock") in str(caught.value)
         listener.close()
 
