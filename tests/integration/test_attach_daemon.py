@@ -38,6 +38,19 @@ class Qemu:
         return 0
 
 
+class Platform(Qemu):
+    """The BAR is at 0xc000."""
+
+    def locate(self, port: int, size: int) -> int | None:
+        return port - 0xC000 if 0xC000 <= port <= 0xC0FF else None
+
+    async def config_read(self, register: int, size: int) -> int:
+        return 0
+
+    async def config_write(self, register: int, size: int, value: int) -> None:
+        raise AssertionError(register)
+
+
 class Guest:
     """One vCPU: an access at a time."""
 
@@ -67,7 +80,9 @@ def play(daemon: Daemon, work: Callable[[Guest, Qemu, Pages], Awaitable[None]]) 
         answers: asyncio.Queue[int | None] = asyncio.Queue()
         qemu, pages = Qemu(), Pages()
         failures: list[BaseException] = []
-        agent = Agent(unplugd, qemu, GuestMemory(pages), lambda _, data: answers.put_nowait(data), failures.append)
+        agent = Agent(
+            unplugd, qemu, Platform(), GuestMemory(pages), lambda _, data: answers.put_nowait(data), failures.append
+        )
         await work(Guest(agent, answers), qemu, pages)
         assert failures == []
         connection.cancel()
@@ -90,6 +105,26 @@ def test_a_driver_unplugs_what_policy_allows(run: Run) -> None:
         assert qemu.written[1:] == [(0x0E, 2, 0)]
 
     play(run(embedded(7, policy={"allow_unplug": ["nics"]})), work)
+
+
+def test_the_bar_obeys_policy(run: Run) -> None:
+    async def work(guest: Guest, qemu: Qemu, pages: Pages) -> None:
+        assert await guest.read(0xC004, 4) == 0xFFFFFFFF
+        for size in (1, 2, 4):
+            await guest.write(0xC004, size, 1)
+            await guest.write(0xC008, size, 2)
+        assert qemu.written == []
+        await guest.write(0xC000, 1, 1)
+        assert await guest.read(0xC000, 1) == 1
+        assert qemu.written == [(0x10, 1, 1)]
+
+    async def allowed(guest: Guest, qemu: Qemu, pages: Pages) -> None:
+        await guest.write(0xC008, 4, 2)
+        await guest.write(0xC004, 4, 1)
+        assert qemu.written == [(0x10, 2, 2), (0x10, 2, 3)]
+
+    play(run(embedded(7)), work)
+    play(run(embedded(7, policy={"legacy_unplug": True})), allowed)
 
 
 def test_strings_come_from_memory_and_go_there(run: Run) -> None:

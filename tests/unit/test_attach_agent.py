@@ -43,6 +43,19 @@ class Qemu:
         return 0xFF
 
 
+class Platform(Qemu):
+    """A BAR at 0xc000 and a configuration space that reads as its register."""
+
+    def locate(self, port: int, size: int) -> int | None:
+        return port - 0xC000 if 0xC000 <= port <= 0xC0FF else None
+
+    async def config_read(self, register: int, size: int) -> int:
+        return register
+
+    async def config_write(self, register: int, size: int, value: int) -> None:
+        self.written.append((register, size, value))
+
+
 class Pages:
     """Two pages of memory at frames 5 and 6; nothing elsewhere."""
 
@@ -73,7 +86,7 @@ def test_an_access_ends_when_qemu_has_unplugged() -> None:
     async def main() -> None:
         unplugd, qemu, answers = Unplugd(), Qemu(), dict[int, int | None]()
         failures: list[BaseException] = []
-        agent = Agent(unplugd, qemu, GuestMemory(Pages()), answers.__setitem__, failures.append)
+        agent = Agent(unplugd, qemu, Platform(), GuestMemory(Pages()), answers.__setitem__, failures.append)
         agent.take(0, single(0x10, 2, 3))
         agent.take(1, single(0x10, 2, read=True))  # another vCPU is not held up
         assert agent.in_flight == 2
@@ -93,7 +106,7 @@ def test_an_access_ends_when_qemu_has_unplugged() -> None:
 def test_strings_use_the_guests_memory() -> None:
     async def main() -> None:
         unplugd, pages, answers = Unplugd(), Pages(), dict[int, int | None]()
-        agent = Agent(unplugd, Qemu(), GuestMemory(pages), answers.__setitem__, lambda error: None)
+        agent = Agent(unplugd, Qemu(), Platform(), GuestMemory(pages), answers.__setitem__, lambda error: None)
         pages.memory[PAGE_SIZE - 2:PAGE_SIZE + 2] = b"abcd"
         agent.take(0, Access(Kind.PIO, 0x12, 6 * PAGE_SIZE - 2, 4, 1, read=False, string=True, backwards=False))
         assert unplugd.asked[0][0].payload == b"abcd"
@@ -106,11 +119,32 @@ def test_strings_use_the_guests_memory() -> None:
     asyncio.run(main())
 
 
+def test_the_platform_device_is_asked() -> None:
+    async def main() -> None:
+        unplugd, platform, answers = Unplugd(), Platform(), dict[int, int | None]()
+        platform.may_go.set()
+        qemu = Qemu()
+        agent = Agent(unplugd, qemu, platform, GuestMemory(Pages()), answers.__setitem__, lambda error: None)
+        agent.take(0, single(0xC008, 1, 65))
+        assert unplugd.asked[0][0] == Ask(0x10008, 1, 65)
+        agent.take(1, Access(Kind.PCI_CONFIG, 2 << 35 | 0x10, 0, 1, 4, read=True, string=False, backwards=False))
+        agent.take(2, Access(Kind.PCI_CONFIG, 2 << 35 | 4, 7, 1, 2, read=False, string=False, backwards=False))
+        agent.take(3, single(0xD000, 2, 9))
+        agent.take(4, single(0xD000, 2, read=True))
+        while agent.in_flight > 1:
+            await asyncio.sleep(0)
+        assert answers == {1: 0x10, 2: None, 3: None, 4: 0xFF}
+        assert platform.written == [(4, 2, 7), (0xD000, 2, 9)]
+        assert qemu.written == []
+
+    asyncio.run(main())
+
+
 def test_what_nobody_expected_is_said() -> None:
     async def main() -> None:
         unplugd, qemu = Unplugd(), Qemu(RuntimeError("no"))
         failures: list[BaseException] = []
-        agent = Agent(unplugd, qemu, GuestMemory(Pages()), lambda vcpu, data: None, failures.append)
+        agent = Agent(unplugd, qemu, Platform(), GuestMemory(Pages()), lambda vcpu, data: None, failures.append)
         agent.take(0, single(0x0D, 1, 3))
         qemu.may_go.set()
         while not failures:

@@ -7,15 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unplugd.attach.plan import (
+    BAR,
+    FIRST_CONFIG,
     FIRST_PORT,
+    LAST_CONFIG,
     LAST_PORT,
     Ask,
     Brought,
+    Locate,
     Piece,
+    ReadConfig,
     ReadGuest,
     ReadQemu,
     Reply,
+    Side,
     Step,
+    WriteConfig,
     WriteGuest,
     WriteQemu,
     blocks,
@@ -27,6 +34,8 @@ from unplugd.attach.plan import (
 from unplugd.attach.slots import Access, Kind
 
 MEMORY = 1 << 16
+BAR_AT = 0xC000
+"""Where the platform device's BAR is."""
 
 
 @dataclass
@@ -49,7 +58,7 @@ class World:
                     filled = count * size if read and payload is not None else 0
                     return Reply(ones(size) if read else 0, b"\xff" * filled, absent=True)
                 if read:
-                    value = sum((port + i) << 8 * i for i in range(size))
+                    value = sum((port + i & 0xFF) << 8 * i for i in range(size))
                     return Reply(value, value.to_bytes(size, "little") * count if payload is not None else b"")
                 values = [data] if payload is None else [
                     int.from_bytes(payload[at:at + size], "little") for at in range(0, len(payload), size)]
@@ -59,9 +68,13 @@ class World:
                     self.written.append((port, size, value))
                     if (port, size) == (0x10, 2):
                         order |= value & self.order
+                    if (port, size, value) == (BAR + 4, 4, 1):
+                        order |= 3 & self.order
                 return Reply(order)
-            case ReadQemu(port, size):
-                return sum((port + i) << 8 * i for i in range(size))
+            case Locate(port, _):
+                return port - BAR_AT if BAR_AT <= port < BAR_AT + 0x100 else None
+            case ReadQemu(port, size) | ReadConfig(port, size):
+                return sum((port + i & 0xFF) << 8 * i for i in range(size))
             case ReadGuest(address, length):
                 return bytes(self.memory[address:address + length])
             case WriteGuest(address, data):
@@ -94,7 +107,9 @@ sizes = st.sampled_from([1, 2, 4])
 @st.composite
 def accesses(draw: st.DrawFn) -> Access:
     size = draw(sizes)
-    port = draw(st.integers(FIRST_PORT, LAST_PORT + 1 - size))
+    first, last = draw(st.sampled_from([
+        (FIRST_PORT, LAST_PORT), (FIRST_CONFIG, LAST_CONFIG), (BAR_AT, BAR_AT + 0xFF), (0xD000, 0xD0FF)]))
+    port = draw(st.integers(first, last + 1 - size))
     read = draw(st.booleans())
     if not draw(st.booleans()):
         return single(port, size, draw(st.integers(0, ones(size))), read=read)
@@ -105,29 +120,33 @@ def accesses(draw: st.DrawFn) -> Access:
 @pytest.mark.parametrize(
     ("port", "size", "expected"),
     [
-        (0x0D, 1, [(0x0D, 1, 0, False)]),
-        (0x0D, 2, [(0x0D, 1, 0, False), (0x0E, 1, 8, False)]),
-        (0x0D, 4, [(0x0D, 1, 0, False), (0x0E, 2, 8, False), (0x10, 1, 24, True)]),
-        (0x0E, 2, [(0x0E, 2, 0, False)]),
-        (0x0E, 4, [(0x0E, 2, 0, False), (0x10, 2, 16, True)]),
-        (0x0F, 2, [(0x0F, 1, 0, False), (0x10, 1, 8, True)]),
-        (0x0F, 4, [(0x0F, 1, 0, False), (0x10, 2, 8, True), (0x12, 1, 24, True)]),
-        (0x10, 4, [(0x10, 4, 0, True)]),
-        (0x11, 4, [(0x11, 4, 0, True)]),
-        (0x13, 4, [(0x13, 4, 0, True)]),
+        (0x0D, 1, [(0x0D, 1, 0, Side.QEMU)]),
+        (0x0D, 2, [(0x0D, 1, 0, Side.QEMU), (0x0E, 1, 8, Side.QEMU)]),
+        (0x0D, 4, [(0x0D, 1, 0, Side.QEMU), (0x0E, 2, 8, Side.QEMU), (0x10, 1, 24, Side.UNPLUGD)]),
+        (0x0E, 2, [(0x0E, 2, 0, Side.QEMU)]),
+        (0x0E, 4, [(0x0E, 2, 0, Side.QEMU), (0x10, 2, 16, Side.UNPLUGD)]),
+        (0x0F, 2, [(0x0F, 1, 0, Side.QEMU), (0x10, 1, 8, Side.UNPLUGD)]),
+        (0x0F, 4, [(0x0F, 1, 0, Side.QEMU), (0x10, 2, 8, Side.UNPLUGD), (0x12, 1, 24, Side.UNPLUGD)]),
+        (0x10, 4, [(0x10, 4, 0, Side.UNPLUGD)]),
+        (0x11, 4, [(0x11, 4, 0, Side.UNPLUGD)]),
+        (0x13, 4, [(0x13, 4, 0, Side.UNPLUGD)]),
+        (0xCF9, 1, [(0xCF9, 1, 0, Side.QEMU)]),
+        (0xCF9, 4, [(0xCF9, 1, 0, Side.QEMU), (0xCFA, 2, 8, Side.QEMU), (0xCFC, 1, 24, Side.NOBODY)]),
+        (0xCFA, 4, [(0xCFA, 2, 0, Side.QEMU), (0xCFC, 2, 16, Side.NOBODY)]),
+        (0xCFC, 4, [(0xCFC, 4, 0, Side.NOBODY)]),
     ],
 )
 def test_accesses_are_split_where_qemu_splits_them(
-    port: int, size: int, expected: list[tuple[int, int, int, bool]]
+    port: int, size: int, expected: list[tuple[int, int, int, Side]]
 ) -> None:
     assert pieces(port, size) == tuple(Piece(*piece) for piece in expected)
 
 
 @given(ports, sizes)
 def test_pieces_cover_the_access_once(port: int, size: int) -> None:
-    covered = [(piece.port + i, piece.ours) for piece in pieces(port, size) for i in range(piece.size)]
+    covered = [(piece.port + i, piece.side) for piece in pieces(port, size) for i in range(piece.size)]
     assert [at for at, _ in covered] == list(range(port, port + size))
-    assert all(ours == (at >= 0x10) for at, ours in covered)
+    assert all(side is (Side.UNPLUGD if at >= 0x10 else Side.QEMU) for at, side in covered)
 
 
 @given(accesses(), st.sampled_from([0, 1, 2, 3, 15]))
@@ -139,26 +158,28 @@ def test_qemu_sees_an_unplug_only_on_unplugds_word(access: Access, order: int) -
     for step in world.steps:
         match step:
             case Ask(port, size, _, read, _, _):
-                asked = (port, size, read) == (0x10, 2, False)
+                asked = (port, size, read) == (0x10, 2, False) or (port >= BAR and not read)
             case WriteQemu(0x10, 2, value):
                 assert asked
                 assert value
                 assert value & ~order == 0
             case WriteQemu(port, size, value):
-                assert port + size <= 0x10 or (port, size) == (0x10, 1)
                 assert value <= ones(size)
+                if (port, size) != (0x10, 1):
+                    assert port + size <= 0x10 or 0xCF9 <= port < port + size <= 0xCFC or port >= 0xD000
+                    assert step.beside == (port >= 0xD000)
 
 
 @given(accesses())
 def test_without_unplugd_qemu_gets_its_own_ports_only(access: Access) -> None:
     world = World(order=15, absent=True)
     world.run(access)
-    assert all(write.port + write.size <= 0x10 for write in world.qemu_writes)
+    assert all(write.port + write.size <= 0x10 or write.port >= FIRST_CONFIG for write in world.qemu_writes)
 
 
 @given(ports, sizes)
 def test_a_read_is_put_together_from_both_sides(port: int, size: int) -> None:
-    expected = sum((port + i) << 8 * i for i in range(size))
+    expected = sum((port + i & 0xFF) << 8 * i for i in range(size))
     assert World().run(single(port, size, read=True)) == expected
     assert World(absent=True).run(single(0x10, 2, read=True)) == 0xFFFF
 
@@ -173,6 +194,51 @@ def test_the_rom_lock_is_qemus_work() -> None:
     world = World()
     world.run(single(0x10, 1, 1))
     assert world.steps == [Ask(0x10, 1, data=1), WriteQemu(0x10, 1, 1)]
+
+
+def test_the_bar_is_unplugds() -> None:
+    world = World(order=3)
+    world.run(single(BAR_AT + 4, 4, 1))
+    assert world.steps == [Locate(BAR_AT + 4, 4), Ask(BAR + 4, 4, data=1), WriteQemu(0x10, 2, 3)]
+    world = World()
+    world.run(single(BAR_AT + 8, 1, 1))
+    assert world.steps[1:] == [Ask(BAR + 8, 1, data=1)]
+    world = World()
+    world.run(single(BAR_AT, 1, 1))
+    assert world.steps[1:] == [Ask(BAR, 1, data=1), WriteQemu(0x10, 1, 1)]
+    assert World().run(single(BAR_AT + 2, 2, read=True)) == 0x0302
+    world = World()
+    world.memory[:4] = b"log\n"
+    world.run(Access(Kind.PIO, BAR_AT + 8, 0, 4, 1, read=False, string=True, backwards=False))
+    assert world.steps[2:] == [Ask(BAR + 8, 1, count=4, payload=b"log\n")]
+
+
+def test_what_is_beside_the_bar_is_qemus() -> None:
+    world = World()
+    world.run(single(0xD004, 1, 1))
+    assert world.steps[1:] == [WriteQemu(0xD004, 1, 1, beside=True)]
+    assert World().run(single(0xD004, 1, read=True)) == 4
+    world = World()
+    world.run(single(0xCF9, 1, 6))
+    assert world.steps == [WriteQemu(0xCF9, 1, 6)]
+    assert World().run(single(0xCFE, 1, read=True)) == 0xFF
+
+
+def test_configuration_space_is_read_and_written() -> None:
+    def config(size: int, data: int = 0, *, read: bool = False, count: int = 1, string: bool = False) -> Access:
+        return Access(Kind.PCI_CONFIG, 0x10 << 32 | 0x11, data, count, size, read, string, backwards=False)
+
+    world = World()
+    world.run(config(2, 0x1234_5678))
+    assert world.steps == [WriteConfig(0x11, 2, 0x5678)]
+    assert World().run(config(2, read=True)) == 0x1211
+    world = World()
+    world.memory[:4] = b"\1\2\3\4"
+    world.run(config(2, count=2, string=True))
+    assert world.steps[1:] == [WriteConfig(0x11, 2, 0x0201), WriteConfig(0x11, 2, 0x0403)]
+    world = World()
+    world.run(config(1, count=3, string=True, read=True))
+    assert world.memory[:4] == b"\x11\x11\x11\0"
 
 
 @given(st.binary(min_size=1, max_size=9000), st.sampled_from([1, 2, 4]), st.booleans())

@@ -55,6 +55,9 @@ class FakeQemu:
             if request["execute"] == "qmp_capabilities":
                 writer.write(b'{"return": {}}\r\n')
                 continue
+            if request["execute"] == "query-pci":
+                writer.write(b'{"return": [{"bus": 0, "devices": []}]}\r\n')
+                continue
             command = request["arguments"]["command-line"]
             self.commands.append(command)
             if self.drop_after == len(self.commands):
@@ -109,6 +112,17 @@ def test_ports_are_written_and_read_over_one_connection() -> None:
 
     assert run(fake, work) == []
     assert fake.ports == {0x10: 3, 0x0D: 0xAB}
+    assert fake.connections == 1
+
+
+def test_qmp_commands_are_answered_beside_ports() -> None:
+    fake = FakeQemu()
+
+    async def work(monitor: Monitor) -> None:
+        assert await monitor.query("query-pci") == [{"bus": 0, "devices": []}]
+        assert await monitor.read(0x0E, 2) == 0xFF
+
+    assert run(fake, work) == []
     assert fake.connections == 1
 
 

@@ -66,6 +66,15 @@ class FakeXen:
         self.ranges.add((server, first, last))
         self.calls.append(f"map {server}")
 
+    def unmap_ports(self, server: int, first: int, last: int) -> None:
+        if (server, first, last) not in self.ranges:
+            raise XenError("unmap", ENOENT)
+        self.ranges.remove((server, first, last))
+        self.calls.append(f"unmap {server}")
+
+    def map_device(self, server: int, bus: int, slot: int, function: int) -> None:
+        self.calls.append(f"device {server} {bus:02x}:{slot:02x}.{function}")
+
     def map_ioreq_page(self, server: int) -> memoryview:
         if server not in self.pages:
             raise XenError("map_resource", ENOENT)
@@ -88,7 +97,7 @@ class FakeXen:
 
 def serve(xen: FakeXen, known: int | None = None) -> IoreqServer:
     return IoreqServer(
-        cast(DeviceModel, xen), cast(ForeignMemory, xen), cast(EventChannels, xen), (0x0D, 0x16),
+        cast(DeviceModel, xen), cast(ForeignMemory, xen), cast(EventChannels, xen), [(0x0D, 0x16)], (0, 2, 0),
         lambda number: xen.calls.append(f"keep {number}"), known,
     )  # fmt: skip
 
@@ -100,7 +109,7 @@ def idle(server: IoreqServer) -> bool:
 def test_the_id_is_kept_before_an_access_can_come() -> None:
     xen = FakeXen(vcpus=2)
     server = serve(xen)
-    assert xen.calls == ["create 1", "keep 1", "map 1", "enable 1", "bind 100", "bind 101"]
+    assert xen.calls == ["create 1", "keep 1", "map 1", "device 1 00:02.0", "enable 1", "bind 100", "bind 101"]
     assert server.vcpus == 2
     assert not server.taken_over
     assert server.accesses() == []
@@ -131,7 +140,7 @@ def test_a_server_left_behind_is_taken_over_with_what_is_pending() -> None:
     server = serve(xen, known=1)
     assert server.taken_over
     assert "create 2" not in xen.calls
-    assert xen.calls[0] == "enable 1"
+    assert xen.calls[:2] == ["device 1 00:02.0", "enable 1"]
     assert [vcpu for vcpu, _ in server.left_over()] == [0, 1]
     assert xen.notified == [202, 203]  # answered, perhaps not told; and one that waits for nothing
     xen.events.append(200)
@@ -168,6 +177,17 @@ def test_ports_are_handed_back_when_nobody_waits() -> None:
     assert idle(server)
     server.destroy()
     assert xen.calls[-2:] == ["disable 1", "destroy 1"]
+
+
+def test_ports_come_and_go() -> None:
+    xen = FakeXen()
+    server = serve(xen)
+    for _ in range(2):  # the second time there is nothing to do
+        server.own(0xC000, 0xC0FF)
+    assert (1, 0xC000, 0xC0FF) in xen.ranges
+    for _ in range(2):
+        server.disown(0xC000, 0xC0FF)
+    assert xen.ranges == {(1, 0x0D, 0x16)}
 
 
 def test_errors_of_xen_are_said() -> None:

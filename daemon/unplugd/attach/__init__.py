@@ -8,6 +8,8 @@
          +- guestmem.py  the guest's memory, for string I/O
          +- unplugd.py   the connection to the domain's socket
          +- qemu.py      QEMU's monitor
+         +- platform.py  the platform device's BAR, followed wherever the guest moves it
+         +- pci.py       what PCI configuration space that takes    (sans I/O)
          +- confine.py   gives everything up and proves it
     xen.py         the Xen libraries' stable ABI, in ctypes
     kept.py        what outlives a process: the id of each domain's ioreq server

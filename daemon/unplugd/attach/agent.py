@@ -14,11 +14,14 @@ from typing import Any, Protocol
 from unplugd.attach.plan import (
     Ask,
     Brought,
+    Locate,
     Plan,
+    ReadConfig,
     ReadGuest,
     ReadQemu,
     Reply,
     Step,
+    WriteConfig,
     WriteGuest,
     WriteQemu,
     serve,
@@ -43,6 +46,25 @@ class DrivesQemu(Protocol):
         """Read a port of QEMU's."""
 
 
+class HasPlatform(Protocol):
+    """platform.Platform."""
+
+    def locate(self, port: int, size: int) -> int | None:
+        """The offset of an access in the BAR; None when it lies elsewhere."""
+
+    async def read(self, port: int, size: int) -> int:
+        """Read a port beside the BAR."""
+
+    async def write(self, port: int, size: int, value: int) -> None:
+        """Write a port beside the BAR."""
+
+    async def config_read(self, register: int, size: int) -> int:
+        """Read the device's configuration space."""
+
+    async def config_write(self, register: int, size: int, value: int) -> None:
+        """Write the device's configuration space."""
+
+
 class HasMemory(Protocol):
     """guestmem.GuestMemory."""
 
@@ -64,12 +86,14 @@ class Agent:
         self,
         unplugd: AsksUnplugd,
         qemu: DrivesQemu,
+        platform: HasPlatform,
         memory: HasMemory,
         answer: Callable[[int, int | None], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._unplugd = unplugd
         self._qemu = qemu
+        self._platform = platform
         self._memory = memory
         self._answer = answer
         self._failed = failed
@@ -92,10 +116,12 @@ class Agent:
                     case WriteGuest(address, data):
                         self._memory.write(address, data)
                         brought = None
+                    case Locate(port, size):
+                        brought = self._platform.locate(port, size)
                     case Ask():
                         self._unplugd.ask(step, partial(self._advance, vcpu, plan))
                         return
-                    case WriteQemu() | ReadQemu():
+                    case WriteQemu() | ReadQemu() | ReadConfig() | WriteConfig():
                         self._start(self._drive(vcpu, plan, step))
                         return
         except StopIteration as stop:
@@ -115,10 +141,14 @@ class Agent:
     async def _drive(self, vcpu: int, plan: Plan, step: Step) -> None:
         brought: Brought = None
         match step:
-            case WriteQemu(port, size, value):
-                await self._qemu.write(port, size, value)
-            case ReadQemu(port, size):
-                brought = await self._qemu.read(port, size)
+            case WriteQemu(port, size, value, beside):
+                await (self._platform if beside else self._qemu).write(port, size, value)
+            case ReadQemu(port, size, beside):
+                brought = await (self._platform if beside else self._qemu).read(port, size)
+            case ReadConfig(register, size):
+                brought = await self._platform.config_read(register, size)
+            case WriteConfig(register, size, value):
+                await self._platform.config_write(register, size, value)
             case _:
                 raise AssertionError(step)
         self._advance(vcpu, plan, brought)

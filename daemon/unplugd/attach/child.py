@@ -22,7 +22,8 @@ from unplugd.attach.broker import ChildEnd
 from unplugd.attach.confine import Identity, confine
 from unplugd.attach.guestmem import GuestMemory
 from unplugd.attach.kept import Kept, KeptServers
-from unplugd.attach.plan import FIRST_PORT, LAST_PORT
+from unplugd.attach.plan import FIRST_CONFIG, FIRST_PORT, LAST_CONFIG, LAST_PORT
+from unplugd.attach.platform import Platform, find
 from unplugd.attach.qemu import Monitor
 from unplugd.attach.server import IoreqServer, NotYet
 from unplugd.attach.settings import AttachConfig
@@ -46,6 +47,8 @@ class Ended(IntEnum):
     """QEMU has not made its server yet."""
     LEFT = 5
     """The server is disabled but still there: a vCPU did not take its answer in time."""
+    NO_PLATFORM = 6
+    """QEMU has no platform device (`xen_platform_pci = 0`, or a PV domain): nobody would carry an unplug out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +109,15 @@ async def _main(
     detach = asyncio.Event()
     broker = ChildEnd(end, detach.set, gone=lambda: os._exit(Ended.FAILED))
     memory, events = ForeignMemory(domain.domid), EventChannels()
+    broker.start()
+    monitor = Monitor(lambda: broker.connect("qemu"), broker.log)
+    device = await find(monitor)
+    if device is None:
+        return Ended.NO_PLATFORM
     try:
         server = IoreqServer(
-            DeviceModel(domain.domid), memory, events, (FIRST_PORT, LAST_PORT),
+            DeviceModel(domain.domid), memory, events, ((FIRST_PORT, LAST_PORT), (FIRST_CONFIG, LAST_CONFIG)),
+            (device.bus, device.slot, device.function),
             keep=lambda number: kept.save(Kept(domain.domid, domain.uuid, number)),
             known=kept.load(domain.domid, domain.uuid),
         )  # fmt: skip
@@ -118,13 +127,13 @@ async def _main(
         if error.call == "xendevicemodel_create_ioreq_server" and error.errno in (EINVAL, EOPNOTSUPP):
             return Ended.NOT_HVM
         raise
-    broker.start()
+    platform = Platform(device, monitor, server, broker.log)
+    await platform.look()
     unplugd = Unplugd(
         lambda: broker.connect("unplugd"),
         give_up_after=None if config.when_unreachable == "wait" else config.unreachable_after,
         report=broker.log,
     )
-    monitor = Monitor(lambda: broker.connect("qemu"), broker.log)
     failure: asyncio.Future[None] = loop.create_future()
 
     def failed(error: BaseException) -> None:
@@ -133,7 +142,7 @@ async def _main(
 
     # An exception in a callback of the loop's (an answer of unplugd's, an access) is as final as one in a task.
     loop.set_exception_handler(lambda _, context: failed(context.get("exception") or RuntimeError(context["message"])))
-    agent = Agent(unplugd, monitor, GuestMemory(memory), server.answer, failed)
+    agent = Agent(unplugd, monitor, platform, GuestMemory(memory), server.answer, failed)
     confine(domain.domid, identity, kept.directory / "empty", supervisor)
     how = "taken over" if server.taken_over else "created"
     broker.say("attached", f"ioreq server {server.id} {how}, {server.vcpus} vCPUs")

@@ -10,13 +10,19 @@ it (`outl 0x0e` is 2 bytes for the DMA controller and a 2-byte unplug mask at 0x
 to QEMU as it is, the protocol's part to unplugd. The only writes that QEMU ever sees at 0x10 are unplugd's order and
 the platform flags, whose ROM lock only QEMU can set.
 
-Only ports are known here; nothing of processes, sockets or the Xen libraries belongs here.
+It also owns the platform device's I/O BAR and its configuration space (platform.py), and ports 0xcf9-0xcff: an access
+from 0xcf9-0xcfb into the configuration data port is one that Xen does not know for what it is, and would reach the
+configuration space in QEMU. The part below 0xcfc goes to QEMU; the rest finds nothing, as it does while 0xcf8 is not
+set (with it set, Xen makes a configuration access of what begins at 0xcfc or later).
+
+Only ports and registers are known here; nothing of processes, sockets or the Xen libraries belongs here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import cast
 
 from unplugd.attach.slots import Access, Kind
@@ -30,6 +36,11 @@ WINDOW = 0x10
 """The protocol's ports begin here; what is below belongs to the DMA controller (0x08-0x0f)."""
 UNPLUG_PORT = 0x10
 FLAGS_PORT = 0x10
+FIRST_CONFIG, LAST_CONFIG = 0xCF9, 0xCFF
+"""The ports around PCI's configuration data that are the server's; 4 bytes at 0xcf8, the address, are not within."""
+_CONFIG_DATA = 0xCFC
+BAR = 0x10000
+"""Where the platform device's BAR begins on the socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,8 @@ class WriteQemu:
     port: int
     size: int
     value: int
+    beside: bool = False
+    """True: a port that is the server's only because the BAR was or may come there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,33 @@ class ReadQemu:
 
     port: int
     size: int
+    beside: bool = False
+    """As for WriteQemu."""
+
+
+@dataclass(frozen=True, slots=True)
+class Locate:
+    """Where an access lies in the platform device's BAR; brings the offset, or None when it lies elsewhere."""
+
+    port: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadConfig:
+    """Read the platform device's configuration space; brings the value."""
+
+    register: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteConfig:
+    """Write the platform device's configuration space; brings None once it is done."""
+
+    register: int
+    size: int
+    value: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +131,22 @@ class WriteGuest:
     data: bytes
 
 
-Step = Ask | WriteQemu | ReadQemu | ReadGuest | WriteGuest
+Step = Ask | WriteQemu | ReadQemu | ReadGuest | WriteGuest | Locate | ReadConfig | WriteConfig
 Brought = Reply | int | bytes | None
 Plan = Generator[Step, Brought, int | None]
+
+
+class Side(Enum):
+    """Who gets a part of an access."""
+
+    UNPLUGD = "unplugd"
+    QEMU = "qemu"
+    BESIDE = "beside"
+    """QEMU, unless the BAR came there meanwhile."""
+    CONFIG = "config"
+    """The platform device's configuration space; `port` is the register."""
+    NOBODY = "nobody"
+    """Reads all ones, ignores writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +154,11 @@ class Piece:
     """A part of an access that goes to one side."""
 
     port: int
+    """As the side calls it."""
     size: int
     shift: int
     """Where its bits begin in the value of the whole."""
-    ours: bool
-    """True: unplugd's; False: QEMU's."""
+    side: Side
 
 
 def ones(size: int) -> int:
@@ -119,20 +172,24 @@ def _power(value: int) -> int:
 
 
 def pieces(port: int, size: int) -> tuple[Piece, ...]:
-    """Split an access as QEMU's memory core splits it between the DMA controller and the platform device.
+    """Split an access to the fixed ports as QEMU's memory core splits it, between QEMU and what lies above.
 
     Source: qemu softmmu/physmem.c, memory_access_size(): the largest power of two that fits; at the DMA controller
     also not more than the address is aligned to, while the platform device's ports take unaligned accesses whole.
     """
-    if port >= WINDOW:
-        return (Piece(port, size, 0, ours=True),)
+    if FIRST_CONFIG <= port <= LAST_CONFIG:
+        border, upper = _CONFIG_DATA, Side.NOBODY
+    else:
+        border, upper = WINDOW, Side.UNPLUGD
+    if port >= border:
+        return (Piece(port, size, 0, upper),)
     result = []
     at, end = port, port + size
     while at < end:
-        ours = at >= WINDOW
-        left = end - at if ours else min(end, WINDOW) - at
-        part = _power(left) if ours else min(_power(left), at & -at)
-        result.append(Piece(at, part, 8 * (at - port), ours))
+        side = upper if at >= border else Side.QEMU
+        left = end - at if at >= border else min(end, border) - at
+        part = _power(left) if at >= border else min(_power(left), at & -at)
+        result.append(Piece(at, part, 8 * (at - port), side))
         at += part
     return tuple(result)
 
@@ -157,12 +214,20 @@ def blocks(access: Access, limit: int = PAYLOAD_LIMIT) -> Iterator[tuple[int, in
 
 def serve(access: Access) -> Plan:
     """Carry one access out; the generator's value goes into the slot's data (None: nothing does)."""
-    if access.kind != Kind.PIO:
+    if access.kind not in (Kind.PIO, Kind.PCI_CONFIG):
         # INVALIDATE is for those who cache mappings of guest memory; this server maps and unmaps.
         return ones(8) if access.read else None
     if not access.size or access.size > 8:
         return None
-    parts = pieces(access.port, access.size)
+    if access.kind == Kind.PCI_CONFIG:
+        # Above the register is the device's address: there is only one whose configuration space is ours.
+        parts: tuple[Piece, ...] = (Piece(access.port & 0xFFFFFFFF, access.size, 0, Side.CONFIG),)
+    elif FIRST_PORT <= access.port <= LAST_PORT or FIRST_CONFIG <= access.port <= LAST_CONFIG:
+        parts = pieces(access.port, access.size)
+    elif (offset := (yield Locate(access.port, access.size))) is None:
+        parts = (Piece(access.port, access.size, 0, Side.BESIDE),)
+    else:
+        parts = (Piece(BAR + cast(int, offset), access.size, 0, Side.UNPLUGD),)
     if access.string:
         if access.read:
             yield from _strings_in(access, parts)
@@ -178,8 +243,15 @@ def serve(access: Access) -> Plan:
 def _read(parts: tuple[Piece, ...]) -> Generator[Step, Brought, int]:
     value = 0
     for piece in parts:
-        brought = yield Ask(piece.port, piece.size, read=True) if piece.ours else ReadQemu(piece.port, piece.size)
-        part = brought.data if isinstance(brought, Reply) else cast(int, brought)
+        match piece.side:
+            case Side.UNPLUGD:
+                part = cast(Reply, (yield Ask(piece.port, piece.size, read=True))).data
+            case Side.CONFIG:
+                part = cast(int, (yield ReadConfig(piece.port, piece.size)))
+            case Side.NOBODY:
+                part = ones(piece.size)
+            case _:
+                part = cast(int, (yield ReadQemu(piece.port, piece.size, piece.side is Side.BESIDE)))
         value |= (part & ones(piece.size)) << piece.shift
     return value
 
@@ -187,11 +259,16 @@ def _read(parts: tuple[Piece, ...]) -> Generator[Step, Brought, int]:
 def _write(parts: tuple[Piece, ...], value: int) -> Generator[Step, Brought, None]:
     for piece in parts:
         part = value >> piece.shift & ones(piece.size)
-        if piece.ours:
-            reply = cast(Reply, (yield Ask(piece.port, piece.size, data=part)))
-            yield from _consequences(piece, part, reply)
-        else:
-            yield WriteQemu(piece.port, piece.size, part)
+        match piece.side:
+            case Side.UNPLUGD:
+                reply = cast(Reply, (yield Ask(piece.port, piece.size, data=part)))
+                yield from _consequences(piece, part, reply)
+            case Side.CONFIG:
+                yield WriteConfig(piece.port, piece.size, part)
+            case Side.NOBODY:
+                pass
+            case Side.QEMU | Side.BESIDE:
+                yield WriteQemu(piece.port, piece.size, part, piece.side is Side.BESIDE)
 
 
 def _consequences(piece: Piece, value: int, reply: Reply) -> Generator[Step, Brought, None]:
@@ -200,7 +277,7 @@ def _consequences(piece: Piece, value: int, reply: Reply) -> Generator[Step, Bro
         return
     if reply.data:
         yield WriteQemu(UNPLUG_PORT, 2, reply.data & 0xFFFF)
-    elif piece.port == FLAGS_PORT and piece.size == 1:
+    elif piece.port in (FLAGS_PORT, BAR) and piece.size == 1:
         yield WriteQemu(FLAGS_PORT, 1, value)
 
 
@@ -208,8 +285,8 @@ def _strings_out(access: Access, parts: tuple[Piece, ...]) -> Generator[Step, Br
     for address, count in blocks(access):
         block = cast(bytes, (yield ReadGuest(address, count * access.size)))
         payload = elements(block, access.size, backwards=access.backwards)
-        if len(parts) == 1 and parts[0].ours:
-            reply = cast(Reply, (yield Ask(access.port, access.size, count=count, payload=payload)))
+        if len(parts) == 1 and parts[0].side is Side.UNPLUGD:
+            reply = cast(Reply, (yield Ask(parts[0].port, access.size, count=count, payload=payload)))
             # Of many writes of the platform flags the last one counts.
             yield from _consequences(parts[0], payload[-1], reply)
         else:
@@ -219,8 +296,8 @@ def _strings_out(access: Access, parts: tuple[Piece, ...]) -> Generator[Step, Br
 
 def _strings_in(access: Access, parts: tuple[Piece, ...]) -> Generator[Step, Brought, None]:
     for address, count in blocks(access):
-        if len(parts) == 1 and parts[0].ours:
-            reply = cast(Reply, (yield Ask(access.port, access.size, read=True, count=count, payload=b"")))
+        if len(parts) == 1 and parts[0].side is Side.UNPLUGD:
+            reply = cast(Reply, (yield Ask(parts[0].port, access.size, read=True, count=count, payload=b"")))
             payload = reply.payload
         else:
             read = bytearray()

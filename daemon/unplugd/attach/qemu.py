@@ -80,7 +80,11 @@ class Monitor:
         """Read a port; tries for as long as it takes."""
         return await self._insist(read_command(port, size), read_result)
 
-    async def _insist(self, command: str, parse: Callable[[str], _T]) -> _T:
+    async def query(self, command: str) -> Any:
+        """What QEMU returns to a QMP command without arguments; asks for as long as it takes."""
+        return await self._insist({"execute": command}, lambda answer: answer)
+
+    async def _insist(self, command: str | dict[str, Any], parse: Callable[[Any], _T]) -> _T:
         retry, failed = _FIRST_RETRY, False
         async with self._lock:
             if self._idle is not None:
@@ -103,12 +107,14 @@ class Monitor:
                 await asyncio.sleep(retry)
                 retry = min(2 * retry, _LAST_RETRY)
 
-    async def _run(self, command: str) -> str:
+    async def _run(self, command: str | dict[str, Any]) -> Any:
         if self._link is None:
             connection = await self._connect()
             self._link = await asyncio.open_unix_connection(sock=connection, limit=_LINE_LIMIT)
             await _answer(self._link[0], "QMP")  # the greeting
             await _execute(self._link, {"execute": "qmp_capabilities"})
+        if isinstance(command, dict):
+            return await _execute(self._link, command)
         answer = await _execute(
             self._link, {"execute": "human-monitor-command", "arguments": {"command-line": command}}
         )

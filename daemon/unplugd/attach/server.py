@@ -2,7 +2,7 @@
 
 The order of things is what keeps a guest from hanging or slipping past (docs/attach.md, "Life of a server"):
 
-    create -> keep the id -> map the ports -> enable -> bind the event channels -> serve
+    create -> keep the id -> map ports and device -> enable -> bind the event channels -> serve
     disable (new accesses go to QEMU) -> answer what is in flight -> wait until each vCPU took its answer -> destroy
 
 Nothing here knows what an access means.
@@ -10,8 +10,8 @@ Nothing here knows what an access means.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from errno import EEXIST
+from collections.abc import Callable, Sequence
+from errno import EEXIST, ENOENT
 
 from unplugd.attach.slots import Access, Slots, SlotState
 from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError
@@ -21,8 +21,18 @@ class NotYet(Exception):
     """QEMU has no ioreq server yet: ours would come first and QEMU's would win."""
 
 
+def _unless(harmless: int, call: Callable[[], None]) -> None:
+    """Make a call, for which one errno says that there was nothing to do."""
+    try:
+        call()
+    except XenError as error:
+        if error.errno != harmless:
+            raise
+
+
 class IoreqServer:
-    """An ioreq server for ports `first` to `last` of a domain.
+    """An ioreq server for `ports` of a domain, each (first, last), and for the configuration space of the PCI device
+    `device`: bus, slot, function.
 
     `keep` is called with the id of a new server before any access can come to it. With `known`, the id of a server
     that a predecessor left, that one is taken over if it still exists; `taken_over` says so.
@@ -35,7 +45,8 @@ class IoreqServer:
         device_model: DeviceModel,
         memory: ForeignMemory,
         events: EventChannels,
-        ports: tuple[int, int],
+        ports: Sequence[tuple[int, int]],
+        device: tuple[int, int, int],
         keep: Callable[[int], None],
         known: int | None = None,
     ) -> None:
@@ -56,11 +67,9 @@ class IoreqServer:
                 raise NotYet
             keep(self.id)
             page = memory.map_ioreq_page(self.id)
-        try:
-            device_model.map_ports(self.id, *ports)
-        except XenError as error:
-            if error.errno != EEXIST:
-                raise
+        for first, last in ports:
+            self.own(first, last)
+        _unless(EEXIST, lambda: device_model.map_device(self.id, *device))
         device_model.enable_server(self.id, enabled=True)
         self._slots = Slots(page)
         self._ports: dict[int, int] = {}
@@ -70,6 +79,14 @@ class IoreqServer:
             self._ports[vcpu] = port
             self._vcpus[port] = vcpu
         self._enabled = True
+
+    def own(self, first: int, last: int) -> None:
+        """Have accesses to these ports come here; they may be this server's already. Raises XenError."""
+        _unless(EEXIST, lambda: self._device_model.map_ports(self.id, first, last))
+
+    def disown(self, first: int, last: int) -> None:
+        """Send accesses to these ports to QEMU again. Raises XenError."""
+        _unless(ENOENT, lambda: self._device_model.unmap_ports(self.id, first, last))
 
     @property
     def fd(self) -> int:

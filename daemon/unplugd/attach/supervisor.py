@@ -87,7 +87,8 @@ class Supervisor:
         self._children: dict[int, _Child] = {}
         self._killed: set[_Child] = set()
         """Processes of domains that are gone, until they are reaped."""
-        self._not_hvm: set[tuple[int, str]] = set()
+        self._unserved: set[tuple[int, str]] = set()
+        """Domains without ioreq servers or without a platform device."""
         self._examining: set[int] = set()
         self._again: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -204,7 +205,7 @@ class Supervisor:
             if known is not None and known.domain.uuid != uuid:
                 self._gone(domid)
                 known = None
-            if known is None and (domid, uuid) not in self._not_hvm:
+            if known is None and (domid, uuid) not in self._unserved:
                 one = self._children[domid] = _Child(Domain(domid, uuid))
                 self._fork(one)
 
@@ -214,7 +215,7 @@ class Supervisor:
 
     def _gone(self, domid: int) -> None:
         self._kept.forget(domid)
-        self._not_hvm = {key for key in self._not_hvm if key[0] != domid}
+        self._unserved = {key for key in self._unserved if key[0] != domid}
         one = self._children.pop(domid, None)
         if one is None:
             return
@@ -309,9 +310,11 @@ class Supervisor:
             case Ended.LEFT:
                 del self._children[domid]
                 return
-            case Ended.NOT_HVM:
+            case Ended.NOT_HVM | Ended.NO_PLATFORM:
                 del self._children[domid]
-                self._not_hvm.add((domid, one.domain.uuid))
+                self._unserved.add((domid, one.domain.uuid))
+                if code == Ended.NO_PLATFORM:
+                    self._report(domid, "not served: its QEMU has no platform device")
                 return
         if self._stop.is_set():
             return

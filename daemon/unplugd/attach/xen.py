@@ -18,6 +18,7 @@ from ctypes import (
     c_int,
     c_size_t,
     c_uint,
+    c_uint8,
     c_uint16,
     c_uint32,
     c_uint64,
@@ -56,6 +57,10 @@ _PROTOTYPES: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
         "xendevicemodel_set_ioreq_server_state": (c_int, (c_void_p, c_uint16, _ID, c_int)),
         "xendevicemodel_map_io_range_to_ioreq_server": (
             c_int, (c_void_p, c_uint16, _ID, c_int, c_uint64, c_uint64)),
+        "xendevicemodel_unmap_io_range_from_ioreq_server": (
+            c_int, (c_void_p, c_uint16, _ID, c_int, c_uint64, c_uint64)),
+        "xendevicemodel_map_pcidev_to_ioreq_server": (
+            c_int, (c_void_p, c_uint16, _ID, c_uint16, c_uint8, c_uint8, c_uint8)),
     },
     "libxenforeignmemory.so.1": {
         "xenforeignmemory_open": (c_void_p, (c_void_p, c_uint)),
@@ -132,6 +137,14 @@ class DeviceModel:
     def map_ports(self, server: int, first: int, last: int) -> None:
         """Send accesses that lie wholly within ports `first` to `last` to the server."""
         _call("xendevicemodel_map_io_range_to_ioreq_server", self._handle, self.domid, server, 0, first, last)
+
+    def unmap_ports(self, server: int, first: int, last: int) -> None:
+        """Take ports away from the server again; they must be its."""
+        _call("xendevicemodel_unmap_io_range_from_ioreq_server", self._handle, self.domid, server, 0, first, last)
+
+    def map_device(self, server: int, bus: int, slot: int, function: int) -> None:
+        """Send accesses to the configuration space of a PCI device to the server, as IOREQ_TYPE_PCI_CONFIG."""
+        _call("xendevicemodel_map_pcidev_to_ioreq_server", self._handle, self.domid, server, 0, bus, slot, function)
 
 
 class ForeignMemory:
