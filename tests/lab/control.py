@@ -78,14 +78,24 @@ class ControlSocket:
         self._thread.join(10)
 
 
+def status(**changes: Any) -> dict[str, Any]:
+    """The service's JSON object, /api/v1/status."""
+    return {
+        "version": "0.1.0", "pid": 17, "started": 1795428616.464,
+        "configuration": {"files": [], "since": 1795428616.464, "reloads": 0, "refused": None},
+        "ready": True, "waiting_for": "", "problem": "", "xenstore": {"connected": True, "reconnects": 0},
+        "blacklist": {"entries": 1, "lookups": {"allowed": 3, "blacklisted": 1, "unknown-product": 0, "fallback": 0}},
+        "domains": 0, "connections": 1, "ioreqs": 5, "protocol_errors": {"bad-type": 0}, "denied_connections": 0,
+    } | changes  # fmt: skip
+
+
 @contextlib.contextmanager
-def serving(*domains: dict[str, Any], ready: bool = True, metrics: str = "") -> Iterator[ControlSocket]:
-    """A control socket of a service with these domains."""
+def serving(*domains: dict[str, Any], **said: Any) -> Iterator[ControlSocket]:
+    """A control socket of a service with these domains; `said` is what its status has otherwise."""
     pages = {"/api/v1/domains": (200, json.dumps({"domains": list(domains)}).encode())}
     pages |= {f"/api/v1/domains/{one['domid']}": (200, json.dumps(one).encode()) for one in domains}
-    pages["/metrics"] = (200, metrics.encode())
-    pages["/-/ready"] = (200, b"unplugd is ready.\n") if ready else (
-        503, b"unplugd is not ready, it waits for xenstored.\n")
+    pages["/-/ready"] = (200, b"unplugd is ready.\n")
+    pages["/api/v1/status"] = (200, json.dumps(status(**said)).encode())
     with tempfile.TemporaryDirectory(prefix="u-") as directory:
         control = ControlSocket(Path(directory) / "control.sock", pages)
         try:

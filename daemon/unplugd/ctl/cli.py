@@ -17,7 +17,7 @@ from typing import Any
 
 from unplugd import __version__
 from unplugd.ctl import show
-from unplugd.ctl.failure import EXITS, OK, USAGE, Failure
+from unplugd.ctl.failure import EXITS, OK, USAGE, Failure, tell
 
 DOMAIN = "a domain's name, domid or uuid"
 PRODUCT = "a product's name or number: linux, 3, xensource-windows, ..."
@@ -242,9 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(status)
     except Failure as failure:
         sys.stdout.flush()
-        print(f"unplugctl: {failure.problem}", file=sys.stderr)
-        for line in filter(None, failure.hint.split("\n")):
-            print(f"  {line}", file=sys.stderr)
+        tell(failure)
         return failure.status
     except KeyboardInterrupt:
         # how -f and top are ended

@@ -6,6 +6,8 @@ from here.
 
 from __future__ import annotations
 
+import sys
+
 OK = 0
 NO = 1
 USAGE = 2
@@ -36,3 +38,10 @@ class Failure(Exception):
         self.problem = problem
         self.hint = hint
         super().__init__(problem)
+
+
+def tell(failure: Failure) -> None:
+    """What is wrong and what to do next, on standard error."""
+    print(f"unplugctl: {failure.problem}", file=sys.stderr)
+    for line in filter(None, failure.hint.split("\n")):
+        print(f"  {line}", file=sys.stderr)

@@ -1,21 +1,26 @@
 """`unplugctl list` and `show`: the guests as a table, and one of them in words.
 
-`show` is for somebody who has never heard of the protocol: it says what happened, what it means and what to do.
+`show` is for somebody who has never heard of the protocol: it says what happened, what it means and what to do. While
+unplugd does not answer, both show what it published in xenstore, say so, and end with the status of that.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from unplugd.ctl import show
 from unplugd.ctl.control import Control
-from unplugd.ctl.failure import NOT_FOUND, OK, Failure
+from unplugd.ctl.failure import NOT_FOUND, OK, Failure, tell
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
 HEADS = ("Name", "ID", "Driver", "Build", "Verdict", "Unplugged", "Log")
+
+NUMBERED_OTHERWISE = (0, 1, 2, 3)
+"""Products whose build number is one number: XenServer's old drivers, GPLPV, Linux."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -47,17 +52,36 @@ def find(domains: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
 
 def list_domains(options: Namespace) -> int:
     """`unplugctl list`."""
-    control = Control(options.socket)
-    domains = control.domains()
+    domains, failure = ask(options)
     if options.domains:
         domains = [find(domains, wanted) for wanted in options.domains]
     if options.json:
         show.print_json({"domains": domains})
-        return OK
+        return stale(failure)
     rows = [row(domain) for domain in domains]
     for line in show.table(HEADS, rows, right=(1, 3), colours=[colours(domain) for domain in domains]):
         print(line)
-    return OK
+    return stale(failure)
+
+
+def ask(options: Namespace) -> tuple[list[dict[str, Any]], Failure | None]:
+    """All domains; with the reason why they are xenstore's, where unplugd does not answer. Raises Failure."""
+    try:
+        return Control(options.socket).domains(), None
+    except Failure as failure:
+        from unplugd.ctl import published
+
+        return published.domains(options, failure), failure
+
+
+def stale(failure: Failure | None) -> int:
+    """The exit status; where unplugd did not answer, said aloud."""
+    if failure is None:
+        return OK
+    sys.stdout.flush()
+    tell(failure)
+    print("  above is what it published in xenstore while it ran", file=sys.stderr)
+    return failure.status
 
 
 def row(domain: dict[str, Any]) -> tuple[str, ...]:
@@ -70,7 +94,7 @@ def row(domain: dict[str, Any]) -> tuple[str, ...]:
 def colours(domain: dict[str, Any]) -> tuple[str, ...]:
     """The colours of that line."""
     log = domain["log"]
-    losing = log["throttled"] or any(log["dropped_lines"].values())
+    losing = log is not None and (log["throttled"] or any(log["dropped_lines"].values()))
     return ("", "", "", "", show.RED if domain["blacklisted"] else "", "", show.YELLOW if losing else "")
 
 
@@ -91,6 +115,8 @@ def verdict(domain: dict[str, Any]) -> str:
 def log_state(domain: dict[str, Any]) -> str:
     """How the guest's log does, in a word or three."""
     log = domain["log"]
+    if log is None:
+        return "?"
     dropped = sum(log["dropped_lines"].values())
     if log["throttled"]:
         return f"throttled, {dropped} dropped" if dropped else "throttled"
@@ -104,26 +130,28 @@ def log_state(domain: dict[str, Any]) -> str:
 
 def show_domain(options: Namespace) -> int:
     """`unplugctl show DOMAIN`."""
-    control = Control(options.socket)
-    domid = find(control.domains(), options.domain)["domid"]
-    domain = control.json(f"/api/v1/domains/{domid}")
+    domains, failure = ask(options)
+    domain = find(domains, options.domain)
+    domid = domain["domid"]
+    if failure is None:
+        domain = Control(options.socket).json(f"/api/v1/domains/{domid}")
     if domain is None:
         raise Failure(NOT_FOUND, f"domain {domid} has just gone", "unplugctl list")
     if options.json:
         show.print_json(domain)
-        return OK
+        return stale(failure)
     print(show.paint(f"{show.name(domain, 200)} (domain {domid}, uuid {show.safe(domain['uuid']) or 'not known yet'})",
                      show.BOLD))
     print()
     for line in summary(domain):
-        print(f"  {line}")
+        print(f"  {line}".rstrip())
     print()
     for label, value in facts(domain):
         print(f"  {label:<14}{value}")
     print()
     for line in history(domain):
         print(line)
-    return OK
+    return stale(failure)
 
 
 def summary(domain: dict[str, Any]) -> list[str]:
@@ -132,18 +160,22 @@ def summary(domain: dict[str, Any]) -> list[str]:
     if domain["blacklisted"]:
         because = f" ({show.safe(domain['blacklist_reason'])})" if domain["blacklist_reason"] else ""
         lines = [
-            f"Its PV driver, {told}, is on this host's blacklist{because}.",
-            "It was told so: its magic number reads 0xd249 until the guest is reset. A driver that is told so leaves",
-            "itself out, and the guest runs with emulated devices: slower, but safe.",
+            "PV drivers are what makes disks and networks of a Xen guest fast; they are installed in the guest, and",
+            "ask this host when they start whether they may. The build that is installed in this guest may not:",
+            f"{told} is on this host's blacklist{because}.",
+            "",
         ]
         if domain["unplugged"]:
-            lines += ["It unplugged its emulated " + " and ".join(domain["unplugged"]) + " all the same: it does not"
-                      " look at the answer."]
-        product = domain["product_name"] or domain["product"]
+            lines += ["It has unplugged the emulated " + " and ".join(domain["unplugged"]) + " all the same: this"
+                      " driver does not look at the answer."]
+        else:
+            lines += ["The guest runs all the same, with the disks and network cards that QEMU emulates: slower."]
+        listed = f"{show.safe(domain['product_name'] or domain['product'])} {domain['build']}"
         return [*lines,
-                "To use PV drivers: install another build in the guest, or take this one off the list with",
-                f"  unplugctl blacklist remove {show.safe(product)} {domain['build']}",
-                "and restart the guest: a verdict lasts until then."]
+                "To change that: install another build of the drivers in the guest, or take this one off the list,",
+                f"  unplugctl blacklist check {listed}     who listed it, and why",
+                f"  unplugctl blacklist remove {listed}    allow it again",
+                "and restart the guest then: it keeps its verdict until it is reset."]
     if domain["build"] is not None:
         return [f"Its PV driver announced itself as {told} and is allowed."
                 + ("" if domain["unplugged"] else " It has unplugged nothing yet.")]
@@ -158,13 +190,20 @@ def summary(domain: dict[str, Any]) -> list[str]:
 
 def facts(domain: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known, line by line."""
-    log = domain["log"]
     product = "none" if domain["product"] is None else f"{driver(domain)} (product {domain['product']})"
-    build = "" if domain["build"] is None else f", build {domain['build']}{dotted(domain['build'])}"
+    build = "" if domain["build"] is None else f", build {domain['build']}{dotted(domain)}"
     said = verdict(domain)
     if domain["blacklisted"]:
         said = show.paint(said, show.RED) + (
             f": {show.safe(domain['blacklist_reason'])}" if domain["blacklist_reason"] else "")
+    log = domain["log"]
+    known = [
+        ("Driver", product + build),
+        ("Verdict", "nothing announced yet" if said == "-" else said),
+        ("Unplugged", ", ".join(domain["unplugged"]) or "nothing"),
+    ]
+    if log is None:
+        return [*known, ("Log", f"unplugctl log {domain['domid']}")]
     limit = "none (log-throttling = 0)" if not log["limited"] else (
         f"{log['rate']:g} bytes a second, {log['burst']:g} at once, {log['balance']} left now"
         + (show.paint(", over it", show.YELLOW) if log["throttled"] else ""))
@@ -172,9 +211,7 @@ def facts(domain: dict[str, Any]) -> list[tuple[str, str]]:
         f"{show.plural(lines, 'line')} ({show.size(log['dropped_bytes'].get(reason, 0))}) by {reason}"
         for reason, lines in sorted(log["dropped_lines"].items()) if lines)
     return [
-        ("Driver", product + build),
-        ("Verdict", "nothing announced yet" if said == "-" else said),
-        ("Unplugged", ", ".join(domain["unplugged"]) or "nothing"),
+        *known,
         ("Device model", show.plural(domain["connections"], "connection")),
         ("Log", (f"{show.plural(log['lines'], 'line')}, {show.size(log['bytes'])} since unplugd started"
                 f"; read it: unplugctl log {domain['domid']}")),
@@ -183,15 +220,19 @@ def facts(domain: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def dotted(build: int) -> str:
-    """A build number as the three numbers that XENBUS makes it of, where it looks like that."""
-    return f" ({build >> 16}.{build >> 8 & 0xFF}.{build & 0xFF})" if 0xFFFF < build <= 0xFFFFFF else ""
+def dotted(domain: dict[str, Any]) -> str:
+    """A build number as the three numbers that XENBUS and its kin make it of, where it looks like that."""
+    build = domain["build"]
+    theirs = (domain["product"] or 0) not in NUMBERED_OTHERWISE and 0xFFFF < build <= 0xFFFFFF
+    return f" ({build >> 16}.{build >> 8 & 0xFF}.{build & 0xFF})" if theirs else ""
 
 
 def history(domain: dict[str, Any]) -> list[str]:
     """Which accesses came when; the journal's part where the daemon remembers none."""
     steps = domain.get("history")
     more = f"  what was recorded before: unplugctl events {domain['domid']}"
+    if domain["log"] is None:       # unplugd was not asked
+        return [more]
     if not steps:
         return ["  No access of its driver is remembered;", more]
     heads = show.paint("  What its driver did", show.BOLD)

@@ -96,8 +96,18 @@ def _known(options: Namespace) -> tuple[dict[str, Any] | None, int]:
         if failure.status == NOT_FOUND and "called" not in failure.problem:
             return None, control.peer()[1]
         if failure.status == NOT_RUNNING:
-            return None, 0
+            return _published(options, failure), 0
         raise
+
+
+def _published(options: Namespace, failure: Failure) -> dict[str, Any] | None:
+    """The domain as xenstore knows it while unplugd does not answer."""
+    from unplugd.ctl import published
+
+    try:
+        return find(published.domains(options, failure), options.domain) if options.domain else None
+    except Failure:
+        return None
 
 
 def _config(options: Namespace) -> Config | None:

@@ -1,77 +1,80 @@
 """`unplugctl status`: whether unplugd runs and does its job, in ten lines.
 
-It asks what Prometheus asks (/metrics, /-/ready), so that the two can never say different things.
+It shows /api/v1/status and counts the guests; whether the configuration's files have changed since unplugd read them is
+seen here.
 """
 
 from __future__ import annotations
 
-import re
+import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from unplugd.ctl import show
-from unplugd.ctl.control import Control
+from unplugd.ctl.control import DEFAULT_DROP_INS, DEFAULT_FILE, Control
 from unplugd.ctl.failure import NO, NOT_RUNNING, OK, Failure
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-_SAMPLE = re.compile(r'(unplugd_[a-z_]+)(?:\{(.*)\})? ([-+0-9.eE]+|NaN|[+-]Inf)$')
-_LABEL = re.compile(r'([a-z_]+)="((?:[^"\\]|\\.)*)"')
-
-
-def samples(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """unplugd's own series of an exposition: name to labels and value. Text that is no sample is passed over."""
-    found: dict[str, list[tuple[dict[str, str], float]]] = {}
-    for line in text.split("\n"):
-        match = _SAMPLE.match(line)
-        if match:
-            labels = dict(_LABEL.findall(match[2] or ""))
-            found.setdefault(match[1], []).append((labels, float(match[3])))
-    return found
-
 
 def gather(control: Control) -> dict[str, Any]:
     """All that is shown, under its JSON keys. Raises Failure."""
+    said = control.json("/api/v1/status")
+    if said is None:
+        raise Failure(NOT_RUNNING, "the unplugd that runs is older than this unplugctl: it has no /api/v1/status",
+                      "systemctl restart unplugd  (guests do not notice)")
     pid, _ = control.peer()
-    ready, said = control.get("/-/ready")
-    status, text = control.get("/metrics")
-    if status != 200:
-        raise Failure(NOT_RUNNING, f"unplugd answers /metrics with status {status}", "journalctl -u unplugd -n 20")
-    metrics = samples(text.decode("utf-8", "replace"))
     domains = control.domains()
-
-    def total(name: str, **labels: str) -> int:
-        wanted = labels.items()
-        return int(sum(value for have, value in metrics.get(name, ()) if wanted <= have.items()))
-
-    waiting = ""
-    if ready != 200:
-        waiting = said.decode("utf-8", "replace").strip()
-        waiting = waiting.removeprefix("unplugd is not ready, it waits for ").removesuffix(".")
-    build = metrics.get("unplugd_build_info") or [({}, 1.0)]
+    configuration = said["configuration"]
     return {
         "running": True,
-        "ready": ready == 200,
-        "waiting_for": waiting,
-        "version": build[0][0].get("version", ""),
+        "ready": said["ready"],
+        "waiting_for": said["waiting_for"],
+        "problem": said["problem"],
+        "version": said["version"],
         "pid": pid,
+        "started": said["started"],
         "control_socket": control.path,
-        "xenstore_up": bool(total("unplugd_xenstore_up")),
-        "xenstore_reconnects": total("unplugd_xenstore_reconnects_total"),
+        "configuration": {**configuration, "changed": changed(configuration)},
+        "xenstore_up": said["xenstore"]["connected"],
+        "xenstore_reconnects": said["xenstore"]["reconnects"],
         "domains": len(domains),
-        "connections": total("unplugd_connections"),
-        "ioreqs": total("unplugd_ioreqs_total"),
-        "blacklist_entries": total("unplugd_blacklist_entries"),
-        "fallback_verdicts": total("unplugd_blacklist_lookups_total", result="fallback"),
+        "connections": said["connections"],
+        "ioreqs": said["ioreqs"],
+        "blacklist_entries": said["blacklist"]["entries"],
+        "fallback_verdicts": said["blacklist"]["lookups"]["fallback"],
         "blacklisted": [domain["domid"] for domain in domains if domain["blacklisted"]],
         "throttled": [domain["domid"] for domain in domains if domain["log"]["throttled"]],
         "dropped_lines": {
             reason: sum(domain["log"]["dropped_lines"].get(reason, 0) for domain in domains)
             for reason in ("rate-limit", "sink")
         },
-        "protocol_errors": total("unplugd_protocol_errors_total"),
-        "denied_connections": total("unplugd_denied_connections_total"),
+        "protocol_errors": sum(said["protocol_errors"].values()),
+        "denied_connections": said["denied_connections"],
     }
+
+
+def changed(configuration: dict[str, Any]) -> list[str]:
+    """Files of the configuration that came, were written or were removed after unplugd had read them."""
+    first = next(iter(configuration["files"]), DEFAULT_FILE)
+    # without unplugd.toml the first of conf.d is the first of all
+    usual = first == DEFAULT_FILE or os.path.dirname(first) == DEFAULT_DROP_INS
+    drop_ins = DEFAULT_DROP_INS if usual else f"{first}.d"
+    try:
+        names = sorted(name for name in os.listdir(drop_ins) if name.endswith(".toml"))
+    except OSError:
+        names = []
+    found = [path for name in names if (path := os.path.join(drop_ins, name)) not in configuration["files"]]
+    for file in configuration["files"]:
+        try:
+            if os.stat(file).st_mtime > configuration["since"]:
+                found.append(file)
+        except FileNotFoundError:
+            found.append(file)
+        except OSError:     # not to be seen from here
+            continue
+    return found
 
 
 def status(options: Namespace) -> int:
@@ -98,25 +101,51 @@ def lines(found: dict[str, Any]) -> list[str]:
     state = show.paint("ready", show.GREEN) if found["ready"] else show.paint(
         f"not ready: it waits for {show.safe(found['waiting_for'])}", show.RED)
     up = "connected" if found["xenstore_up"] else show.paint("not connected", show.RED)
-    dropped = found["dropped_lines"]
+    dropped, configuration = found["dropped_lines"], found["configuration"]
+    files = ", ".join(show.safe(file) for file in configuration["files"]) or "no file, the defaults"
     shown = [
-        f"unplugd {show.safe(found['version'])} runs ({process}), {state}",
-        f"  xenstore     {up}, {show.plural(found['xenstore_reconnects'], 'reconnect')}",
-        (f"  guests       {show.plural(found['domains'], 'domain')},"
-        f" {show.plural(found['connections'], 'device model connection')}, {found['ioreqs']} accesses served"),
-        (f"  blacklist    {show.plural(found['blacklist_entries'], 'build')} in xenstore;"
-        f" blacklisted guests: {ids(found['blacklisted'])}"),
-        (f"  guest logs   throttled guests: {ids(found['throttled'])}; lines dropped: {dropped['rate-limit']} by the"
-        f" rate limit, {dropped['sink']} because the sink did not take them"),
+        (f"unplugd {show.safe(found['version'])} runs ({process}, for {lasting(time.time() - found['started'])}),"
+         f" {state}"),
+        f"  configuration  {files}; read {show.moment(configuration['since'])}",
+        f"  xenstore       {up}, {show.plural(found['xenstore_reconnects'], 'reconnect')}",
+        (f"  guests         {show.plural(found['domains'], 'domain')},"
+         f" {show.plural(found['connections'], 'device model connection')}, {found['ioreqs']} accesses served"),
+        (f"  blacklist      {show.plural(found['blacklist_entries'], 'build')} in xenstore;"
+         f" blacklisted guests: {ids(found['blacklisted'])}"),
+        (f"  guest logs     throttled guests: {ids(found['throttled'])}; lines dropped: {dropped['rate-limit']} by the"
+         f" rate limit, {dropped['sink']} because the sink did not take them"),
     ]
-    notes = [
-        (found["fallback_verdicts"], "verdict", "given without xenstored's answer", "journalctl -u unplugd"),
-        (found["protocol_errors"], "connection", "closed for a fault of the device model", "unplugctl events"),
-        (found["denied_connections"], "connection", "denied", "unplugctl events"),
-    ]
-    shown += [show.paint(f"  note         {show.plural(count, what)} {how}; see: {see}", show.YELLOW)
-              for count, what, how, see in notes if count]
-    return shown
+    return shown + [show.paint(f"  note           {note}", show.YELLOW) for note in notes(found)]
+
+
+def notes(found: dict[str, Any]) -> list[str]:
+    """What is out of the ordinary, and what to do about it."""
+    configuration = found["configuration"]
+    refused = configuration["refused"]
+    said = []
+    if found["problem"]:
+        said.append(f"guest logs wait: {show.line(found['problem'])}")
+    if refused:
+        said.append(f"the configuration was not taken at {show.moment(refused['time'])}, the one before holds:"
+                    f" {show.line(refused['problem'])}")
+    elif configuration["changed"]:
+        said.append(", ".join(show.safe(file) for file in configuration["changed"])
+                    + " changed since; to use it: systemctl reload unplugd")
+    counted = (
+        (found["fallback_verdicts"], "verdict", "given without xenstored's answer", "events -k verdict-fallback"),
+        (found["protocol_errors"], "connection", "closed for a fault of the device model", "events -k protocol-fault"),
+        (found["denied_connections"], "connection", "denied", "events -k connection-denied"),
+    )
+    return said + [f"{show.plural(count, what)} {how}; see: unplugctl {see}"
+                   for count, what, how, see in counted if count]
+
+
+def lasting(seconds: float) -> str:
+    """A time that has passed, in its largest unit."""
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            return show.plural(int(seconds // length), unit)
+    return show.plural(max(0, int(seconds)), "second")
 
 
 def ids(domids: list[int]) -> str:
