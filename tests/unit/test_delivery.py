@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,7 +27,11 @@ def line(text: str, domid: int = 7) -> Entry:
     return Entry(
         1700000000.0,
         text.encode(),
-        (("MESSAGE_ID", Event.GUEST_LINE.message_id), ("XEN_DOMID", str(domid)), ("XEN_DOMAIN_NAME", f"guest-{domid}")),
+        (
+            ("MESSAGE_ID", Event.GUEST_LINE.message_id),
+            ("XEN_DOMID", str(domid)),
+            ("XEN_DOMAIN_NAME", f"guest-{domid}"),
+        ),
     )
 
 
@@ -153,7 +160,9 @@ def test_files_get_it_in_order(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_standard_error_names_the_guest_and_escapes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_standard_error_names_the_guest_and_escapes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     async def main() -> None:
         async with world(tmp_path, "stderr") as it:
             it.delivery.put(it.open(), line("red \x1b[31m"))
@@ -251,9 +260,12 @@ def test_lost_own_records_are_said_when_there_is_room_again(tmp_path: Path) -> N
     asyncio.run(main())
 
 
-def test_an_entry_that_no_journald_can_take_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_that_no_journald_can_take_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         async with world(tmp_path, "journal") as it:
+
             def too_long(entry: Entry) -> bool:
                 raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
 
@@ -318,6 +330,63 @@ def test_what_was_put_survives_sigkill(tmp_path: Path, sinks: tuple[str, ...]) -
             if "file" in sinks:
                 await until(lambda: it.text()[-60:] == numbers(60))
             await until(lambda: it.spools == [])
+
+    asyncio.run(main())
+
+
+KILLED_WHILE_WRITING = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from tests.lab.host import UUID
+from tests.unit.test_delivery import World, line, numbers
+from unplugd.sinks import files
+
+path, size, last = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "released"
+
+def write(descriptor, at, data):
+    os.write(descriptor, data[:size])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    it = World(path, "file")
+    outbox = it.open()
+    it.delivery.put(outbox, line("before"))
+    while it.text() != ["before"]:
+        await asyncio.sleep(0.01)
+    files._write_whole = write
+    for text in ["same", "same", *numbers(8)]:
+        it.delivery.put(outbox, line(text))
+    if last:
+        it.delivery.close(outbox)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("how", ["there", "released"])
+@pytest.mark.parametrize("size", [0, 30, 31, 60, 100, 1 << 16])
+def test_a_process_killed_while_it_writes_a_file_repeats_and_loses_nothing(
+    tmp_path: Path, how: str, size: int
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path), str(size), how], check=False, timeout=120
+    )
+    assert done.returncode == -signal.SIGKILL
+
+    async def main() -> None:
+        async with world(tmp_path, "file") as it:
+            outbox = None if how == "released" else it.open()
+            it.delivery.adopt_orphans()
+            if outbox is not None:
+                it.delivery.put(outbox, line("after"))
+            expected = ["before", "same", "same", *numbers(8), *["after"] * (outbox is not None)]
+            await until(lambda: it.spools == [])
+            text = (it.files / "guest-guest-7.log").read_text()
+            whole = [row.split(" ", 1)[1] for row in text.splitlines() if row.count(" ")]
+            half = [row for row in whole if row not in expected]  # what was cut in the middle stays as it is
+            assert len(half) <= 1
+            assert [row for row in whole if row not in half] == expected
 
     asyncio.run(main())
 

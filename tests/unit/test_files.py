@@ -157,6 +157,67 @@ def test_file_of_an_earlier_domain_is_continued(directory: Path) -> None:
     run(scenario())
 
 
+class Noted:
+    """A ledger of a process that came after one that was killed."""
+
+    def __init__(self, begun: tuple[int, int]) -> None:
+        self.begun: tuple[int, int] | None = begun
+        self.began: list[int] = []
+
+    def begin(self, inode: int, size: int) -> None:
+        self.began.append(size)
+
+    def end(self, begun: tuple[int, int] | None) -> None:
+        self.begun = begun
+
+
+def test_what_an_earlier_process_wrote_is_not_written_again(directory: Path) -> None:
+    async def scenario() -> None:
+        guests = GuestFiles(directory, 1000)
+        guests.open(7, "web")
+        await guests.append(7, [b"old\n", b"one\n", b"two\n", b"thr"])
+        path = guests.file_of(7)
+        ledger = Noted((path.stat().st_ino, len(b"old\n")))
+        await guests.append(7, [b"one\n"], ledger)
+        assert not ledger.began
+        await guests.append(7, [b"two\n", b"three\n"], ledger)
+        assert ledger.began == [len(b"old\none\ntwo\nthr")]
+        assert ledger.begun is None
+        assert path.read_bytes() == b"old\none\ntwo\nthr\nthree\n"
+        await guests.append(7, [b"two\n"], ledger)
+        assert path.read_bytes() == b"old\none\ntwo\nthr\nthree\ntwo\n"
+        await guests.aclose()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("change", ["rotated", "replaced", "truncated", "removed"])
+def test_what_became_of_the_file_meanwhile(directory: Path, change: str) -> None:
+    async def scenario() -> None:
+        guests = GuestFiles(directory, 1000)
+        guests.open(7, "web")
+        await guests.append(7, [b"old\n", b"one\n"])
+        path = guests.file_of(7)
+        ledger = Noted((path.stat().st_ino, len(b"old\n")))
+        match change:
+            case "rotated":
+                path.rename(f"{path}.1")
+            case "replaced":
+                (directory / "other").write_bytes(b"xyz\none\n")
+                (directory / "other").rename(path)
+            case "truncated":
+                os.truncate(path, 0)
+            case "removed":
+                path.unlink()
+        before = path.read_bytes() if path.exists() else b""
+        await guests.append(7, [b"one\n", b"two\n"], ledger)
+        expected = b"two\n" if change == "rotated" else before + b"one\ntwo\n"
+        assert path.read_bytes() == expected
+        await guests.aclose()
+
+    run(scenario())
+
+
 def test_rotation_keeps_one_older_file(directory: Path) -> None:
     async def scenario() -> None:
         guests = GuestFiles(directory, 10)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unplugd.records import Entry
-from unplugd.sinks.spool import Spool, load
+from unplugd.sinks.spool import Append, Spool, begun, load
 
 FIELDS = (("PRIORITY", "6"), ("XEN_DOMAIN_NAME", "w\u00e9b\udcff"))
 
@@ -84,7 +84,9 @@ def test_garbage_never_raises(tmp_path: Path, content: bytes) -> None:
     assert list(load(path)) == []
 
 
-@pytest.mark.parametrize("body", [b"7", b"[]", b'[1, 2, 3, 4]', b'[1, "\\u20ac", [], []]', b'["x", "", [], ["file"]]'])
+@pytest.mark.parametrize(
+    "body", [b"7", b"[]", b"[1, 2, 3, 4]", b'[1, "\\u20ac", [], []]', b'["x", "", [], ["file"]]']
+)
 def test_a_record_of_another_form_is_left_out(tmp_path: Path, body: bytes) -> None:
     spool = Spool(tmp_path / "dom7.spool")
     end = spool.append(entry(b"1"), ["file"])
@@ -165,3 +167,33 @@ def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="dom7"):
         Spool(tmp_path / "dom7.spool").append(entry(b"1"), ["file"])
     assert (tmp_path / "target").read_bytes() == b"precious"
+
+
+def test_where_an_append_began_is_known_to_the_next_process(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "dom7.spool")
+    first, second = (spool.append(entry(text), ["file"]) for text in (b"1", b"2"))
+    assert begun(spool.path) is None
+    Append(spool, first).begin(11, 100)
+    assert begun(spool.path) == (11, 100)
+    Append(spool, first).end(None)
+    assert begun(spool.path) is None
+    assert [one.message for one, _ in load(spool.path)] == [b"2"]
+    Append(spool, second).begin(11, 200)
+    spool.begun = begun(spool.path)
+    spool.rewrite(list(load(spool.path)))
+    assert begun(spool.path) == (11, 200)
+    spool.clear()
+    assert begun(spool.path) is None
+
+
+@pytest.mark.parametrize("ended_first", [False, True])
+def test_an_append_that_nobody_waits_for_any_longer_is_looked_for_by_the_next(
+    tmp_path: Path, ended_first: bool
+) -> None:
+    spool = Spool(tmp_path / "dom7.spool")
+    late = Append(spool, spool.append(entry(b"1"), ["file"]))
+    late.begin(11, 100)
+    late.abandon()
+    if ended_first:
+        late.end(None)
+    assert Append(spool, 0).begun == (11, 100)

@@ -22,7 +22,7 @@ from unplugd.records import Entry, Event
 from unplugd.sinks.files import GuestFiles, format_line
 from unplugd.sinks.journal import Journal
 from unplugd.sinks.outbox import OVERHEAD, Outbox
-from unplugd.sinks.spool import Spool, load
+from unplugd.sinks.spool import Spool, begun, load
 from unplugd.sinks.stderr import StandardError
 
 QUEUE_LIMIT, QUEUE_LIMIT_MOST = 256 * 1024, 1024 * 1024
@@ -99,8 +99,10 @@ class Delivery:
         path = self._spool_path(domid, uuid)
         mine = {path, self._spool_path(domid, "")}  # the latter from before its uuid was known
         left: list[tuple[Entry, list[str]]] = []
+        head = path
         for orphan in self._orphans.pop(domid, ()):
             if orphan in mine and _belongs(found := self._load(orphan), uuid):
+                head = head if left else orphan
                 left += found
             else:
                 self._adopt(orphan)
@@ -108,7 +110,7 @@ class Delivery:
         self._outboxes[domid] = outbox
         if self._files is not None:
             self._files.open(domid, name)
-        self._take_over(outbox, left)
+        self._take_over(outbox, left, head)
         for other in mine - {path}:
             other.unlink(missing_ok=True)
         return outbox
@@ -121,8 +123,9 @@ class Delivery:
         usable = {"journal", "stderr"} if self._files is None else {"journal", "stderr", "file"}
         return [(entry, [sink for sink in sinks if sink in usable]) for entry, sinks in load(path)]
 
-    def _take_over(self, outbox: Outbox, left: list[tuple[Entry, list[str]]]) -> None:
-        outbox.take_over(left)
+    def _take_over(self, outbox: Outbox, left: list[tuple[Entry, list[str]]], head: Path) -> None:
+        """Queue what is `left`; the first of it was in the spool `head`."""
+        outbox.take_over(left, begun(head))
         for sink, queue in outbox.queues.items():
             if queue:
                 self._schedule(outbox, sink)
@@ -146,7 +149,7 @@ class Delivery:
         """Give a file its last lines and let go of it."""
         lines = [kept.line() for kept in list(outbox.waiting("file"))[outbox.in_flight:]]
         outbox.in_flight += len(lines)
-        last = files.close(outbox.domid, lines)
+        last = files.close(outbox.domid, lines, outbox.ledger(outbox.in_flight))
         if last is not None:
             last.add_done_callback(functools.partial(self._wrote_last, outbox, len(lines)))
 
@@ -172,7 +175,7 @@ class Delivery:
         fields = dict(left[0][0].fields) if left else {}
         domid = int(fields.get("XEN_DOMID", "0"))
         orphan = Outbox(domid, fields.get("XEN_DOMAIN_NAME", f"dom{domid}"), Spool(path), _ignore, self._count)
-        self._take_over(orphan, left)
+        self._take_over(orphan, left, path)
         if not left:
             path.unlink(missing_ok=True)
         elif orphan.waiting("file") and self._files is not None:
@@ -269,10 +272,10 @@ class Delivery:
             del waiting[outbox]
             queue = outbox.waiting(sink)
             sent = 0
-            while sent < min(_TURN, len(queue)) and self._try(outbox, queue[sent].entry, sink):
+            while queue and sent < _TURN and self._try(outbox, queue[0].entry, sink):
+                outbox.done(sink, 1)  # one by one: a process that is killed repeats one at most
                 sent += 1
-            refused = sent < min(_TURN, len(queue))
-            outbox.done(sink, sent)
+            refused = bool(queue) and sent < _TURN
             budget -= max(1, sent)
             if queue:
                 waiting[outbox] = None
@@ -285,11 +288,11 @@ class Delivery:
     async def _write_file(self, outbox: Outbox) -> None:
         delay = _RETRY_FIRST
         try:
-            while (queue := outbox.waiting("file")) and self._outboxes.get(outbox.domid) is outbox:
+            while outbox.waiting("file") and self._outboxes.get(outbox.domid) is outbox:
                 lines = outbox.batch()
                 outbox.in_flight = len(lines)
                 try:
-                    await self._append(outbox, lines, queue[len(lines) - 1].offset)
+                    await self._append(outbox, lines)
                 except OSError as error:
                     self._file_failed(outbox, error)
                     if self._outboxes.get(outbox.domid) is not outbox:
@@ -306,12 +309,16 @@ class Delivery:
         finally:
             outbox.task = None
 
-    async def _append(self, outbox: Outbox, lines: list[bytes], offset: int) -> None:
+    async def _append(self, outbox: Outbox, lines: list[bytes]) -> None:
         if self._files is None:
             raise FileNotFoundError(errno.ENOENT, "the sink `file` is off")
-        # marked in the thread that wrote them: a process killed right then repeats as little as can be
-        marked = functools.partial(outbox.spool.done, "file", offset) if outbox.spool is not None else _nothing
-        await self._files.append(outbox.domid, lines, marked)
+        ledger = outbox.ledger(len(lines))
+        try:
+            await self._files.append(outbox.domid, lines, ledger)
+        except TimeoutError:
+            if ledger is not None:
+                ledger.abandon()  # the disk may still write them
+            raise
 
     def _file_failed(self, outbox: Outbox, error: OSError) -> None:
         if outbox not in self._failing:

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aiofiles.os import wrap
 
@@ -76,6 +76,20 @@ def format_line(time: float, raw: bytes) -> bytes:
 @lru_cache(maxsize=4)  # lines come in bursts
 def _second(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
+
+
+class Ledger(Protocol):
+    """What is noted of an append where the death of the process does not reach it. Called in the thread that writes."""
+
+    @property
+    def begun(self) -> tuple[int, int] | None:
+        """Inode and size of the file to which an earlier process began to append these lines."""
+
+    def begin(self, inode: int, size: int) -> None:
+        """They are now written behind the `size` bytes of the file of that inode."""
+
+    def end(self, begun: tuple[int, int] | None) -> None:
+        """They are all there; `begun`: because an earlier process wrote them, and from that place maybe more."""
 
 
 class _Guest:
@@ -156,7 +170,9 @@ class GuestFiles:
         guest.before += self._renames + self._left.get(guest.claimed, [])
         self._renames = [self._start(guest, partial(self._rename, domid, guest, guest.claimed))]
 
-    def close(self, domid: int, last: Sequence[bytes] = ()) -> asyncio.Task[None] | None:
+    def close(
+        self, domid: int, last: Sequence[bytes] = (), ledger: Ledger | None = None
+    ) -> asyncio.Task[None] | None:
         """Forget a domain; its file stays, what is on its way still arrives, and then the lines of `last`.
 
         Its name is free at once. Returns the task that writes `last`, which ends as `append` does. Raises KeyError if
@@ -164,7 +180,7 @@ class GuestFiles:
         """
         guest = self._guests.pop(domid)
         self._claimed.discard(guest.claimed)
-        writing = self._start(guest, partial(self._append, guest, list(last))) if last else None
+        writing = self._start(guest, partial(self._append, guest, list(last), ledger)) if last else None
         if before := [task for task in guest.before if not task.done()]:
             self._left[guest.claimed] = before
         return writing
@@ -177,12 +193,12 @@ class GuestFiles:
         self,
         domid: int,
         lines: Sequence[bytes],
-        written: Callable[[], None] = lambda: None,
+        ledger: Ledger | None = None,
         deadline: float = DEADLINE,
     ) -> Coroutine[Any, Any, None]:
         """Append `lines`, each complete with its newline (see `format_line`), to the domain's file; to be awaited.
 
-        `written` is called in the thread as soon as all of them are in the file.
+        Of lines that an earlier process began to append, by the `ledger`, only what is not in the file is written.
 
         The lines are on their way when this returns, whatever happens to the domain before they are awaited. Raises
         OSError (ENOSPC, EROFS, ELOOP, ...) if they could not be written: then none of them is in the file, unless
@@ -195,7 +211,7 @@ class GuestFiles:
         guest = self._guests[domid]
         if guest.appending is not None and not guest.appending.done():
             raise OSError(errno.EBUSY, "the disk has not answered yet", str(self.directory / guest.file))
-        guest.appending = self._start(guest, partial(self._append, guest, list(lines), written))
+        guest.appending = self._start(guest, partial(self._append, guest, list(lines), ledger))
         return self._appended(guest.appending, deadline)
 
     async def aclose(self) -> None:
@@ -231,8 +247,8 @@ class GuestFiles:
         if not task.cancelled():
             task.exception()  # append() raises it to its caller; one who was cancelled does not want it
 
-    async def _append(self, guest: _Guest, lines: list[bytes], written: Callable[[], None] = lambda: None) -> None:
-        await _append_in_thread(self.directory / guest.file, lines, self.max_bytes, written, executor=self._threads)
+    async def _append(self, guest: _Guest, lines: list[bytes], ledger: Ledger | None) -> None:
+        await _append_in_thread(self.directory / guest.file, lines, self.max_bytes, ledger, executor=self._threads)
 
     async def _rename(self, domid: int, guest: _Guest, target: str) -> None:
         source, guest.file = guest.file, target
@@ -276,35 +292,64 @@ def _open_regular(path: Path, flags: int) -> int:
     return descriptor
 
 
-def _append(path: Path, lines: list[bytes], max_bytes: int, written: Callable[[], None]) -> None:
+def _append(path: Path, lines: list[bytes], max_bytes: int, ledger: Ledger | None) -> None:
+    begun = None
+    if ledger is not None and ledger.begun is not None:
+        lines, begun = _missing(path, lines, *ledger.begun)
     try:
-        _append_batches(path, lines, max_bytes)
+        _append_batches(path, lines, max_bytes, ledger)
     except FileNotFoundError:
         _make_directory(path.parent)  # somebody removed it, with our file in it
-        _append_batches(path, lines, max_bytes)
-    written()
+        _append_batches(path, lines, max_bytes, ledger)
+    if ledger is not None:
+        ledger.end(begun)
 
 
-def _append_batches(path: Path, lines: list[bytes], max_bytes: int) -> None:
+def _missing(path: Path, lines: list[bytes], inode: int, size: int) -> tuple[list[bytes], tuple[int, int] | None]:
+    """Those of `lines` that are not in the file of that inode from `size` on; and where to look for more of them."""
+    for file in (path, _older(path)):
+        try:
+            descriptor = _open_regular(file, 0)
+        except OSError:
+            continue
+        try:
+            if os.fstat(descriptor).st_ino == inode:
+                text = os.pread(descriptor, sum(map(len, lines)) + 1, size)
+                break
+        finally:
+            os.close(descriptor)
+    else:
+        return lines, None
+    at = int(text.startswith(b"\n"))  # the end of a half line: see _write_whole
+    for number, line in enumerate(lines):
+        if not text.startswith(line, at):
+            return lines[number:], None
+        at += len(line)
+    return [], (inode, size + at)
+
+
+def _append_batches(path: Path, lines: list[bytes], max_bytes: int, ledger: Ledger | None) -> None:
     batch: list[bytes] = []
     size = 0
     for line in lines:
         if batch and size + len(line) > max_bytes:
-            _append_batch(path, b"".join(batch), max_bytes)
+            _append_batch(path, b"".join(batch), max_bytes, ledger)
             batch, size = [], 0
         batch.append(line)
         size += len(line)
     if batch:
-        _append_batch(path, b"".join(batch), max_bytes)
+        _append_batch(path, b"".join(batch), max_bytes, ledger)
 
 
-def _append_batch(path: Path, data: bytes, max_bytes: int) -> None:
+def _append_batch(path: Path, data: bytes, max_bytes: int, ledger: Ledger | None) -> None:
     descriptor, size = _open_at_end(path)
     try:
         if size and size + len(data) > max_bytes:
             os.replace(path, _older(path))
             full, (descriptor, size) = descriptor, _open_at_end(path)
             os.close(full)
+        if ledger is not None:
+            ledger.begin(os.fstat(descriptor).st_ino, size)
         _write_whole(descriptor, size, data)
     finally:
         os.close(descriptor)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from unplugd.records import Entry
 from unplugd.sinks.files import format_line
-from unplugd.sinks.spool import Spool
+from unplugd.sinks.spool import Append, Begun, Spool
 
 OVERHEAD = 256
 """What an entry counts beside its message: fields and objects."""
@@ -73,10 +73,11 @@ class Outbox:
                 offset = self.spool.append(entry, sinks)
         self._queue(entry, sinks, offset)
 
-    def take_over(self, left: list[tuple[Entry, list[str]]]) -> None:
-        """Queue what an earlier process left; until it has arrived it stays in the spool."""
+    def take_over(self, left: list[tuple[Entry, list[str]]], begun: Begun | None) -> None:
+        """Queue what an earlier process left, in the file from `begun` on. It stays in the spool until it arrived."""
         offsets = [0] * len(left)
         if left and self.spool is not None:
+            self.spool.begun = begun
             with contextlib.suppress(OSError):
                 offsets = self.spool.rewrite(left)
         for (entry, sinks), offset in zip(left, offsets, strict=True):
@@ -113,7 +114,7 @@ class Outbox:
         for _ in range(count):
             kept = self._leave(sink)
             offset = kept.offset
-        if self.spool is not None and offset and self.pending:
+        if self.spool is not None and offset and self.pending and sink != "file":  # noted where it was written
             with contextlib.suppress(OSError):
                 self.spool.done(sink, offset)
         self._tidy()
@@ -144,6 +145,11 @@ class Outbox:
     def waiting(self, sink: str) -> deque[Kept]:
         """What waits for a sink, oldest first."""
         return self.queues.setdefault(sink, deque())
+
+    def ledger(self, count: int) -> Append | None:
+        """What notes an append to the file of the first `count` records that wait for it."""
+        queue = self.waiting("file")
+        return Append(self.spool, queue[count - 1].offset) if self.spool is not None and count else None
 
     def batch(self) -> list[bytes]:
         """The first records for the sink `file` as lines, about 64 KiB of them."""

@@ -4,7 +4,8 @@ One append-only file a domain, on tmpfs beside its state, which exists only whil
 once, by the next process, if this one dies. A record that was being appended at that moment is cut off: its response
 had not been sent.
 
-    header   for each sink in SINKS order the offset up to which it is done, u64
+    header   for each sink the offset up to which it is done, u64, `file` last; then where in the guest's file an append
+             of the records behind that began: inode and size of the file, u64 (0: none began)
     record   length u32, checksum u32 of the rest, then JSON: time, message (Latin-1 for bytes), fields, sinks
 """
 
@@ -22,8 +23,16 @@ from pathlib import Path
 from unplugd.config import SINKS
 from unplugd.records import Entry
 
-_HEADER = struct.Struct(f"<{len(SINKS)}Q")
+_ORDER = (*(sink for sink in SINKS if sink != "file"), "file")
+_HEADER = struct.Struct(f"<{len(_ORDER)}QQQ")
+_APPEND = struct.Struct("<QQQ")
+"""The header's end: what is done of the file and where an append began change together, in one write."""
+_APPEND_AT = _HEADER.size - _APPEND.size
 _PREFIX = struct.Struct("<II")
+
+
+Begun = tuple[int, int]
+"""A file's inode, and its size when an append to it began."""
 
 
 class Spool:
@@ -33,6 +42,9 @@ class Spool:
         self._path = path
         self._descriptor: int | None = None
         self._end = 0
+        self._file_done = 0
+        self.begun: Begun | None = None
+        """Where an earlier process began an append of which it is not known how far it came."""
 
     def append(self, entry: Entry, sinks: list[str]) -> int:
         """Keep `entry` for `sinks`; returns the offset behind it, for done()."""
@@ -60,16 +72,28 @@ class Spool:
 
     def done(self, sink: str, offset: int) -> None:
         """`sink` has everything up to `offset`."""
+        if self._descriptor is None:
+            return
+        if sink == "file":
+            self._file_done = offset
+            os.pwrite(self._descriptor, _APPEND.pack(offset, 0, 0), _APPEND_AT)
+        else:
+            os.pwrite(self._descriptor, offset.to_bytes(8, "little"), 8 * _ORDER.index(sink))
+
+    def begin(self, begun: Begun) -> None:
+        """The records behind what is done are being appended to the guest's file, from `begun` on."""
         if self._descriptor is not None:
-            os.pwrite(self._descriptor, offset.to_bytes(8, "little"), 8 * SINKS.index(sink))
+            os.pwrite(self._descriptor, _APPEND.pack(self._file_done, *begun), _APPEND_AT)
 
     def rewrite(self, records: list[tuple[Entry, list[str]]]) -> list[int]:
         """Replace the file by one with these records; returns the offset behind each."""
         other = Spool(self._path.with_suffix(".new"))
         offsets = [other.append(entry, sinks) for entry, sinks in records]
+        if self.begun is not None:
+            other.begin(self.begun)
         self._path.with_suffix(".new").rename(self._path)
         self.close()
-        self._descriptor, self._end = other._descriptor, other._end
+        self._descriptor, self._end, self._file_done = other._descriptor, other._end, 0
         return offsets
 
     @property
@@ -87,7 +111,7 @@ class Spool:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-            self._end = 0
+            self._end = self._file_done = 0
             with contextlib.suppress(OSError):
                 self._path.unlink()
 
@@ -98,6 +122,57 @@ class Spool:
             self._descriptor = None
 
 
+class Append:
+    """One append to a guest's file, noted so that the next process can tell how much of it is there (files.Ledger).
+
+    Called in the thread that writes: a process that is killed leaves no gap between the deed and its note.
+    """
+
+    __slots__ = ("_abandoned", "_at", "_offset", "_spool")
+
+    def __init__(self, spool: Spool, offset: int) -> None:
+        """`offset` is where its last record ends in the spool, 0 where that is in memory alone."""
+        self._spool = spool
+        self._offset = offset
+        self._at: Begun | None = None
+        self._abandoned = False
+
+    @property
+    def begun(self) -> Begun | None:
+        """Where an earlier process began it."""
+        return self._spool.begun
+
+    def begin(self, inode: int, size: int) -> None:
+        """It begins at the end of a file of `size` bytes."""
+        self._at = inode, size
+        with contextlib.suppress(OSError):
+            self._spool.begin((inode, size))
+
+    def end(self, begun: Begun | None) -> None:
+        """All of it is in the file. `begun`: and all was there already, up to that place; there may be more."""
+        self._spool.begun = self._at if self._abandoned else begun
+        with contextlib.suppress(OSError):
+            if self._offset:
+                self._spool.done("file", self._offset)
+            if begun is not None:
+                self._spool.begin(begun)
+
+    def abandon(self) -> None:
+        """Nobody waits for it any longer: whoever tries again must look how far it came."""
+        self._abandoned = True
+        self._spool.begun = self._at
+
+
+def begun(path: Path) -> Begun | None:
+    """Where the process that left the spool at `path` began an append, if it did not see it end."""
+    try:
+        with path.open("rb") as file:
+            *_, inode, size = _HEADER.unpack(file.read(_HEADER.size))
+    except (OSError, struct.error):
+        return None
+    return (inode, size) if inode else None
+
+
 def load(path: Path) -> Iterator[tuple[Entry, list[str]]]:
     """What an earlier process left at `path`: entries with the sinks that they have not reached. Damage ends it."""
     try:
@@ -106,7 +181,7 @@ def load(path: Path) -> Iterator[tuple[Entry, list[str]]]:
         return
     if len(data) < _HEADER.size:
         return
-    reached = dict(zip(SINKS, _HEADER.unpack_from(data), strict=True))
+    reached = dict(zip(_ORDER, _HEADER.unpack_from(data), strict=False))
     at = _HEADER.size
     while at + _PREFIX.size <= len(data):
         length, checksum = _PREFIX.unpack_from(data, at)
