@@ -212,6 +212,26 @@ def test_a_guest_meets_what_was_added(host: Host) -> None:
         assert guest.announce(3, 9) == 0x49D2
 
 
+def test_guests_are_seen_while_the_daemon_is_down(host: Host) -> None:
+    host.xenstored.create(7, "web-01", uuid(7))
+    host.xenstored.create(8, "evil\x1b[2J", uuid(8))
+    daemon = host.run(host.settings)
+    with daemon.connect(7) as guest:
+        guest.announce(3, 1)
+        guest.write(0x10, 2, 3)
+        guest.log(b"still there\n")
+        eventually(lambda: host.node("/local/domain/7/unplug/unplugged"))
+        eventually(lambda: daemon.guest_lines("web-01"))
+    daemon.kill()
+    said = ctl(daemon.file, "list", status=3)
+    assert said.splitlines()[1].split() == ["web-01", "7", "linux", "1", "allowed", "ide-disks,nics", "?"]
+    assert said.splitlines()[2].split() == ["evil\\x1b[2J", "8", "-", "-", "-", "-", "?"]
+    assert "systemctl start unplugd" in said
+    assert "what it published in xenstore" in said
+    assert "announced itself as linux build 1" in ctl(daemon.file, "show", uuid(7), status=3)
+    assert "still there" in ctl(daemon.file, "log", "7")
+
+
 def test_persist_reloads_the_daemon(host: Host) -> None:
     host.xenstored.create(7, "web-01", uuid(7))
     daemon = host.run(host.settings)
