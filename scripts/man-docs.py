@@ -12,7 +12,7 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "daemon"))
 
-from unplugd import __version__, cli, config
+from unplugd import __version__, cli, configkeys
 from unplugd.attach import cli as attach_cli
 from unplugd.ctl import cli as ctl_cli
 from unplugd.ctl.failure import EXITS
@@ -216,11 +216,11 @@ def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 def allowed(key: str) -> str:
     """What a key may be, in the words of the error for what it may not."""
-    check = config._KEYS[key]
+    check = configkeys.KEYS[key]
     for probe in ("\x00", "x", object()):
         try:
             check(probe)
-        except config._Wrong as wrong:
+        except configkeys.Wrong as wrong:
             said = str(wrong)
             if said != "a string without control characters":
                 return said
@@ -257,7 +257,7 @@ def keys(section: str, content: str) -> Iterator[str]:
         example = [line.removeprefix("#: ") for line in paragraph.splitlines() if line.startswith("#: ")]
         for at, (name, default) in enumerate(named):
             key = f"{section}.{name}" if section else name
-            if key not in config._KEYS:
+            if key not in configkeys.KEYS:
                 raise SystemExit(f"{EXAMPLE}: {key} is not a key of unplugd")
             yield from (".TP", f"{bold(key)} = {text(default)}")
             about = comment if at == 0 else "As above."

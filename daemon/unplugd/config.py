@@ -1,4 +1,4 @@
-"""The configuration: which keys there are, what they may be, and where a wrong one stands.
+"""The configuration: what it says, and where a wrong value stands. Which keys there are is configkeys.py's.
 
 `load()` reads `unplugd.toml` and the files of its drop-in directory in lexical order. Every value is checked in the
 file that it stands in, so that an error names file, key and what is allowed. Later files replace single values; the
@@ -10,23 +10,21 @@ Source: contract section 5. Nothing here is applied: that is service.py's.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unplugd.attach.settings import UNREACHABLE, AttachConfig
+from unplugd.attach.settings import AttachConfig
+from unplugd.configkeys import KEYS, SECTIONS, TABLE_LISTS, Check, Wrong, integer
 from unplugd.core.blacklist import LAST_BUILD, BlacklistEntry, BlacklistRange
-from unplugd.core.protocol import ALL_DEVICES, DEVICES
+from unplugd.core.protocol import ALL_DEVICES
 from unplugd.core.registry import PUBLIC
 from unplugd.errors import ConfigError
 
 DEFAULT_FILE = Path("/etc/unplugd/unplugd.toml")
 DEFAULT_DROP_INS = Path("/etc/unplugd/conf.d")
 
-SINKS = ("journal", "file", "stderr")
-_LAST_DOMID = 0x7FEF
-_SOCKET_PATH_LIMIT = 107 - len("/dom32751.sock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,165 +109,12 @@ class Config:
     """For unplugd-attach, which reads the same files; unplugd only checks it."""
 
 
-class _Wrong(Exception):
-    """What is allowed, in words, where a value isn't."""
-
-
-Check = Callable[[Any], Any]
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _Wrong("true or false")
-    return value
-
-
-def _integer(least: int, most: int) -> Check:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise _Wrong(f"a whole number from {least} to {most}")
-        return value
-
-    return check
-
-
-def _number(least: float, most: float, unit: str) -> Check:
-    def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            raise _Wrong(f"a number from {least:g} to {most:g} ({unit})")
-        return float(value)
-
-    return check
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or any(ord(character) < 0x20 or ord(character) == 0x7F for character in value):
-        raise _Wrong("a string without control characters")
-    return value
-
-
-def _one_of(*words: str) -> Check:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or value not in words:
-            raise _Wrong("one of " + ", ".join(f'"{word}"' for word in words))
-        return value
-
-    return check
-
-
-def _some_of(*words: str) -> Check:
-    def check(value: Any) -> tuple[str, ...]:
-        if not isinstance(value, list) or not all(isinstance(word, str) and word in words for word in value):
-            raise _Wrong("a list of " + ", ".join(f'"{word}"' for word in words))
-        return tuple(dict.fromkeys(value))
-
-    return check
-
-
-def _directory(value: Any) -> Path:
-    text = _text(value)
-    if not text.startswith("/"):
-        raise _Wrong("an absolute path")
-    return Path(text)
-
-
-def _runtime_directory(value: Any) -> Path:
-    path = _directory(value)
-    if len(str(path).encode()) > _SOCKET_PATH_LIMIT:
-        raise _Wrong(f"an absolute path of at most {_SOCKET_PATH_LIMIT} bytes, for socket paths have 107")
-    return path
-
-
-def _socket_path(value: Any) -> str:
-    text = _text(value)
-    if text and not text.startswith("/"):
-        raise _Wrong("an absolute path, or empty for the default")
-    return text
-
-
-def _user(value: Any) -> str:
-    if not isinstance(value, str) or not value.isprintable() or set(value) & {"/", ":", " "}:
-        raise _Wrong("the name of a user, or empty for the default")
-    return value
-
-
-def _uids(value: Any) -> tuple[int, ...] | None:
-    if value == "auto":
-        return None
-    uid = _integer(0, 0xFFFFFFFE)
-    try:
-        if isinstance(value, list) and value:
-            return tuple(uid(item) for item in value)
-    except _Wrong:
-        pass
-    raise _Wrong('"auto", or a list of uids')
-
-
-def _listen(value: Any) -> tuple[str, int] | None:
-    text = _text(value)
-    if not text:
-        return None
-    host, colon, port = text.rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host if ":" not in host else ""
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 0xFFFF):
-        raise _Wrong('"address:port" (an IPv6 address in brackets), or empty for off')
-    return host, int(port)
-
-
-def _devices(value: Any) -> int:
-    mask = 0
-    for name in _some_of(*DEVICES)(value):
-        mask |= DEVICES[name]
-    return mask
-
-
-_KEYS: Mapping[str, Check] = {
-    "runtime_dir": _runtime_directory,
-    "publish": _boolean,
-    "protocol_version": _integer(0, 1),
-    "xenstore.backend": _one_of("auto", "socket", "xenbus", "embedded"),
-    "xenstore.socket": _socket_path,
-    "blacklist.lookup_timeout": _number(0.001, 60, "seconds"),
-    "blacklist.on_error": _one_of("mirror", "allow", "deny"),
-    "policy.allow_unplug": _devices,
-    "policy.blacklisted_unplug": _one_of("allow", "deny"),
-    "policy.legacy_unplug": _boolean,
-    "socket.device_model_uids": _uids,
-    "log.sinks": _some_of(*SINKS),
-    "log.directory": _directory,
-    "log.rate": _number(0, 1e12, "bytes a second"),
-    "log.burst": _number(0, 1e12, "bytes"),
-    "log.on_limit": _one_of("drop", "delay"),
-    "log.flush_after": _number(0.01, 86400, "seconds"),
-    "log.max_file_bytes": _integer(4096, 1 << 50),
-    "http.listen": _listen,
-    "attach.when_unreachable": _one_of(*UNREACHABLE),
-    "attach.unreachable_after": _number(0.1, 86400, "seconds"),
-    "attach.user": _user,
-    "attach.monitor": _socket_path,
-}
-
-_TABLE_LISTS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
-    "xenstore.domain": ({"domid": _integer(1, _LAST_DOMID), "name": _text, "uuid": _text}, ("domid",)),
-    "blacklist.entry": (
-        {"product": _text, "build": _integer(0, LAST_BUILD), "reason": _text},
-        ("product", "build"),
-    ),
-    "blacklist.range": (
-        {"product": _text, "from": _integer(0, LAST_BUILD), "to": _integer(0, LAST_BUILD), "reason": _text},
-        ("product",),
-    ),
-}
-
-_SECTIONS = ("xenstore", "blacklist", "products", "policy", "socket", "log", "http", "attach")
-
-
 class _Reader:
     """Collects checked values file by file."""
 
     def __init__(self) -> None:
         self.values: dict[str, tuple[str, Any]] = {}
-        self.tables: dict[str, list[tuple[str, str, dict[str, Any]]]] = {name: [] for name in _TABLE_LISTS}
+        self.tables: dict[str, list[tuple[str, str, dict[str, Any]]]] = {name: [] for name in TABLE_LISTS}
         self.products: dict[str, tuple[str, int]] = {}
 
     def file(self, path: Path) -> None:
@@ -285,7 +130,7 @@ class _Reader:
         for name, value in document.items():
             if name == "products":
                 self._products(where, value)
-            elif name in _SECTIONS:
+            elif name in SECTIONS:
                 self._section(where, name, value)
             else:
                 self._value(where, name, value)
@@ -295,19 +140,19 @@ class _Reader:
             raise ConfigError(where, section, f"is a table, [{section}]")
         for name, value in table.items():
             key = f"{section}.{name}"
-            if key in _TABLE_LISTS:
+            if key in TABLE_LISTS:
                 self._table_list(where, key, value)
             else:
                 self._value(where, key, value)
 
     def _value(self, where: str, key: str, value: Any) -> None:
-        check = _KEYS.get(key)
+        check = KEYS.get(key)
         if check is None:
             raise ConfigError(where, key, "is not a key of unplugd; " + _known(key))
         self.values[key] = (where, _checked(where, key, check, value))
 
     def _table_list(self, where: str, key: str, value: Any) -> None:
-        checks, needed = _TABLE_LISTS[key]
+        checks, needed = TABLE_LISTS[key]
         if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
             raise ConfigError(where, key, f"is a list of tables, [[{key}]]")
         for number, table in enumerate(value, 1):
@@ -331,7 +176,7 @@ class _Reader:
                 raise ConfigError(where, key, "a product name is printable ASCII without spaces and slashes")
             if name in PUBLIC:
                 raise ConfigError(where, key, f"is {PUBLIC[name]} in Xen's registry and cannot be another number")
-            self.products[name] = (where, _checked(where, key, _integer(1, 0xFFFF), number))
+            self.products[name] = (where, _checked(where, key, integer(1, 0xFFFF), number))
 
     def finish(self) -> Config:
         """Everything that needs more than one value; raises ConfigError."""
@@ -398,7 +243,7 @@ class _Reader:
 def _checked(where: str, key: str, check: Check, value: Any) -> Any:
     try:
         return check(value)
-    except _Wrong as wrong:
+    except Wrong as wrong:
         raise ConfigError(where, key, f"is {_shown(value)}, must be {wrong}") from None
 
 
@@ -409,10 +254,10 @@ def _shown(value: Any) -> str:
 
 def _known(key: str) -> str:
     section = key.rpartition(".")[0]
-    names = [name.rpartition(".")[2] for name in (*_KEYS, *_TABLE_LISTS) if name.rpartition(".")[0] == section]
+    names = [name.rpartition(".")[2] for name in (*KEYS, *TABLE_LISTS) if name.rpartition(".")[0] == section]
     if section:
         return f"[{section}] has " + ", ".join(names)
-    return "there are " + ", ".join(names) + " and the tables " + ", ".join(f"[{name}]" for name in _SECTIONS)
+    return "there are " + ", ".join(names) + " and the tables " + ", ".join(f"[{name}]" for name in SECTIONS)
 
 
 def load(path: Path | None = None) -> Config:

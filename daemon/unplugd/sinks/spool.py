@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from unplugd.config import SINKS
+from unplugd.configkeys import SINKS
 from unplugd.records import Entry
 
 _ORDER = (*(sink for sink in SINKS if sink != "file"), "file")
