@@ -1,4 +1,4 @@
-"""The real Prometheus: a server that scrapes one target every second, its HTTP API, and promtool.
+"""The real Prometheus: a server that scrapes every second, its HTTP API, and promtool.
 
 The binaries are those that get-prometheus.sh put into the lab's cache, or the installed ones.
 """
@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,12 @@ CONFIGURATION = """\
 global:
   scrape_interval: 1s
   scrape_timeout: 1s
+  evaluation_interval: 1s
 scrape_configs:
   - job_name: unplugd
     static_configs:
-      - targets: ["{target}"]
+      - targets: {targets}
+rule_files: {rules}
 """
 
 
@@ -59,18 +61,21 @@ def lint(exposition: bytes) -> str:
 
 
 class Prometheus:
-    """A server that scrapes 127.0.0.1:`port` and keeps what it saw in `directory`."""
+    """A server that scrapes these ports of 127.0.0.1, follows the rules, and keeps what it saw in `directory`."""
 
-    def __init__(self, directory: Path, port: int) -> None:
+    def __init__(self, directory: Path, *ports: int, rules: Sequence[Path] = ()) -> None:
         self.directory = directory
-        self.target = f"127.0.0.1:{port}"
+        self.targets = [f"127.0.0.1:{port}" for port in ports]
+        self._rules = [str(file) for file in rules]
         self._process: subprocess.Popen[bytes] | None = None
         self._url = ""
 
     def start(self) -> None:
         """Starts it and waits until it answers."""
         configuration = self.directory / "prometheus.yml"
-        configuration.write_text(CONFIGURATION.format(target=self.target))
+        configuration.write_text(
+            CONFIGURATION.format(targets=json.dumps(self.targets), rules=json.dumps(self._rules))
+        )
         subprocess.run(
             [binary("promtool"), "check", "config", configuration], check=True, capture_output=True, timeout=PATIENCE
         )
