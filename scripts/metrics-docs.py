@@ -57,7 +57,7 @@ ALERTS = """\
 | `unplugd_xenstore_up == 0` | no xenstored: new domains are not seen, verdicts come from the mirror |
 | `increase(unplugd_blacklist_lookups_total{result="fallback"}[10m]) > 0` | xenstored too slow or away |
 | `increase(unplugd_protocol_errors_total[10m]) > 0` | a device model that breaks the framing |
-| `increase(unplugd_denied_connections_total[10m]) > 0` | somebody who is no device model tried a socket |
+| `increase(unplugd_denied_connections_total[10m]) > 0` | a connection that may not be, or too many of one domain |
 | `increase(unplugd_log_dropped_lines_total{reason="sink"}[10m]) > 0` | guest log lost in dom0: journal or disk |
 | `unplugd_domain_blacklisted == 1` | a guest runs without its PV driver, or with one that is known to be bad |
 """

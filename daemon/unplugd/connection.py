@@ -41,6 +41,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, domain: Domain, judge: Judge, closed: Callable[[Connection], None]) -> None:
         self.domain = domain
+        self.made = False
+        """It has its transport and all that it needs; what went wrong before leaves it False."""
         self._judge = judge
         self._closed = closed
         self._counters = domain.settings.counters
@@ -70,11 +72,13 @@ class Connection(asyncio.BufferedProtocol):
             self._descriptor = self._transport.get_extra_info("socket").fileno()
             self._poller.attach(self._descriptor, self.domain.tail, self._handed)
         self._share()
+        self.made = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone. The domain's state stays as it is."""
+        if self._transport is not None:
+            self.domain.connections -= 1
         self._transport = None
-        self.domain.connections -= 1
         if self._poller is not None:
             self._poller.detach(self._descriptor)
             self._poller = None
@@ -140,13 +144,26 @@ class Connection(asyncio.BufferedProtocol):
             self.domain.turns.later(self._catch_up)
             return
         self._since = now = time.monotonic()
-        self._answer(self._stream.receive(data, now), now)
+        try:
+            self._answer(self._stream.receive(data, now), now)
+        except Exception as error:  # noqa: BLE001 - whatever it is, one connection is not served and no other suffers
+            self._fail(error)
 
     def _catch_up(self) -> None:
         late, self._late = self._late, b""
-        if self._transport is not None and not self._closing:
-            self._since = now = time.monotonic()
-            self._answer(self._stream.receive(late, now), now)
+        self._go_on_with(partial(self._stream.receive, late))
+
+    def _go_on_with(self, take: Callable[[float], bytes], *, fresh: bool = True) -> None:
+        """Answer what `take` returns, given the time; `fresh` where the time that this takes counts from now on."""
+        if self._transport is None or self._closing:
+            return
+        now = time.monotonic()
+        if fresh:
+            self._since = now
+        try:
+            self._answer(take(now), now)
+        except Exception as error:  # noqa: BLE001 - as in _receive()
+            self._fail(error)
 
     def _answer(self, out: bytes, now: float) -> None:
         if self._closing:
@@ -214,12 +231,15 @@ class Connection(asyncio.BufferedProtocol):
             self._read_or_not()
 
     def _proceed(self) -> None:
-        if self._transport is not None and self._stream.stopped and not self._full and not self._closing:
-            self._since = now = time.monotonic()
-            self._answer(self._stream.proceed(now), now)
+        if self._stream.stopped and not self._full:
+            self._go_on_with(self._stream.proceed)
 
     async def _await_verdict(self, need: NeedVerdict) -> None:
-        verdict = await self._judge(self.domain, need, self._deadline)
+        try:
+            verdict = await self._judge(self.domain, need, self._deadline)
+        except Exception as error:  # noqa: BLE001 - as in _receive()
+            self._fail(error)
+            return
         self._task = None
         self._resume(verdict)
 
@@ -235,13 +255,20 @@ class Connection(asyncio.BufferedProtocol):
             self._resume_now(verdict)
 
     def _resume_now(self, verdict: Verdict | None) -> None:
-        if self._transport is not None and not self._closing:
-            now = time.monotonic()
-            self._answer(self._stream.resume(verdict, now), now)
+        self._go_on_with(partial(self._stream.resume, verdict), fresh=False)
+
+    def _fail(self, error: Exception) -> None:
+        """No memory, or a fault of unplugd's own: the client gets no answer, so it must see that none will come."""
+        asyncio.get_running_loop().call_exception_handler({
+            "message": f"a connection of domain {self.domain.domid} cannot be served and is closed", "exception": error,
+        })
+        self._closing = True
+        if self._transport is not None:
+            self._transport.abort()
 
     def _refuse(self, fault: ClientFault) -> None:
         self._counters.protocol_errors[fault.reason] += 1
-        self.domain.complain(Event.PROTOCOL_FAULT, f"connection closed: its device model sent {fault.detail}"
+        self.domain.records.complain(Event.PROTOCOL_FAULT, f"connection closed: its device model sent {fault.detail}"
                                                    f" ({fault.reason})")
         self.close()
 

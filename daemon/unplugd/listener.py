@@ -203,7 +203,7 @@ class Listener:
             if self._inode is not None:
                 self._own(self.path)
         except OSError as error:
-            self.domain.record(Event.SINK_FAILED, f"{self.path}: its owner could not be set: {error.strerror}")
+            self.domain.records.own(Event.SINK_FAILED, f"{self.path}: its owner could not be set: {error.strerror}")
         for connection in self._connections:
             connection.configure()
 
@@ -226,21 +226,42 @@ class Listener:
                 self._retry = loop.call_later(ACCEPT_RETRY, self._listen)
                 loop.call_exception_handler({"message": f"{self.path}: accept", "exception": error})
                 return
-            connection = self._admit(peer)
-            if connection is None:
+            try:
+                connection = self._admit(peer)
+                if connection is None:
+                    peer.close()
+                    continue
+                arriving = loop.create_task(self._arrive(connection, peer))
+            except MemoryError as error:
                 peer.close()
+                self._deny(Event.CONNECTION_LIMIT, f"connection closed: there is no memory for it: {error!r}")
                 continue
-            arriving = loop.create_task(self._arrive(connection, peer))
             self._arriving.add(arriving)
             arriving.add_done_callback(self._arriving.discard)
 
     async def _arrive(self, connection: Connection, peer: socket.socket) -> None:
+        """From now on asyncio serves it. Where that cannot be had, this one is closed and the others are served."""
+        transport = None
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, peer)
-        except (OSError, MemoryError) as error:  # this one cannot be had; the others are served
-            peer.close()
-            self._closed(connection)
-            asyncio.get_running_loop().call_exception_handler({"message": f"{self.path}: accept", "exception": error})
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, peer)
+            # asyncio returns although one of the two steps failed; a connection that nobody reads would wait for ever
+            if not connection.made:
+                raise MemoryError
+            if transport.is_reading():
+                transport.pause_reading()
+                transport.resume_reading()
+        except (OSError, MemoryError) as error:
+            if transport is not None:
+                transport.abort()
+            else:
+                peer.close()
+                self._closed(connection)
+            self._deny(Event.CONNECTION_LIMIT, f"connection closed: there is no memory for it: {error!r}")
+
+    def _deny(self, event: Event, message: str) -> None:
+        """A connection is closed at once: it is counted and said."""
+        self.domain.settings.counters.denied_connections += 1
+        self.domain.records.complain(event, message)
 
     def _admit(self, peer: socket.socket) -> Connection | None:
         """The protocol for a new connection, or None where it must be closed at once."""
@@ -251,17 +272,16 @@ class Listener:
         except OSError:
             return None
         if not self._access.allows(uid & 0xFFFFFFFF, domain.domid, self._known_uid):
-            domain.settings.counters.denied_connections += 1
-            domain.complain(Event.CONNECTION_DENIED, f"connection of uid {uid & 0xFFFFFFFF} (pid {pid}) refused: it is"
-                                                     " not root, nor this domain's device model")
+            self._deny(Event.CONNECTION_DENIED, f"connection of uid {uid & 0xFFFFFFFF} (pid {pid}) refused: it is"
+                                                " not root, nor this domain's device model")
             return None
         in_all = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE
         most = min(CONNECTIONS_A_DOMAIN, in_all // 4)
         if len(self._connections) >= most:
-            domain.complain(Event.CONNECTION_LIMIT, f"connection refused: the domain has {most} already")
+            self._deny(Event.CONNECTION_LIMIT, f"connection refused: the domain has {most} already")
             return None
         if Listener._open >= in_all:
-            domain.complain(Event.CONNECTION_LIMIT, f"connection refused: all domains have {in_all} already")
+            self._deny(Event.CONNECTION_LIMIT, f"connection refused: all domains have {in_all} already")
             return None
         connection = Connection(domain, self._judge, self._closed)
         self._connections.add(connection)
