@@ -14,7 +14,6 @@ from math import inf
 from pathlib import Path
 
 from unplugd.config import Config
-from unplugd.core.bucket import TokenBucket
 from unplugd.core.events import (
     Announced,
     Blacklisted,
@@ -35,19 +34,14 @@ from unplugd.core.guestlog import Limits
 from unplugd.core.protocol import DEVICES, Rules
 from unplugd.core.registry import Registry
 from unplugd.core.stream import Dispatch
+from unplugd.domainrecords import DomainRecords
 from unplugd.fastpath import tail_of
+from unplugd.labels import Labels
 from unplugd.metrics import Counters
-from unplugd.records import Entry, Event
+from unplugd.records import Event
 from unplugd.sinks.delivery import Delivery
 from unplugd.state import StateFile, boot_id
 from unplugd.turns import Turns
-
-LABEL_CHANGES = 8
-"""How often a domain's product and build labels change before they read `other` (contract section 4)."""
-
-COMPLAINTS = 20
-"""Records that one domain's device model can cause at once by faults; one more every COMPLAINT_INTERVAL."""
-COMPLAINT_INTERVAL = 10.0
 
 _KINDS: Mapping[type[CoreEvent], Event] = {
     Announced: Event.ANNOUNCED,
@@ -114,25 +108,21 @@ class Domain:
         self._sink_lines = 0
         self._sink_bytes = 0
         self._name = name
-        self._label: tuple[str, str] = ("", "")
-        self._last_label = self._label
-        self._label_changes = 0
+        self._labels = Labels()
         self._timer: asyncio.TimerHandle | None = None
         self._was_throttled = False
-        self._complaints = TokenBucket(1 / COMPLAINT_INTERVAL, COMPLAINTS, time.monotonic())
-        self._uncomplained = 0
+        self.records = DomainRecords(domid, settings.delivery)
         self._suppressed = 0
         now = time.monotonic()
         self.guest = Guest(settings.rules, settings.limits(unlimited=False), settings.registry, now,
                            settings.delivery.cost)
-        self.guest.log.prefix = len(self._prefix())
-        self._update_fields()
+        self._identify_records()
         self._kept_uuid = ""
         self.state = self._open_state(uuid, now)
         self.outbox = settings.delivery.open(domid, self.name, uuid, self._lost)
         platform = self.guest.platform
         self._compared: object = platform.product, platform.build, platform.blacklisted, platform.unplugged
-        self._relabel()
+        self._labels.follow(platform.product, platform.build)
         self.tail = tail_of(self)
         """What of it the fast path may change, where there is one; offered anew whenever all is settled."""
         self.settle(now)
@@ -142,7 +132,7 @@ class Domain:
         try:
             state = StateFile(path, self.settings.boot)
         except OSError as error:
-            self._record(Event.SINK_FAILED, f"{path}: {error.strerror}; its state will not survive a restart")
+            self.records.own(Event.SINK_FAILED, f"{path}: {error.strerror}; its state will not survive a restart")
             return StateFile.in_memory(self.settings.boot)
         if state.kept_uuid is not None and (not uuid or state.kept_uuid in ("", uuid)):
             state.restore(self.guest, now)
@@ -157,19 +147,19 @@ class Domain:
         """dom0's name for it; `dom<domid>` until xenstore has one."""
         return self._name or f"dom{self.domid}"
 
-    def _prefix(self) -> str:
-        return f"{self.name} (domain {self.domid}): "
+    def _identify_records(self) -> None:
+        self.records.identify(self.name, self.uuid, self.settings.registry)
+        self.guest.log.prefix = len(self.records.prefix)
 
     def rename(self, name: str) -> None:
         """xenstore has another name for it."""
         if name == self._name:
             return
         before, self._name = self.name, name
-        self.guest.log.prefix = len(self._prefix())
-        self._update_fields()
+        self._identify_records()
         self.settings.delivery.rename(self.outbox, self.name)
         if before != f"dom{self.domid}":
-            self._record(Event.RENAMED, f"renamed from {before}")
+            self.records.own(Event.RENAMED, f"renamed from {before}")
 
     def identify(self, uuid: str) -> bool:
         """xenstore has a uuid for it. False if this is another guest than the one that was known by this domid."""
@@ -181,18 +171,8 @@ class Domain:
             self.state.own(uuid)
             self.state.commit(self.guest)
             self._offer(time.monotonic())
-            self._update_fields()
+            self._identify_records()
         return True
-
-    def _update_fields(self) -> None:
-        self._fields: tuple[tuple[str, str], ...] = (
-            ("XEN_DOMID", str(self.domid)),
-            ("XEN_DOMAIN_UUID", self.uuid),
-            ("XEN_DOMAIN_NAME", self.name),
-        )
-        # the journal fields of the guest's lines are the same from line to line: made once, until something changes
-        self._line_key: object = None
-        self._line_fields: tuple[tuple[str, str], ...] = ()
 
     # --- what metrics and the API show
 
@@ -219,12 +199,12 @@ class Domain:
     @property
     def label_product(self) -> str:
         """Product number as a label value."""
-        return self._label[0]
+        return self._labels.product
 
     @property
     def label_build(self) -> str:
         """Build number as a label value."""
-        return self._label[1]
+        return self._labels.build
 
     @property
     def dropped_lines(self) -> dict[str, int]:
@@ -350,13 +330,12 @@ class Domain:
             case Line(text, product, build):
                 self.log_lines += 1
                 self.log_bytes += len(text)
-                self._guest_entry(Event.GUEST_LINE, text, product, build)
+                self.records.guest_line(self.outbox, Event.GUEST_LINE, text, product, build)
                 return
             case LinesDropped():
-                platform = self.guest.platform
-                self._guest_entry(Event.LINES_DROPPED, str(event).encode(), platform.product, platform.build)
+                self.records.guest_line(self.outbox, Event.LINES_DROPPED, str(event).encode(), self.product, self.build)
                 return
-        self._record(_KINDS[type(event)], str(event), self._driver_fields())
+        self.records.own(_KINDS[type(event)], str(event), self.product, self.build)
 
     def _compare(self) -> None:
         """Labels and published nodes follow the state itself: a record of its change may have been suppressed."""
@@ -364,74 +343,12 @@ class Domain:
         state = platform.product, platform.build, platform.blacklisted, platform.unplugged
         if state != self._compared:
             self._compared = state
-            self._relabel()
+            self._labels.follow(platform.product, platform.build)
             self.settings.published(self)
-
-    def _driver_fields(self) -> tuple[tuple[str, str], ...]:
-        platform = self.guest.platform
-        return self._unplug_fields(platform.product, platform.build)
-
-    def _unplug_fields(self, product: int | None, build: int | None) -> tuple[tuple[str, str], ...]:
-        if product is None:
-            return ()
-        fields = [("UNPLUG_PRODUCT", str(product))]
-        name = self.settings.registry.name(product)
-        if name is not None:
-            fields.append(("UNPLUG_PRODUCT_NAME", name))
-        if build is not None:
-            fields.append(("UNPLUG_BUILD", str(build)))
-        return tuple(fields)
-
-    def _guest_entry(self, kind: Event, text: bytes, product: int | None, build: int | None) -> None:
-        key = kind, product, build
-        if key != self._line_key:
-            self._line_key = key
-            self._line_fields = (
-                ("PRIORITY", kind.priority), ("SYSLOG_IDENTIFIER", "unplugd-guest"), ("MESSAGE_ID", kind.message_id),
-                *self._fields, *self._unplug_fields(product, build),
-            )
-        self.settings.delivery.put(self.outbox, Entry(time.time(), text, self._line_fields))
-
-    def _record(self, kind: Event, message: str, fields: tuple[tuple[str, str], ...] = ()) -> None:
-        text = (self._prefix() + message).encode("utf-8", "surrogateescape")
-        self.settings.delivery.record(Entry(time.time(), text, (
-            ("PRIORITY", kind.priority), ("SYSLOG_IDENTIFIER", "unplugd"), ("MESSAGE_ID", kind.message_id),
-            *self._fields, *fields,
-        )))
-
-    def record(self, kind: Event, message: str) -> None:
-        """A record about this domain that nobody but dom0 can cause."""
-        self._record(kind, message)
-
-    def complain(self, kind: Event, message: str) -> None:
-        """A record that the domain's device model or a local user can cause: a few at once, then one now and then."""
-        if not self._complaints.take(1, time.monotonic()):
-            self._uncomplained += 1
-            return
-        if self._uncomplained:
-            message += f" ({self._uncomplained} more like this not recorded)"
-            self._uncomplained = 0
-        self._record(kind, message)
 
     def _lost(self, lines: int, size: int) -> None:
         self._sink_lines += lines
         self._sink_bytes += size
-
-    def _relabel(self) -> None:
-        """Follow product and build with the labels. What counts against LABEL_CHANGES is another driver's build."""
-        platform = self.guest.platform
-        if self._label_changes > LABEL_CHANGES:
-            return
-        if platform.build is not None and platform.product is not None:
-            label = str(platform.product), str(platform.build)
-            if label != self._last_label:
-                self._last_label = label
-                self._label_changes += 1
-            self._label = label if self._label_changes <= LABEL_CHANGES else ("other", "other")
-        elif platform.product is None:
-            self._label = ("", "")
-        elif not self._label_changes and not self._label[0]:
-            self._label = (str(platform.product), "")
 
     # --- time
 
@@ -458,6 +375,7 @@ class Domain:
         settings = self.settings
         self.guest.platform.rules = settings.rules
         self.guest.registry = settings.registry
+        self._identify_records()
         now = time.monotonic()
         self.guest.log.configure(settings.limits(unlimited=self.unlimited), now)
         self._arm(now)

@@ -336,11 +336,11 @@ class Service:
                     said = True
                     # readiness does not wait for it any longer
                     self._starting = {task for task in self._starting if task is not asyncio.current_task()}
-                    listener.domain.record(Event.SINK_FAILED, f"no socket: {error}; trying again")
+                    listener.domain.records.own(Event.SINK_FAILED, f"no socket: {error}; trying again")
                 await asyncio.sleep(SOCKET_RETRY)
                 continue
             if self._listeners.get(domid) is listener:
-                listener.domain.record(Event.INTRODUCED, f"served at {listener.path}")
+                listener.domain.records.own(Event.INTRODUCED, f"served at {listener.path}")
             else:
                 listener.close()
             return
@@ -370,7 +370,7 @@ class Service:
         self._publisher.forget(domain)
         self._blacklist.forget(domid)
         domain.release()
-        domain.record(Event.RELEASED, "released")
+        domain.records.own(Event.RELEASED, "released")
         self._delivery.close(domain.outbox)
         self._status_soon()
 

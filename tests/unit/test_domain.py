@@ -13,7 +13,9 @@ from tests.lab.host import OTHER_UUID, UUID, Host, host, until
 from unplugd.config import Config, LogConfig, PolicyConfig
 from unplugd.core.guest import Verdict
 from unplugd.core.protocol import Effect
-from unplugd.domain import COMPLAINTS, LABEL_CHANGES, Domain
+from unplugd.domain import Domain
+from unplugd.domainrecords import COMPLAINTS
+from unplugd.labels import CHANGES
 from unplugd.records import Event
 
 
@@ -42,7 +44,9 @@ def reset(domain: Domain) -> None:
     domain.settle(time.monotonic())
 
 
-def run(tmp_path: Path, test: Callable[[Host], Coroutine[None, None, None]], config: Config | None = None) -> None:
+def run(
+    tmp_path: Path, test: Callable[[Host], Coroutine[None, None, None]], config: Config | None = None
+) -> None:
     async def main() -> None:
         async with host(tmp_path, config) as one:
             await test(one)
@@ -56,7 +60,9 @@ def test_fields_of_a_guests_line(tmp_path: Path) -> None:
         say(domain, b"before\n")
         announce(domain, 1, 86451)
         say(domain, b"a \x1b line\r\n")
-        first, *_, last = [entry for entry in one.journald.read() if entry["SYSLOG_IDENTIFIER"] == "unplugd-guest"]
+        first, *_, last = [
+            entry for entry in one.journald.read() if entry["SYSLOG_IDENTIFIER"] == "unplugd-guest"
+        ]
         assert first == {
             "MESSAGE": "before", "PRIORITY": "6", "SYSLOG_IDENTIFIER": "unplugd-guest",
             "MESSAGE_ID": Event.GUEST_LINE.message_id, "XEN_DOMID": "7", "XEN_DOMAIN_UUID": UUID,
@@ -80,11 +86,21 @@ def test_records_of_its_own_name_the_guest(tmp_path: Path) -> None:
         records = [entry for entry in one.journald.read() if entry["SYSLOG_IDENTIFIER"] == "unplugd"]
         assert [entry["MESSAGE_ID"] for entry in records] == [
             event.message_id
-            for event in (Event.ANNOUNCED, Event.BLACKLISTED, Event.UNDEFINED_BITS, Event.UNPLUGGED, Event.RESET)
+            for event in (
+                Event.ANNOUNCED,
+                Event.BLACKLISTED,
+                Event.UNDEFINED_BITS,
+                Event.UNPLUGGED,
+                Event.RESET,
+            )
         ]
         for entry in records:
             assert entry["MESSAGE"].startswith("web-01 (domain 7): ")
-            assert (entry["XEN_DOMID"], entry["XEN_DOMAIN_UUID"], entry["XEN_DOMAIN_NAME"]) == ("7", UUID, "web-01")
+            assert (entry["XEN_DOMID"], entry["XEN_DOMAIN_UUID"], entry["XEN_DOMAIN_NAME"]) == (
+                "7",
+                UUID,
+                "web-01",
+            )
         assert records[1]["UNPLUG_BUILD"] == "86451"
         assert "loses data" in records[1]["MESSAGE"]
         assert records[1]["PRIORITY"] == "4"
@@ -158,7 +174,7 @@ def test_a_guest_over_its_limit_is_published_and_labelled_all_the_same(tmp_path:
 def test_labels_change_8_times_then_read_other(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
         domain = one.domain()
-        for build in range(LABEL_CHANGES):
+        for build in range(CHANGES):
             announce(domain, 3, build)
             assert (domain.label_product, domain.label_build) == ("3", str(build))
         for build in range(100, 103):
@@ -340,11 +356,11 @@ def test_complaints_about_its_device_model_are_bounded(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
         domain = one.domain()
         for number in range(COMPLAINTS + 50):
-            domain.complain(Event.PROTOCOL_FAULT, f"fault {number}")
+            domain.records.complain(Event.PROTOCOL_FAULT, f"fault {number}")
             one.journald.read()
         assert len(one.journald.of(Event.PROTOCOL_FAULT)) == COMPLAINTS
-        domain._complaints.balance = 1
-        domain.complain(Event.PROTOCOL_FAULT, "one more")
+        domain.records._complaints.balance = 1
+        domain.records.complain(Event.PROTOCOL_FAULT, "one more")
         assert "50 more like this" in one.journald.of(Event.PROTOCOL_FAULT)[-1]
 
     run(tmp_path, main)
@@ -366,8 +382,9 @@ def test_a_reload_changes_rules_and_limits(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
         domain = one.domain()
         assert unplug(domain) == 3
-        one.settings.configure(Config(policy=PolicyConfig(allow_unplug=2), log=LogConfig(burst=500),
-                                      products={"mine": 0x777}))
+        one.settings.configure(
+            Config(policy=PolicyConfig(allow_unplug=2), log=LogConfig(burst=500), products={"mine": 0x777})
+        )
         domain.configure()
         assert unplug(domain) == 2
         assert domain.guest.log.bucket.balance <= 500
