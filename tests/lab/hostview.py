@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from tests.lab.control import domain as described
+from unplugd.core.protocol import DEVICES
+from unplugd.core.registry import Registry
 from unplugd.metrics import DROPS, Counters
 from unplugd.standing import Standing
 
@@ -50,7 +53,14 @@ class StandInHost:
 
     def describe(self, domid: int) -> dict[str, object]:
         domain = self.domains[domid]
-        return {"domid": domid, "uuid": domain.uuid, "name": domain.name, "unplugged": domain.unplugged}
+        return described(
+            domid, domain.name, uuid=domain.uuid, product=domain.product,
+            product_name=Registry().name(domain.product), build=domain.build, blacklisted=domain.blacklisted,
+            unplugged=[name for name, bit in DEVICES.items() if domain.unplugged & bit],
+            unplugged_mask=domain.unplugged, connections=domain.connections,
+            log={"lines": domain.log_lines, "bytes": domain.log_bytes, "dropped_lines": domain.dropped_lines,
+                 "dropped_bytes": domain.dropped_bytes},
+        )  # fmt: skip
 
 
 def many(count: int) -> StandInHost:

@@ -21,7 +21,8 @@ from unplugd import http
 from unplugd.errors import HostError
 from unplugd.exposition import OPENMETRICS, TEXT
 from unplugd.http import CONNECTIONS, HEAD_LINES, REQUEST_LIMIT, HttpServer, State
-from unplugd.pages import HTML, PLAIN
+from unplugd.landing import TYPE as HTML
+from unplugd.pages import PLAIN
 
 PATIENCE = 20.0
 
