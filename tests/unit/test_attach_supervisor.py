@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import pytest
@@ -17,7 +18,7 @@ from unplugd.attach.child import Domain, Ended
 from unplugd.attach.confine import Identity
 from unplugd.attach.kept import Kept, KeptServers
 from unplugd.attach.settings import AttachConfig
-from unplugd.attach.supervisor import DEVICE_MODELS, Supervisor
+from unplugd.attach.supervisor import DEVICE_MODELS, Supervisor, acting_as
 from unplugd.errors import HostError
 from unplugd.xenstore.embedded import EmbeddedStore
 
@@ -127,6 +128,42 @@ def test_sockets_are_connected_for_it(tmp_path: Path) -> None:
             await world.until(7, "connected qemu 1")
 
     run(tmp_path, work)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_the_socket_of_another_user_is_connected_as_that_user() -> None:
+    with TemporaryDirectory() as directory:  # tmp_path is for nobody else
+        os.chmod(directory, 0o711)
+        _connect_as_owner(Path(directory))
+
+
+def _connect_as_owner(directory: Path) -> None:
+    path = directory / "dom7.sock"
+
+    async def work(world: World, one: Supervisor) -> None:
+        with socket.socket(socket.AF_UNIX) as unplugd:
+            unplugd.bind(str(path))
+            unplugd.listen()
+            os.chown(path, 60007, 60007)
+            path.chmod(0o600)
+            world.store.introduce(7, "a", "uuid-a")
+            await world.running(7)
+            await world.until(7, "connected unplugd 1")
+            connection, _ = unplugd.accept()
+            with connection:
+                who = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                assert int.from_bytes(who[4:8], "little") == 60007
+        assert os.geteuid() == 0
+
+    run(directory, work)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_root_is_root_again_whatever_happens() -> None:
+    with pytest.raises(KeyError), acting_as(60007):  # noqa: PT012  - what is seen inside is half of the test
+        assert os.geteuid() == 60007
+        raise KeyError
+    assert os.geteuid() == 0
 
 
 def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:

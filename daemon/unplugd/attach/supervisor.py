@@ -12,7 +12,8 @@ import os
 import pwd
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class _Child:
     """One domain's process."""
 
     domain: Domain
+    uid: int = 0
+    """Who its process becomes."""
     pid: int = 0
     pidfd: int = -1
     end: socket.socket | None = None
@@ -73,6 +76,19 @@ def identity(config: AttachConfig, domid: int) -> Identity:
             raise HostError("the user of a domain's process", name, "is root")
         return Identity(entry.pw_uid, entry.pw_gid)
     raise HostError("the user of a domain's process", config.user or "nobody", "does not exist")
+
+
+@contextmanager
+def acting_as(uid: int) -> Iterator[None]:
+    """Be `uid` for a moment: what it owns needs no capability then but CAP_SETUID. Nothing, where this is not root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 class Supervisor:
@@ -222,13 +238,14 @@ class Supervisor:
         if one.timer is not None:
             one.timer.cancel()
         if one.pid:
-            os.kill(one.pid, signal.SIGKILL)
+            _kill(one)
             self._killed.add(one)
         self._report(domid, "the domain is gone")
 
     def _fork(self, one: _Child) -> None:
         one.timer = None
         who = identity(self._config, one.domain.domid)
+        one.uid = who.uid
         ours, theirs = broker.pair()
         supervisor = os.getpid()
         one.born = asyncio.get_running_loop().time()
@@ -270,7 +287,9 @@ class Supervisor:
         connection = None
         for path in paths:
             try:
-                connection = broker.connect(path)
+                # The socket of a domain whose QEMU is not root belongs to QEMU's user, and is only for that one.
+                with acting_as(os.stat(path).st_uid):
+                    connection = broker.connect(path)
                 break
             except OSError:
                 continue
@@ -349,4 +368,10 @@ class Supervisor:
             for one in running:
                 if one.pid:
                     self._report(one.domain.domid, "did not hand its ports back in time")
-                    os.kill(one.pid, signal.SIGKILL)
+                    _kill(one)
+
+
+def _kill(one: _Child) -> None:
+    """SIGKILL, as the user that the process is: a signal to one's own needs no capability."""
+    with acting_as(one.uid):
+        os.kill(one.pid, signal.SIGKILL)
