@@ -39,9 +39,10 @@ HOST_PACKAGES = {
 DOM0_PACKAGES = (
     "systemd", "systemd-sysv", "udev", "dbus", "kmod", "iproute2", "procps",
     "xen-utils-4.17", "xen-utils-common", "xenstore-utils", "qemu-system-xen", "qemu-utils", "ipxe-qemu", "seabios",
-    "python3", "python3-pip", "python3-setuptools", "python3-wheel", "python3-systemd", "python3-aiofiles",
-    "python3-h11", "python3-prometheus-client", "python3-pyxs", "libseccomp2", "busybox-static",
+    "python3", "python3-systemd", "python3-aiofiles", "python3-h11", "python3-prometheus-client", "python3-pyxs",
+    "busybox-static",
 )  # fmt: skip
+"""Debian, Xen, and what unplugd's package depends on: there is no network in dom0 to fetch it from."""
 
 DOM0_MODULES = (
     "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs", "xen-blkback", "xen-netback", "virtio_pci",
@@ -254,30 +255,33 @@ def dom0_settings(tree: Path, release: str) -> None:
     _initrd(CACHE / "initrd-dom0", release, ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4"), _DOM0_INIT)
 
 
-def install_unplugd(tree: Path) -> None:
-    """Install unplugd into the tree as its user would: with pip and Debian's libraries, units and configuration.
+def package() -> Path:
+    """unplugd's Debian package, built anew where a source is younger than it."""
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "daemon", "debian", "man",
+                 "systemd", "config", "scripts/deb.sh", "pyproject.toml", "setup.py", cwd=PROJECT)
+    sources = [path for name in listed.split("\0") if name and (path := PROJECT / name).exists()]
+    built = max(PROJECT.glob("dist/unplugd_*.deb"), key=_age, default=None)
+    if built is None or _age(built) < max(map(_age, sources)):
+        run(PROJECT / "scripts/deb.sh")
+        built = max(PROJECT.glob("dist/unplugd_*.deb"), key=_age)
+    return built
 
-    In a chroot of this machine, since pip takes a minute under emulation.
+
+def _age(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def install_unplugd(tree: Path) -> None:
+    """Install unplugd into the tree as its user would: its package, by apt.
+
+    In a chroot of this machine, since that takes minutes under emulation; the scenario `packaged` removes it and
+    installs it again in the running dom0.
     """
-    source = tree / "root/unplugd"
-    shutil.rmtree(source, ignore_errors=True)
-    source.mkdir()
-    shutil.copytree(PROJECT / "daemon", source / "daemon", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(PROJECT / name, source)
-    # Debian's pip installs to /usr/local; the units name /usr/bin, where a package has its programs.
-    run("chroot", tree, "env", "DEB_PYTHON_INSTALL_LAYOUT=deb", "python3", "-m", "pip", "install", "--quiet",
-        "--no-index", "--no-deps", "--no-build-isolation", "--break-system-packages", "--force-reinstall",
-        "--root-user-action=ignore", "--prefix=/usr", "/root/unplugd")
-    shutil.rmtree(source)
-    run("chroot", tree, "python3", "-m", "compileall", "-q", "/usr/lib/python3.11", "/usr/local/lib/python3.11")
-    for unit in (PROJECT / "systemd").glob("*.*"):
-        if unit.suffix in (".service", ".socket"):
-            shutil.copy(unit, tree / "usr/lib/systemd/system")
-    for file in (PROJECT / "systemd/sysusers.d").glob("*.conf"):
-        shutil.copy(file, tree / "usr/lib/sysusers.d")
-    run("chroot", tree, "systemd-sysusers")
-    (tree / "etc/unplugd").mkdir(exist_ok=True)
+    shutil.copy(package(), tree / "root/unplugd.deb")
+    apt = ("chroot", tree, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y")
+    run(*apt, "install", "--no-install-recommends", "--no-download", "--reinstall", "--allow-downgrades",
+        "/root/unplugd.deb")
+    run("chroot", tree, "systemctl", "enable", "unplugd-attach.service")
     agent = tree / "usr/local/sbin/agent.py"
     shutil.copy(HERE / "dom0/agent.py", agent)
     agent.chmod(0o755)

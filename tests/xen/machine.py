@@ -57,7 +57,7 @@ class Machine:
         agent.unlink(missing_ok=True)
         disk = "if=none,id={id},file={file},format=raw,snapshot=on,cache=unsafe"
         command: list[str | Path] = [
-            "nice", "-n", "19", "qemu-system-x86_64", "-accel", ACCELERATOR, "-cpu", PROCESSOR, "-smp", "2", "-m", "5G",
+            "qemu-system-x86_64", "-accel", ACCELERATOR, "-cpu", PROCESSOR, "-smp", "2", "-m", "5G",
             "-machine", "pc,hpet=off", "-nodefaults", "-display", "none", "-no-reboot",
             "-kernel", CACHE / "xen", "-append", XEN_OPTIONS,
             "-initrd", f"{CACHE}/vmlinux-dom0 {self._dom0_options},{CACHE}/initrd-dom0",

@@ -127,30 +127,72 @@ def strings(lab: Lab) -> str:
     return "outs, ins, df, page boundary"
 
 
-_CROSSING = [
-    f"w{size} {port:02x} 03030303"
-    for size, width in (("b", 1), ("w", 2), ("l", 4))
-    for port in range(0x0D, 0x18 - width)
+_SIZES = (("b", 1), ("w", 2), ("l", 4))
+_NEAR = [
+    form
+    for size, _ in _SIZES
+    for port in range(0x0B, 0x17)
+    for form in (f"w{size} {port:02x} 03030303", f"o{size} {port:02x} 2000 4 0", f"o{size} {port:02x} 2000 4 1")
 ]
-"""A write of every size at every port of the server."""
+"""A write of every size, single and as a string in both directions, at every port from 0x0b to 0x16; in memory lie
+words of 3, so that every form writes an unplug mask to whatever of it lies at 0x10."""
+
+
+def _bar(guest: Guest) -> int:
+    """Where the platform device (00:02.0) has its I/O BAR, by its configuration space."""
+    guest.talk("wl cf8 80001010")
+    return guest.read("rl cfc") & 0xFFFC
+
+
+def _at_bar(bar: int) -> list[str]:
+    """Every size and alignment that writes a 1 to BAR + 4 or a 1 or a 2 to BAR + 8, single and as a string."""
+    forms = []
+    for target, value in ((4, "01"), (8, "01"), (8, "02")):
+        forms.append(f"m 2000 {value * 16}")
+        for size, width in _SIZES:
+            forms.append(f"o{size} {bar + target:x} 2000 2 0")
+            forms += [f"w{size} {bar + at:x} {value * 4}" for at in range(target - width + 1, target + 1)]
+    return forms
 
 
 def bypass(lab: Lab) -> str:
-    """Every size and alignment at the neighbourhood, and string forms, denied: QEMU keeps disk and NIC."""
+    """Every way to QEMU's unplug, denied: QEMU keeps disk and NIC. Then what is allowed, by two of them."""
     guest = lab.guest("mon1")
     configure(lab, DENY)
-    commands = [command for command in _CROSSING if not command.startswith("wb 0d")]
-    values = "03000300" * 16
-    forms = [f"o{size} {port:02x} 2000 4 {df}" for size in "bwl" for port in range(0x0E, 0x14) for df in (0, 1)]
-    guest.talk("ww 10 3", *commands, f"m 1ff0 {values}", *forms, "wb 10 0", timeout=720)
+    words = "03000300" * 16
+    near = ["ww 10 3", f"m 1ff0 {words}", *_NEAR, "wb 10 0"]
+    guest.talk(*near, timeout=900)
     equal(guest.emulated, {"disk", "nic"})
-    count = len(commands) + len(forms) + 1
-    configure(lab, "")
-    guest.talk("wl 0e 00020000")
+    first = _bar(guest)
+    bar = [*_at_bar(first)]
+    guest.talk(*bar, timeout=600)
+    equal(guest.emulated, {"disk", "nic"})
+    moves = {
+        "at once": (0xD000, ["wl cfc d001"]),
+        "by a byte": (0xD100, ["wb cfd d1"]),
+        "by a word": (0xD200, ["ww cfc d201"]),
+        "as a string": (0xD300, ["m 2000 01d30000", "ol cfc 2000 1 0"]),
+        "switched off and on": (0xD400, ["wl cf8 80001004", "ww cfc 2", "wl cf8 80001010", "wl cfc d401",
+                                         "wl cf8 80001004", "ww cfc 3", "wl cf8 80001010"]),
+    }  # fmt: skip
+    for how, (place, commands) in moves.items():
+        guest.talk("wl cf8 80001010", *commands, timeout=360)
+        equal((how, _bar(guest)), (how, place))
+        assert f"I/O at 0x{place:04x}" in guest.monitor("info pci"), guest.monitor("info pci")
+        guest.talk(f"wb {place + 4:x} 1", f"wl {place + 8:x} 2", f"wb {place + 8:x} 1", timeout=360)
+        equal((how, guest.emulated), (how, {"disk", "nic"}))
+    # across the border of the configuration data port, which Xen does not take for a configuration access
+    for crossing in ("wl cfa d5010000", "ww cfb d500", "wl cf9 01000000"):
+        guest.talk("wl cf8 80001010", crossing)
+    equal(_bar(guest), 0xD400)
+    guest.talk("wl cf8 80001010", f"wl cfc {first + 1:x}")
+    configure(lab, "[policy]\nlegacy_unplug = true\n")
+    guest.talk(f"wl {first + 8:x} 2")
     equal(guest.emulated, {"disk"})
+    configure(lab, "")
     guest.talk("m 2000 00000100", "ol 0e 2000 1 0")
     equal(guest.emulated, set())
-    return f"{count} accesses denied; the same allowed unplug"
+    return f"{len(near) + len(bar)} accesses and {len(moves)} moves denied; 2 allowed unplug"
 
 
 def not_ours(lab: Lab) -> str:
@@ -234,9 +276,10 @@ def latency(lab: Lab) -> str:
 
 def handed_back(lab: Lab) -> str:
     """A clean stop under fire: the guest reads on, and QEMU answers."""
-    guest = lab.guest("mon1")
+    guest = lab.guest("mon2")
     attached(lab, guest)
-    lab.machine.check("(setsid ./talk.py --timeout 480 /run/mon1.serial 't 10 400' >pending 2>&1 &); sleep 1")
+    equal(guest.emulated, {"disk"})
+    lab.machine.check("(setsid ./talk.py --timeout 480 /run/mon2.serial 't 10 400' >pending 2>&1 &); sleep 1")
     lab.machine.check("systemctl stop unplugd-attach", 240)
     lab.machine.until("grep -q = pending", 480)
     guest.talk("ww 12 0", "rb 12")
@@ -244,6 +287,9 @@ def handed_back(lab: Lab) -> str:
     equal(guest.talk("rw 10"), ["= 49d2"])
     equal(lab.machine.check("./control.py /metrics | grep ioreqs_total"), before)
     equal(lab.machine.check("ls /run/unplugd/attach").split(), ["empty"])
+    # What the scenario `bypass` is about: alone, QEMU obeys this.
+    guest.talk(f"wb {_bar(guest) + 8:x} 1")
+    equal(guest.emulated, set())
     lab.machine.check("systemctl start unplugd-attach", 480)
     return "QEMU answers, nothing is left"
 
@@ -271,6 +317,8 @@ def two_vcpus(lab: Lab) -> str:
     attached(lab, guest)
     equal(guest.talk("x rw 10", "x rb 12", "x ww 12 3", "rw 10"), ["= 49d2", "= 01", "ok", "= 49d2"])
     equal(guest.talk("p 12 60", timeout=720), ["= 00000000"])
+    guest.talk("x wl 0e 00020000")
+    equal(guest.emulated, {"disk"})
     # 0x60 rounds on each: a byte a round, and a newline at the end
     said = json.loads(lab.machine.check(f"./control.py /api/v1/domains/{guest.domid}"))
     return f"0 wrong answers; log {said.get('log', said)}"[:100]
@@ -337,10 +385,29 @@ def dm_restricted(lab: Lab) -> str:
     return f"QEMU and child are uid {uid}"
 
 
+def packaged(lab: Lab) -> str:
+    """The package removed and installed again under a running guest, which goes on."""
+    guest = lab.create("monitor", "mon6")
+    attached(lab, guest)
+    equal(guest.talk("ww 12 3", "wl 10 1", "rw 10"), ["ok", "ok", "= 49d2"])
+    apt = "DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends --no-download "
+    lab.machine.check(apt + "remove unplugd", 900)
+    assert lab.machine.run("pgrep -f /usr/bin/unplugd").status, "a process of unplugd still runs"
+    equal(lab.machine.run("ls /usr/bin/unplugd /run/unplugd").out, "")
+    equal(guest.talk("rw 10", "rb 12"), ["= 49d2", "= 01"])
+    lab.machine.check(apt + "install ./unplugd.deb", 900)
+    lab.machine.check("systemctl start unplugd unplugd-attach", 600)
+    lab.machine.until(f"[ -e /run/unplugd/attach/dom{guest.domid}.json ]", 240)
+    equal(guest.talk("ww 12 3", "wl 10 1", "rw 10"), ["ok", "ok", "= 49d2"])
+    equal(guest.node("unplug/product"), "3")
+    guest.destroy()
+    return "the guest goes on, and is served again"
+
+
 SCENARIOS: tuple[Callable[[Lab], str], ...] = (
     services, linux_unplugs, linux_blacklisted, sequences, cost, strings, bypass, not_ours, child_killed,
-    supervisor_killed, unplugd_killed, unplugd_away, latency, handed_back, destroyed, two_vcpus, restricted,
-    saved_and_restored, rebooted, dm_restricted,
+    supervisor_killed, unplugd_killed, unplugd_away, latency, destroyed, two_vcpus, restricted, handed_back,
+    saved_and_restored, rebooted, dm_restricted, packaged,
 )  # fmt: skip
 """With oxenstored, Debian's default."""
 

@@ -4,4 +4,4 @@
 .PHONY: test-xen
 test-xen: ## on real Xen, under emulation: build and boot Xen, dom0 and guests, then check
 	@scripts/setup.sh test
-	@nice -n 19 $(PYTHON) -m tests.xen
+	@$(PYTHON) -m tests.xen
