@@ -25,7 +25,7 @@ from tests.documents import (
     links,
     prose,
 )
-from unplugd import config
+from unplugd import config, configkeys
 from unplugd.ctl.cli import parser as unplugctl
 from unplugd.metrics import CATALOGUE
 from unplugd.records import Event
@@ -89,7 +89,7 @@ def test_a_table_keeps_its_columns() -> None:
     assert docspage.table(("a", "b"), [("1|2", "3")]) == "| a | b |\n| --- | --- |\n| 1\\|2 | 3 |\n"
 
 
-@pytest.mark.parametrize("key", [*config._KEYS, *config._TABLE_LISTS, "products"])
+@pytest.mark.parametrize("key", [*configkeys.KEYS, *configkeys.TABLE_LISTS, "products"])
 def test_every_key_is_documented_and_in_the_example(key: str) -> None:
     headings = re.findall(r"^### (.*)$", (DOCS / "configuration.md").read_text(), re.MULTILINE)
     assert f"`{key}`" in ", ".join(headings).split(", ")
