@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from unplugd import cli, config
+from unplugd import cli, configkeys
 from unplugd.ctl import cli as ctl_cli
 from unplugd.ctl.completion import tree
 
@@ -69,6 +69,6 @@ def test_every_option_has_its_line() -> None:
 
 def test_every_key_is_explained() -> None:
     page = plain("unplugd.toml.5")
-    for key in (*config._KEYS, *config._TABLE_LISTS):
+    for key in (*configkeys.KEYS, *configkeys.TABLE_LISTS):
         assert key in page, key
     assert "Allowed: a string.\n" not in page
