@@ -10,6 +10,7 @@ setup(
         Extension(
             "unplugd._fastpath",
             ["daemon/unplugd/_fastpath.c"],
+            depends=["daemon/unplugd/_journal.h"],
             extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
             optional=True,
         )

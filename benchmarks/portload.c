@@ -8,7 +8,7 @@
  *   -p  talking: one read of the magic number in four, else bytes of guest log with a newline after every 100
  *       magic:   reads of the magic number only
  *       linux:   what a booting Linux does, six accesses: magic, version, product, build, magic, unplug
- *       lines:   string writes of log lines of 128 bytes, without end
+ *       lines:   string writes of log lines of 128 bytes: a serial number of 8 digits, filling, a newline
  *   -a  a round trip is one access on every SOCKET, sent on all before the first answer is received (DEPTH is ignored)
  *   -u  every frame is unlike all others: vp_eport, which the server only echoes, is a serial number; without it, all
  *       frames of a socket carry one number, as those of a guest's vCPU carry its event channel port
@@ -165,11 +165,17 @@ static void round_trip(int fd, const struct frame *sent, struct frame *got, size
 {
     if (sent->flags & IS_STRING) {
         static unsigned char data[MAX_DEPTH * (sizeof *sent + STRING)];
+        static uint32_t lines;  /* no two are alike: journald stores what it has already only once */
         size_t bytes = 0;
 
         for (size_t i = 0; i < depth; i++) {
+            unsigned char *line = data + bytes + sizeof *sent;
+
             memcpy(data + bytes, &sent[i], sizeof *sent);
-            memset(data + bytes + sizeof *sent, 'x', STRING);
+            memset(line, 'x', STRING);
+            for (int digit = 0; digit < 8; digit++)
+                line[digit] = (unsigned char)"0123456789abcdef"[lines >> (28 - 4 * digit) & 0xf];
+            lines++;
             bytes += sizeof *sent + STRING;
             data[bytes - 1] = '\n';
         }

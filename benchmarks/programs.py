@@ -18,7 +18,7 @@ def build() -> None:
     if compiler is None:
         raise SystemExit("benchmarks: a C compiler is needed: apt-get install gcc libc6-dev")
     BUILD.mkdir(parents=True, exist_ok=True)
-    for name in ("echo", "portload"):
+    for name in ("echo", "journalload", "portload"):
         source, program = SOURCES / f"{name}.c", BUILD / name
         if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
             subprocess.run(

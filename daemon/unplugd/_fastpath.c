@@ -1,20 +1,20 @@
 /* unplugd._fastpath: the accesses that a talking guest makes all day, served without entering Python.
  *
  * A Poller stands in the place of select.epoll in the event loop's selector (fastpath.py). When a device model's
- * connection becomes readable, it reads and answers the frames that are a magic read or a single byte of guest log, and
+ * connection becomes readable, it reads and answers the frames that are a magic read or write guest log, and
  * goes back to waiting. All else is Python's: the first other frame, and everything behind it, is handed over with the
- * bytes that were read, in order. Nothing here is a second opinion on the protocol: what these two frames do is
+ * bytes that were read, in order. Nothing here is a second opinion on the protocol: what these frames do is
  * core/stream.py's, what is kept before they are answered is state.py's, and tests/unit/test_fastpath.py holds both to
  * the same bytes, answers, events, counters and state.
  *
  * Who owns what, when. All of this runs on the event loop's thread with the GIL held, so it never runs beside Python,
  * only between two callbacks, when every domain is settled (Domain.settle). A Tail is the part of a domain that may
- * change here: the end of its partial line, its copy in the mapped state, and how many lines were dropped. Python
- * offers it at the end of each settle(); what changed is told to the domain (caught_up) before any Python code runs
+ * change here: the end of its partial line, its copy in the mapped state, the balance of its limiter, and how many lines
+ * were dropped or went to the journal. Python offers it at the end of each settle(); what changed is told to the domain (caught_up) before any Python code runs
  * again, be it a callback from here or the return of poll(). So there are never two truths about a domain.
  *
- * "Acknowledged" (contract section 1) is the order of serve(): take the bytes, store them into the mapped state, count,
- * and only then send. Stores are ordered by compiler fences; SIGKILL stops a process between two instructions, and the
+ * "Acknowledged" (contract section 1) is the order of serve(): take the bytes, hand ended lines to journald, store the
+ * rest into the mapped state, count, and only then send. Stores are ordered by compiler fences; SIGKILL stops a process between two instructions, and the
  * kernel keeps what was stored.
  *
  * SPDX-License-Identifier: MIT
@@ -33,6 +33,8 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include "_journal.h"
+
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "frames and state are read in place: little-endian only (Xen's guests with a device model are x86)"
 #endif
@@ -41,6 +43,8 @@ enum {
     FRAME = 32,
     READ_SIZE = 16 * 1024,  /* connection.READ_SIZE: at most 512 accesses, then it is somebody else's turn */
     LINE_LIMIT = 4095,      /* core.guestlog.LINE_LIMIT: the byte that fills a line is Python's */
+    RECORD_COST = 64,       /* core.guestlog.RECORD_COST: the least that a line costs */
+    PAYLOAD_LIMIT = 4096,   /* core.ioreq.PAYLOAD_LIMIT: bytes of one string write */
     EVENTS = 256,           /* descriptors looked at in one round */
     BUDGET = 500,           /* turns.BUDGET, microseconds: what one domain may take of a round */
     ROUNDS = 256,           /* rounds after which Python has a turn even where nothing asks for it */
@@ -61,19 +65,23 @@ struct frame {
 };
 _Static_assert(sizeof(struct frame) == FRAME, "struct ioreq has 32 bytes");
 
-enum { OTHER, MAGIC, LOG };
-enum { REQUEST = 1, RESPONSE = 3, READ = 0x20 };
+enum { OTHER, MAGIC, LOG, LOG_STRING };
+enum { REQUEST = 1, RESPONSE = 3, STRING = 0x10, READ = 0x20 };
 enum { PORT_MAGIC = 0x10, PORT_LOG = 0x12, BAR_LOG = 0x10008 };
 enum { MAGIC_ALLOWED = 0x49d2, MAGIC_DENIED = 0xd249 };
 
 static int recognize(const struct frame *frame)
 {
-    if (frame->count != 1 || frame->type != 0)
+    if (frame->type != 0)
         return OTHER;
-    if (frame->flags == (REQUEST | READ) && frame->size == 2 && frame->addr == PORT_MAGIC)
+    if (frame->size == 1 && (frame->addr == PORT_LOG || frame->addr == BAR_LOG)) {
+        if (frame->flags == REQUEST && frame->count == 1)
+            return LOG;
+        if (frame->flags == (REQUEST | STRING) && frame->count >= 1 && frame->count <= PAYLOAD_LIMIT)
+            return LOG_STRING;
+    } else if (frame->flags == (REQUEST | READ) && frame->count == 1 && frame->size == 2 && frame->addr == PORT_MAGIC) {
         return MAGIC;
-    if (frame->flags == REQUEST && frame->size == 1 && (frame->addr == PORT_LOG || frame->addr == BAR_LOG))
-        return LOG;
+    }
     return OTHER;
 }
 
@@ -134,6 +142,9 @@ typedef struct tail {
     bool logging;           /* log bytes may be taken here */
     double begin_from;      /* from then on a timer is soon enough to flush a line that begins */
     double drop_until;      /* until then (CLOCK_MONOTONIC) no line can pass, and nothing else is due */
+    PyObject *fields;       /* bytes: journal fields of its lines, which may go to journald here; NULL: they may not */
+    bool limited;           /* by the balance that follows: core.bucket.TokenBucket */
+    double balance, balance_at, rate, burst;
     /* Of the batch that is being served. */
     Py_ssize_t waiting;     /* bytes in `pending`, behind those of `partial` */
     bool ended;             /* a line ended here: the rest belongs into the other area, under a new header */
@@ -141,6 +152,7 @@ typedef struct tail {
     long long unsaid_lines, unsaid_bytes;   /* dropped lines that no header counts yet */
     unsigned long long round;               /* of the Poller, in which it took `spent` seconds */
     double spent;
+    bool paid;              /* the balance is another than the header's */
     bool touched;           /* it is in Poller.touched */
     struct tail *next;
     /* What the domain was not told yet; zeroed from here on by catch_up(). */
@@ -152,6 +164,7 @@ typedef struct tail {
     long long magics, logged;               /* frames */
     double seconds;         /* that batches took, in sum */
     unsigned durations[MAX_BOUNDS + 1];     /* batches by bucket of the histogram */
+    long long passed_lines, passed_bytes;   /* that journald has */
 } Tail;
 
 /* Log bytes of the batch that is being served, whosever it is: between two batches there are none. */
@@ -171,6 +184,7 @@ static int Tail_clear(Tail *self)
         PyBuffer_Release(&self->state);
     Py_CLEAR(self->owner);
     Py_CLEAR(self->partial);
+    Py_CLEAR(self->fields);
     return 0;
 }
 
@@ -221,6 +235,24 @@ static PyObject *Tail_offer(Tail *self, PyObject *args)
     self->logging = logging;
     self->begin_from = begin_from;
     self->drop_until = drop_until;
+    Py_CLEAR(self->fields);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Tail_offer_lines(Tail *self, PyObject *args)
+{
+    PyObject *fields;
+    int limited;
+    double balance, balance_at, rate, burst;
+
+    if (!PyArg_ParseTuple(args, "Spdddd:offer_lines", &fields, &limited, &balance, &balance_at, &rate, &burst))
+        return NULL;
+    Py_XSETREF(self->fields, Py_NewRef(fields));
+    self->limited = limited;
+    self->balance = balance;
+    self->balance_at = balance_at;
+    self->rate = rate;
+    self->burst = burst;
     Py_RETURN_NONE;
 }
 
@@ -232,6 +264,7 @@ static PyObject *Tail_close(Tail *self, PyObject *Py_UNUSED(ignored))
 
 static PyMethodDef Tail_methods[] = {
     {"offer", (PyCFunction)Tail_offer, METH_VARARGS, "The domain is settled, and this is how it may go on."},
+    {"offer_lines", (PyCFunction)Tail_offer_lines, METH_VARARGS, "After offer(): lines may go to journald, and cost that."},
     {"close", (PyCFunction)Tail_close, METH_NOARGS, "Let go of the domain and its state."},
     {NULL, NULL, 0, NULL},
 };
@@ -275,7 +308,7 @@ static bool in_step(const Tail *tail)
     return last->sequence == tail->sequence && other->sequence < tail->sequence;
 }
 
-/* StateFile.commit() of a guest of which only the partial line and what was dropped have changed. */
+/* StateFile.commit() of a guest of which only the partial line, the balance and what was dropped have changed. */
 static void commit(Tail *tail, Py_ssize_t length)
 {
     char *map = tail->state.buf;
@@ -285,6 +318,11 @@ static void commit(Tail *tail, Py_ssize_t length)
     slot.header.sequence = ++tail->sequence;
     slot.header.unsaid_lines += tail->unsaid_lines;
     slot.header.unsaid_bytes += tail->unsaid_bytes;
+    if (tail->paid) {
+        slot.header.balance = tail->balance;
+        slot.header.balance_at = tail->balance_at;
+        tail->paid = false;
+    }
     slot.header.charged = 0;    /* by the frames of a line that has ended */
     slot.header.area = tail->area;
     slot.header.length = length;
@@ -337,6 +375,7 @@ typedef struct {
     double bound[MAX_BOUNDS];
     bool called;            /* Python code ran: there may be new timers and callbacks */
     unsigned long long round;
+    int journal;            /* sinks.journal.Journal's socket, connected to journald; -1: it has none */
     unsigned char buffer[READ_SIZE] __attribute__((aligned(8)));
 } Poller;
 
@@ -367,10 +406,11 @@ static int catch_up(Tail *tail)
         }
     if (durations == NULL)
         return -1;
-    done = PyObject_CallMethod(tail->owner, "caught_up", "((dLLLd)(Ki)(LLdN))",
+    done = PyObject_CallMethod(tail->owner, "caught_up", "((dLLLd)(Ki)(LLdN)(LLdd))",
                                tail->heard, tail->lines, tail->dropped_lines, tail->dropped_bytes, tail->dropped_at,
                                (unsigned long long)tail->sequence, tail->area,
-                               tail->magics, tail->logged, tail->seconds, durations);
+                               tail->magics, tail->logged, tail->seconds, durations,
+                               tail->passed_lines, tail->passed_bytes, tail->balance, tail->balance_at);
     memset(&tail->changed, 0, sizeof *tail - offsetof(Tail, changed));
     if (done == NULL)
         return -1;
@@ -407,6 +447,35 @@ static int call(Poller *self, Tail *tail, const char *method, double time)
     return done == NULL || tail->owner == NULL ? -1 : 0;
 }
 
+/* Hand the line that has ended to journald, if it may pass, can be paid for and costs no more than its bytes, as
+ * GuestLog._line() and Delivery.put() would. False: nothing was done, it is Python's. */
+static bool pass_line(Poller *self, Tail *tail, const char *text, Py_ssize_t length, double time)
+{
+    double balance = tail->balance, at = tail->balance_at;
+    Py_ssize_t cost = length < RECORD_COST ? RECORD_COST : length;
+
+    if (tail->fields == NULL || self->journal < 0 || !is_plain(text, (size_t)length))
+        return false;
+    if (tail->limited) {
+        if (time > at) {    /* TokenBucket.refill() */
+            balance = fmin(tail->burst, balance + (time - at) * tail->rate);
+            at = time;
+        }
+        if (balance < (double)cost)
+            return false;
+        balance -= (double)cost;
+    }
+    if (!send_entry(self->journal, PyBytes_AS_STRING(tail->fields), (size_t)PyBytes_GET_SIZE(tail->fields), text,
+                    (size_t)length))
+        return false;
+    tail->balance = balance;
+    tail->balance_at = at;
+    tail->paid = true;
+    tail->passed_lines++;
+    tail->passed_bytes += length;
+    return true;
+}
+
 /* A newline came. -1 and an exception if something fails. */
 static int end_line(Poller *self, Tail *tail, double time)
 {
@@ -417,16 +486,36 @@ static int end_line(Poller *self, Tail *tail, double time)
         tail->lines++;
         return 0;
     }
+    back = (tail->waiting > 0 ? pending[tail->waiting - 1] : PyByteArray_AS_STRING(tail->partial)[have - 1]) == '\r';
+    if (!tail->unsettled && tail->fields != NULL && length > back) {
+        const char *text = (const char *)pending;
+
+        if (have > 0) {     /* in two parts: make it one */
+            if (append_pending(tail) < 0)
+                return -1;
+            have = length;
+            text = PyByteArray_AS_STRING(tail->partial);
+        }
+        if (pass_line(self, tail, text, length - back, time)) {
+            if (have > 0 && PyByteArray_Resize(tail->partial, 0) < 0)
+                return -1;
+            tail->waiting = 0;
+            tail->ended = true;
+            tail->lines++;
+            tail->changed = true;
+            touch(self, tail);
+            return 0;
+        }
+    }
     if (tail->unsettled || time >= tail->drop_until) {
         /* Python knows what was dropped, and keeps all of it when it settles. */
         if (catch_up(tail) < 0 || append_pending(tail) < 0)
             return -1;
-        tail->ended = false;
+        tail->ended = tail->paid = false;
         tail->unsaid_lines = tail->unsaid_bytes = 0;
         tail->unsettled = true;
         return call(self, tail, "line_ended", time);
     }
-    back = (tail->waiting > 0 ? pending[tail->waiting - 1] : PyByteArray_AS_STRING(tail->partial)[have - 1]) == '\r';
     length -= back;
     if (PyByteArray_Resize(tail->partial, 0) < 0)
         return -1;
@@ -443,11 +532,45 @@ static int end_line(Poller *self, Tail *tail, double time)
     return 0;
 }
 
-/* Make answers of the frames at the beginning of `size` bytes, up to the first that is Python's, with all that they
- * do. Returns the bytes that were answered, -1 and an exception if something fails: nothing may be sent then. */
-static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, double began)
+/* Whether all bytes of a string write can be taken: none fills a line, and none begins one that no timer will flush. */
+static bool fits(const Tail *tail, const unsigned char *data, size_t count, double began)
 {
-    Py_ssize_t at = 0, have = PyByteArray_GET_SIZE(tail->partial);
+    size_t length = (size_t)(PyByteArray_GET_SIZE(tail->partial) + tail->waiting);
+
+    for (const unsigned char *end; (end = memchr(data, '\n', count)) != NULL; length = 0) {
+        if (length + (size_t)(end - data) >= LINE_LIMIT)
+            return false;
+        count -= (size_t)(end + 1 - data);
+        data = end + 1;
+    }
+    return length + count < LINE_LIMIT && (length > 0 || count == 0 || began >= tail->begin_from);
+}
+
+/* Bytes of guest log that fit. -1 and an exception if something fails. */
+static int take(Poller *self, Tail *tail, const unsigned char *data, size_t count, double began)
+{
+    while (count > 0) {
+        const unsigned char *end = memchr(data, '\n', count);
+        size_t piece = end == NULL ? count : (size_t)(end - data);
+
+        memcpy(pending + tail->waiting, data, piece);
+        tail->waiting += (Py_ssize_t)piece;
+        if (end == NULL)
+            break;
+        if (end_line(self, tail, began) < 0)
+            return -1;
+        count -= piece + 1;
+        data = end + 1;
+    }
+    return 0;
+}
+
+/* Make answers of the frames at the beginning of `size` bytes, up to the first that is Python's, with all that they
+ * do. Returns the bytes that were served, in whose place `answered` bytes of answers are now; -1 and an exception if
+ * something fails: nothing may be sent then. */
+static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *answered, double began)
+{
+    Py_ssize_t at = 0, out = 0, have = PyByteArray_GET_SIZE(tail->partial);
     uint64_t magic = tail->blacklisted ? MAGIC_DENIED : MAGIC_ALLOWED;
     long long magics = 0, logged = 0;
     int bucket = 0;
@@ -455,21 +578,32 @@ static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, double began
 
     if (tail->logging && !in_step(tail))
         tail->logging = false;
-    for (; at + FRAME <= size; at += FRAME) {
-        struct frame *frame = (struct frame *)(self->buffer + at);
+    while (at + FRAME <= size) {
+        struct frame frame;     /* behind a string write, the next one is not aligned */
         unsigned char byte;
-        int kind = recognize(frame);
+        size_t payload = 0;
+        int kind;
 
+        memcpy(&frame, self->buffer + at, FRAME);
+        kind = recognize(&frame);
         if (kind == MAGIC) {
             magics++;
-            frame->data = magic;
-            frame->flags = RESPONSE | READ;
-            continue;
+            frame.data = magic;
+            frame.flags = RESPONSE | READ;
+            goto answered;
         }
         if (kind == OTHER || !tail->logging)
             break;
-        byte = (unsigned char)frame->data;
-        if (byte == '\n') {
+        if (kind == LOG_STRING) {
+            const unsigned char *data = self->buffer + at + FRAME;
+
+            payload = frame.count;
+            if (at + FRAME + (Py_ssize_t)payload > size || !fits(tail, data, payload, began))
+                break;
+            if (take(self, tail, data, payload, began) < 0)
+                return -1;
+            have = PyByteArray_GET_SIZE(tail->partial);
+        } else if ((byte = (unsigned char)frame.data) == '\n') {
             if (end_line(self, tail, began) < 0)
                 return -1;
             have = PyByteArray_GET_SIZE(tail->partial);
@@ -481,9 +615,14 @@ static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, double began
             pending[tail->waiting++] = byte;
         }
         logged++;
-        frame->data = 0;
-        frame->flags = RESPONSE;
+        frame.data = 0;
+        frame.flags = RESPONSE | (frame.flags & STRING);
+answered:
+        memcpy(self->buffer + out, &frame, FRAME);
+        out += FRAME;
+        at += FRAME + (Py_ssize_t)payload;
     }
+    *answered = out;
     if (at == 0)
         return 0;
     if (tail->unsettled) {
@@ -513,7 +652,7 @@ static void cut(Tail *tail, int fd)
 {
     PyErr_WriteUnraisable((PyObject *)Py_TYPE(tail));
     tail->waiting = 0;
-    tail->unsettled = tail->ended = false;
+    tail->unsettled = tail->ended = tail->paid = false;
     tail->logging = false;  /* until Python has settled */
     shutdown(fd, SHUT_RDWR);
 }
@@ -534,7 +673,7 @@ static int serve(Poller *self, int fd, PyObject *handed)
     struct link *link = &self->links[fd];
     Tail *tail = link->tail;
     PyObject *callback, *item;
-    Py_ssize_t size, served, sent = 0;
+    Py_ssize_t size, served, answered = 0, sent = 0;
 
     if (over(self, tail))
         return 0;
@@ -544,7 +683,7 @@ static int serve(Poller *self, int fd, PyObject *handed)
     if (size <= 0)
         return 1;
     Py_INCREF(tail);
-    served = answer(self, tail, size, now());
+    served = answer(self, tail, size, &answered, now());
     link = &self->links[fd];        /* Python code may have run */
     if (served < 0) {
         if (!PyErr_Occurred())
@@ -557,7 +696,7 @@ static int serve(Poller *self, int fd, PyObject *handed)
     }
     if (served > 0) {
         do
-            sent = send(fd, self->buffer, (size_t)served, MSG_DONTWAIT | MSG_NOSIGNAL);
+            sent = send(fd, self->buffer, (size_t)answered, MSG_DONTWAIT | MSG_NOSIGNAL);
         while (sent < 0 && errno == EINTR);
         if (sent < 0)
             sent = 0;       /* full, or gone: Python finds out which */
@@ -565,14 +704,14 @@ static int serve(Poller *self, int fd, PyObject *handed)
     Py_DECREF(tail);
     if (link->tail != tail)
         return 0;
-    if (sent == size) {     /* quick work: what made Python read in small pieces is over */
+    if (served == size && sent == answered) {     /* quick work: what made Python read in small pieces is over */
         if (link->window > 0 && link->window <= READ_SIZE / 2)
             link->window *= 2;
         return 0;
     }
     link->window = 0;
     callback = link->handed;
-    item = Py_BuildValue("(Oy#y#)", callback, self->buffer + sent, served - sent,
+    item = Py_BuildValue("(Oy#y#)", callback, self->buffer + sent, answered - sent,
                          self->buffer + served, size - served);
     if (item == NULL || PyList_Append(handed, item) < 0) {
         Py_XDECREF(item);
@@ -714,6 +853,16 @@ static PyObject *Poller_detach(Poller *self, PyObject *arg)
     Py_RETURN_NONE;
 }
 
+static PyObject *Poller_journal(Poller *self, PyObject *arg)
+{
+    long fd = PyLong_AsLong(arg);
+
+    if (fd == -1 && PyErr_Occurred())
+        return NULL;
+    self->journal = (int)fd;
+    Py_RETURN_NONE;
+}
+
 static int Poller_traverse(Poller *self, visitproc visit, void *arg)
 {
     for (int fd = 0; fd < self->room; fd++) {
@@ -742,6 +891,7 @@ static int Poller_init(Poller *self, PyObject *args, PyObject *Py_UNUSED(kwargs)
 {
     PyObject *bounds;
 
+    self->journal = -1;
     if (!PyArg_ParseTuple(args, "iO!:Poller", &self->epoll, &PyTuple_Type, &bounds))
         return -1;
     if (PyTuple_GET_SIZE(bounds) > MAX_BOUNDS) {
@@ -761,6 +911,7 @@ static PyMethodDef Poller_methods[] = {
     {"poll", (PyCFunction)Poller_poll, METH_O, "Wait, and serve meanwhile."},
     {"attach", (PyCFunction)Poller_attach, METH_VARARGS, "A descriptor is a connection of a domain; not armed yet."},
     {"arm", (PyCFunction)Poller_arm, METH_VARARGS, "Serve a connection so many bytes at a time, or (0) leave it to Python."},
+    {"journal", (PyCFunction)Poller_journal, METH_O, "The socket that is connected to journald; -1: there is none now."},
     {"detach", (PyCFunction)Poller_detach, METH_O, "A connection is gone."},
     {NULL, NULL, 0, NULL},
 };
@@ -794,7 +945,9 @@ PyMODINIT_FUNC PyInit__fastpath(void)
     if (self != NULL && (PyModule_AddType(self, &TailType) < 0 || PyModule_AddType(self, &PollerType) < 0 ||
                          PyModule_AddIntConstant(self, "STATE_SIZE", STATE_SIZE) < 0 ||
                          PyModule_AddIntConstant(self, "READ_SIZE", READ_SIZE) < 0 ||
-                         PyModule_AddIntConstant(self, "LINE_LIMIT", LINE_LIMIT) < 0))
+                         PyModule_AddIntConstant(self, "LINE_LIMIT", LINE_LIMIT) < 0 ||
+                         PyModule_AddIntConstant(self, "RECORD_COST", RECORD_COST) < 0 ||
+                         PyModule_AddIntConstant(self, "PAYLOAD_LIMIT", PAYLOAD_LIMIT) < 0))
         Py_CLEAR(self);
     return self;
 }

@@ -157,6 +157,7 @@ class Domain:
             return
         before, self._name = self.name, name
         self._identify_records()
+        self._offer(time.monotonic())
         self.settings.delivery.rename(self.outbox, self.name)
         if before != f"dom{self.domid}":
             self.records.own(Event.RENAMED, f"renamed from {before}")
@@ -170,8 +171,8 @@ class Domain:
             self.uuid = uuid
             self.state.own(uuid)
             self.state.commit(self.guest)
-            self._offer(time.monotonic())
             self._identify_records()
+            self._offer(time.monotonic())
         return True
 
     # --- what metrics and the API show
@@ -303,9 +304,13 @@ class Domain:
             log = self.guest.log
             begin_from = inf if self._timer is None else self._timer.when() - log.limits.flush_after
             self.tail.offer(*self.state.place, self.blacklisted, not log.limits.delay, begin_from, log.drops_until(now))
+            if log.passes and self.settings.delivery.direct(self.outbox):
+                bucket = log.bucket
+                self.tail.offer_lines(self.records.line_fields(*log.product), not log.limits.unlimited,
+                                      bucket.balance, bucket.at, bucket.rate, bucket.burst)
 
     def caught_up(self, log: tuple[float, int, int, int, float], place: tuple[int, int],
-                  count: tuple[int, int, float, list[tuple[int, int]]]) -> None:
+                  count: tuple[int, int, float, list[tuple[int, int]]], passed: tuple[int, int, float, float]) -> None:
         """The fast path has served: what it did to the log, where it kept that, what it counted (_fastpath.pyi)."""
         self.guest.log.caught_up(*log)
         if log[0]:
@@ -319,6 +324,11 @@ class Domain:
         counters.duration_sum += seconds
         for bucket, batches in durations:
             counters.duration_counts[bucket] += batches
+        lines, size, balance, at = passed
+        if lines:
+            self.log_lines += lines
+            self.log_bytes += size
+            self.guest.log.bucket.balance, self.guest.log.bucket.at = balance, at
 
     def line_ended(self, now: float) -> None:
         """A newline came by the fast path, which calls settle() before it answers."""

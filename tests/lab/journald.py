@@ -49,6 +49,7 @@ cp "$1/journald.conf" /run/systemd/journald.conf.d/zz-lab.conf
 mount --bind "$1/journal" /run/systemd/journal
 mount --bind "$1/log" /run/log
 mount --bind "$1/machine-id" /etc/machine-id
+[ -z "$2" ] || echo "$2" >/proc/sys/net/unix/max_dgram_qlen
 echo ready
 exec cat
 """
@@ -57,8 +58,10 @@ exec cat
 class Journald:
     """The private journald. A context manager: enters with journald running."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, queue: int | None = None) -> None:
+        """`queue`: entries that its socket holds unread (None: as many as here), in a network namespace of its own."""
         self.directory = directory
+        self._queue = queue
         self.socket = directory / "journal" / "socket"
         self._machine_id = os.urandom(16).hex()
         self._holder: subprocess.Popen[str] | None = None
@@ -73,6 +76,7 @@ class Journald:
             [
                 "unshare",
                 "--mount",
+                *([] if self._queue is None else ["--net"]),
                 "--propagation",
                 "private",
                 "sh",
@@ -80,6 +84,7 @@ class Journald:
                 _HOLDER,
                 "sh",
                 str(self.directory),
+                "" if self._queue is None else str(self._queue),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -102,7 +107,9 @@ class Journald:
     def command(self, argv: Sequence[str], cwd: Path | str = "/") -> list[str]:
         """Return the command line that runs `argv` where this journald is the host's; the process is `argv` itself."""
         assert self._holder is not None
-        return ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", f"--wd={cwd}", "--", *argv]
+        of = f"/proc/{self._holder.pid}/ns"
+        network = [] if self._queue is None else [f"--net={of}/net"]
+        return ["nsenter", f"--mount={of}/mnt", *network, f"--wd={cwd}", "--", *argv]
 
     def start(self) -> None:
         """Start journald (it must not run) and wait until its socket takes entries."""

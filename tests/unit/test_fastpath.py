@@ -32,10 +32,12 @@ from unplugd import fastpath
 from unplugd.config import Config, LogConfig
 from unplugd.connection import READ_SIZE, Connection
 from unplugd.core.guest import Snapshot, Verdict
-from unplugd.core.guestlog import LINE_LIMIT
+from unplugd.core.guestlog import LINE_LIMIT, RECORD_COST
+from unplugd.core.ioreq import PAYLOAD_LIMIT
 from unplugd.core.stream import IoreqStream, NeedVerdict
 from unplugd.domain import Domain
 from unplugd.metrics import DURATION_BOUNDS
+from unplugd.records import Event
 from unplugd.state import SIZE, StateFile
 
 try:
@@ -325,7 +327,7 @@ def test_python_sees_only_what_is_its_own(received: list[bytes]) -> None:
         await peer.exchange(0, MAGIC + frame(0x12, 1, read=True) + MAGIC, 96)
         assert received[1:] == [frame(0x12, 1, read=True) + MAGIC]
         await peer.exchange(0, text(b"f\n"), 64)
-        assert len(received) == 2, "a line's end is Python's, its frame is not"
+        assert len(received) == 2, "the first line's end is Python's, its frame is not"
         assert peer.one.journald.lines == ["abcdef"]
         assert peer.one.counters.ioreqs["magic"] == 103
         assert peer.one.counters.ioreqs["log"] == 7
@@ -333,6 +335,109 @@ def test_python_sees_only_what_is_its_own(received: list[bytes]) -> None:
         assert peer.one.counters.duration_sum > 0
 
     run(fast, story)
+
+
+def test_lines_that_pass_go_to_journald_without_python(
+    received: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(peer: Peer) -> None:
+        peer.domain.records.own(Event.UNPLUGGED, "the first record connects to journald")
+        await peer.exchange(0, frame(0x12, 2, data=3) + frame(0x10, 4, data=1), 64)
+        await until(lambda: peer.domain.build == 1)
+        before, ended = len(received), Mock()
+        monkeypatch.setattr(peer.domain, "line_ended", ended)
+        balance = peer.domain.guest.log.bucket.balance
+        await peer.exchange(0, string(b"one\r\ntwo\n") + MAGIC + string(b"x" * 100 + b"\n") + text(b"\n"), 128)
+        assert peer.one.journald.lines == ["one", "two", "x" * 100]
+        assert (ended.called, len(received)) == (False, before)
+        entry = peer.one.journald.entries[-1]
+        assert (entry["UNPLUG_PRODUCT_NAME"], entry["UNPLUG_BUILD"], entry["XEN_DOMID"]) == ("linux", "1", "7")
+        assert peer.domain.guest.log.bucket.balance == balance - 64 - 64 - 100
+        assert (peer.domain.log_lines, peer.domain.log_bytes) == (3, 106)
+        assert peer.domain.guest.log.line_number == 4
+        kept = peer.kept()
+        assert kept is not None
+        assert (kept[0].balance, kept[1]) == (balance - 228, b"")
+        counted = peer.one.counters.ioreqs
+        assert (counted["log"], counted["magic"]) == (3, 1)
+
+    run(fast, story, LogConfig(rate=0, burst=1000))
+
+
+@pytest.mark.parametrize(
+    "line", [b"back\\slash", b"\xc3\xa4", b"a\tb", b"y" * 300], ids=["\\", "UTF-8", "tab", "too dear"]
+)
+def test_a_line_that_is_not_so_simple_is_pythons(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, string(b"first\n"), 32)
+        ended = Mock(side_effect=peer.domain.line_ended)
+        monkeypatch.setattr(peer.domain, "line_ended", ended)
+        await peer.exchange(0, string(b"plain\n") + string(line + b"\n") + string(b"plain\n"), 96)
+        assert ended.call_count == 2, "and what comes behind it in the same read"
+        lines, dropped = peer.domain.log_lines, peer.domain.dropped_lines["rate-limit"]
+        assert (lines, dropped) == ((3, 1) if len(line) == 300 else (4, 0))
+
+    run(fast, story, LogConfig(rate=0, burst=600 if len(line) < 300 else 420))
+
+
+def test_a_line_that_journald_does_not_take_is_kept_in_order() -> None:
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, string(b"first\n"), 32)
+        await peer.exchange(0, string(b"second\n"), 32)
+        peer.one.journald.stop()
+        for line in (b"third", b"fourth"):
+            await peer.exchange(0, string(line + b"\n"), 32)
+        peer.one.journald.start()
+        await peer.exchange(0, string(b"fifth\n"), 32)
+        await until(lambda: len(peer.one.journald.lines) >= 5)
+        await peer.exchange(0, string(b"sixth\n"), 32)
+        expected = ["first", "second", "third", "fourth", "fifth", "sixth"]
+        await until(lambda: peer.one.journald.lines == expected)
+        assert peer.domain.log_lines == 6
+
+    run(fast, story, LogConfig())
+
+
+def test_other_sinks_are_pythons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def story(peer: Peer) -> None:
+        ended = Mock(side_effect=peer.domain.line_ended)
+        monkeypatch.setattr(peer.domain, "line_ended", ended)
+        for _ in range(3):
+            await peer.exchange(0, string(b"line\n"), 32)
+        assert ended.call_count == 3
+
+    run(fast, story, LogConfig(sinks=("journal", "file"), directory=tmp_path))
+
+
+def test_a_string_that_is_not_all_there_is_pythons(received: list[bytes]) -> None:
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, string(b"first\n"), 32)
+        received.clear()
+        data = MAGIC + string(b"in two pieces\n")
+        await peer.exchange(0, data[:70], 32)
+        await peer.exchange(0, data[70:], 32)
+        assert received == [data[32:70], data[70:]]
+        await peer.exchange(0, string(b"in one\n"), 32)
+        assert len(received) == 2
+        assert peer.one.journald.lines == ["first", "in two pieces", "in one"]
+
+    run(fast, story, LogConfig())
+
+
+def test_lines_have_the_name_that_the_domain_has_now() -> None:
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, string(b"first\n"), 32)
+        await peer.exchange(0, string(b"second\n"), 32)
+        peer.domain.rename("db-01")
+        await peer.exchange(0, string(b"third\n"), 32)
+        await peer.exchange(0, frame(0x12, 2, data=3) + frame(0x10, 4, data=1) + string(b"fourth\n"), 96)
+        entries = [entry for entry in peer.one.journald.read() if entry["SYSLOG_IDENTIFIER"] == "unplugd-guest"]
+        seen = [(entry["MESSAGE"], entry["XEN_DOMAIN_NAME"], entry.get("UNPLUG_BUILD")) for entry in entries]
+        assert seen == [
+            ("first", "web-01", None), ("second", "web-01", None), ("third", "db-01", None), ("fourth", "db-01", "1"),
+        ]  # fmt: skip
+
+    run(fast, story, LogConfig())
 
 
 def test_lines_that_cannot_pass_are_dropped_without_python(
@@ -549,6 +654,7 @@ def test_nonsense_is_refused() -> None:
 
 def test_constants_are_the_same() -> None:
     assert (_fastpath.STATE_SIZE, _fastpath.READ_SIZE, _fastpath.LINE_LIMIT) == (SIZE, READ_SIZE, LINE_LIMIT)
+    assert (_fastpath.RECORD_COST, _fastpath.PAYLOAD_LIMIT) == (RECORD_COST, PAYLOAD_LIMIT)
 
 
 def test_which_loop_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

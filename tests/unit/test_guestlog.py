@@ -457,6 +457,18 @@ def test_where_nothing_is_dropped_nobody_may_drop(limits: Limits) -> None:
     assert Log(limits).log.drops_until(100.0) == 0.0
 
 
+def test_lines_pass_elsewhere_only_where_there_is_nothing_else_to_say() -> None:
+    it = Log(Limits(rate=100, burst=300))
+    seen = [it.log.passes]
+    it.say((b"x" * 99 + b"\n") * 4)
+    seen.append(it.log.passes)
+    it.later(30)
+    seen.append(it.log.passes)
+    assert seen == [True, False, True]
+    assert not Log(Limits(delay=True)).log.passes
+    assert Log(UNLIMITED).log.passes
+
+
 def test_lines_that_were_dropped_elsewhere_are_counted_and_said() -> None:
     it = Log(Limits(rate=100, burst=300))
     it.say((b"x" * 99 + b"\n") * 4)

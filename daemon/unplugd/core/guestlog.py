@@ -123,12 +123,16 @@ class GuestLog:
             room = LINE_LIMIT - len(partial)
             partial += body[:room]
             body = body[room:]
-            self.charged += room
+            self._charge(room)
             self.cut(now)
         partial += body
-        self.charged += len(body) + ended
+        self._charge(len(body) + ended)
         if ended:
             self.end_line(now)
+
+    def _charge(self, count: int) -> None:
+        if self.limits.delay:
+            self.charged += count
 
     def end_line(self, now: float) -> None:
         """A newline came."""
@@ -151,6 +155,14 @@ class GuestLog:
             return 0.0
         least = RECORD_COST + self._record_cost(LinesDropped(self.unsaid_lines, self.unsaid_bytes))
         return min(now + self.bucket.wait(least, now), self._last_report + REPORT_INTERVAL) - _MARGIN
+
+    @property
+    def passes(self) -> bool:
+        """Whether a line that the bucket can pay for is recorded and that is all, with nothing to say before or behind.
+
+        Whoever records such lines takes their cost from the bucket and says so with caught_up().
+        """
+        return not (self.limits.delay or self.throttled or self.unsaid_lines)
 
     def caught_up(self, heard: float, lines: int, dropped_lines: int, dropped_bytes: int, dropped_at: float) -> None:
         """Account for what was appended to `partial`, and cleared from it, by somebody else.

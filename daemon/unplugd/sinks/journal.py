@@ -20,8 +20,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from unplugd.core.escape import escape_journal
+from unplugd.fastpath import poller
 
 if TYPE_CHECKING:
+    from unplugd._fastpath import Poller
     from unplugd.records import Entry
 
 SOCKET = "/run/systemd/journal/socket"
@@ -72,6 +74,8 @@ class Journal:
         self.problem: str | None = None
         self._path = path
         self._socket: socket.socket | None = None
+        self._poller: Poller | None = None
+        """Who was told of the socket and sends lines on it too (_fastpath.c)."""
         self._file: tuple[int, int, int] | None = None
         self._full = False
         self._delay = FIRST_RETRY
@@ -143,10 +147,16 @@ class Journal:
         except BaseException:
             connection.close()
             raise
+        self._poller = poller()
+        if self._poller is not None:
+            self._poller.journal(connection.fileno())
         return connection
 
     def _disconnect(self) -> None:
         self._stop_writer()
+        if self._poller is not None:
+            self._poller.journal(-1)
+            self._poller = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None
