@@ -1,22 +1,37 @@
-"""sdist and wheel in a clean virtual environment: what `pip install unplugd` gives."""
+"""sdist and wheel in clean virtual environments: what `pip install unplugd` gives, with and without a compiler."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tarfile
+import tempfile
 import venv
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.lab.daemon import embedded, toml
+from tests.lab.daemon import Wire, embedded, eventually, toml
 from tests.packaging.tree import ROOT, run
 from unplugd import __version__
 
+pytestmark = pytest.mark.xdist_group("wheel")
+
+NO_COMPILER = {"CC": "/bin/false"}
+
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the programs are that build and judge what PyPI gets."""
+    directory = tmp_path_factory.mktemp("tools")
+    return environment(directory, "build", "twine", "check-wheel-contents", "auditwheel")
+
+
+@pytest.fixture(scope="module")
+def built(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with sdist and wheel, the wheel made from the sdist."""
     directory = tmp_path_factory.mktemp("dist")
     sources = directory / "sources"
@@ -28,9 +43,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         f"xargs -0 tar -c --ignore-failed-read | tar -x -C {sources}", shell=True, input=files, cwd=ROOT, check=True
     )
-    environment(directory / "build", "build")
-    run(directory / "build/bin/python", "-m", "build", "--outdir", directory, sources)
+    run(tools / "python", "-m", "build", "--outdir", directory, sources)
     return directory
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that has the wheel."""
+    return environment(tmp_path_factory.mktemp("wheel"), package(built, "whl"))
 
 
 def package(built: Path, kind: str) -> Path:
@@ -38,51 +58,98 @@ def package(built: Path, kind: str) -> Path:
     return found
 
 
-def environment(directory: Path, *packages: str | Path) -> Path:
+def environment(directory: Path, *packages: str | Path, variables: Mapping[str, str] | None = None) -> Path:
+    """A new virtual environment with these packages; where its programs are."""
     venv.create(directory, with_pip=True)
-    run(directory / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages)
-    return directory
+    python = directory / "bin" / "python"
+    setting = [f"{name}={value}" for name, value in (variables or {}).items()]
+    run("env", *setting, python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages)
+    return directory / "bin"
 
 
 def test_what_is_in_them(built: Path) -> None:
     with zipfile.ZipFile(package(built, "whl")) as wheel:
         names = set(wheel.namelist())
-    modules = {str(path.relative_to(ROOT / "daemon")) for path in (ROOT / "daemon" / "unplugd").rglob("*.py")}
+    modules = {str(path.relative_to(built / "sources/daemon")) for path in (built / "sources/daemon").rglob("*.py")}
     assert modules <= names
     assert "unplugd/py.typed" in names
     assert {name for name in names if name.startswith("unplugd/_fastpath.") and name.endswith(".so")}
     assert not {name for name in names if name.startswith(("tests", "benchmarks"))}
     with tarfile.open(package(built, "tar.gz")) as sdist:
         inside = {name.partition("/")[2] for name in sdist.getnames()}
-    assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", "daemon/unplugd/_fastpath.c"} <= inside
+    assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", "daemon/unplugd/_fastpath.c", "daemon/unplugd/_journal.h"} <= inside
 
 
-@pytest.mark.parametrize("kind", ["whl", "tar.gz"])
-def test_installed_into_a_clean_environment_it_serves(built: Path, tmp_path: Path, kind: str) -> None:
-    bin_directory = environment(tmp_path / "venv", package(built, kind)) / "bin"
+def test_pypi_would_take_them(tools: Path, built: Path) -> None:
+    """Metadata and README; no file at a wrong place; and which Linuxes the compiled part runs on."""
+    wheel, sdist = package(built, "whl"), package(built, "tar.gz")
+    said = run(tools / "twine", "check", "--strict", wheel, sdist).stdout
+    assert said.count("PASSED") == 2
+    run(tools / "check-wheel-contents", "--toplevel", "unplugd", wheel)
+    shown = run(tools / "auditwheel", "show", wheel).stdout
+    # any distribution as old as Debian 12 (glibc 2.36) or older
+    found = re.search(r'"manylinux_2_(\d+)_\w+"', shown)
+    assert found, shown
+    assert int(found[1]) <= 36
+
+
+@contextmanager
+def serving(programs: Path) -> Iterator[tuple[Path, Path]]:
+    """Its unplugd, with guest 7: the runtime directory and the configuration."""
+    # a unix socket's path is short
+    with tempfile.TemporaryDirectory(prefix="u-") as name:
+        directory = Path(name)
+        config, errors = directory / "unplugd.toml", directory / "stderr"
+        settings = {"runtime_dir": str(directory / "run"), "http": {"listen": ""}, "log": {"sinks": ["stderr"]}}
+        config.write_text(toml(embedded(7) | settings))
+        with errors.open("wb") as stderr:
+            process = subprocess.Popen([programs / "unplugd", "--config", config], stderr=stderr)
+        try:
+            eventually(lambda: run(programs / "unplugctl", "list", "--config", config, check=False).returncode == 0)
+            yield directory / "run", config
+        finally:
+            process.terminate()
+            status = process.wait(60)
+        assert status == 0, errors.read_text()
+
+
+def uses_the_compiled_part(programs: Path) -> bool:
+    script = "import importlib.util as u; print(u.find_spec('unplugd._fastpath') is not None)"
+    return run(programs / "python", "-I", "-c", script).stdout.strip() == "True"
+
+
+def works(programs: Path) -> None:
     for command in ("unplugd", "unplugctl", "unplugd-attach"):
-        assert run(bin_directory / command, "--help").stdout.startswith(f"usage: {command}")
-    assert run(bin_directory / "python", "-m", "pip", "check").stdout.startswith("No broken")
-    config = tmp_path / "unplugd.toml"
-    runtime = Path("/tmp") / f"u-{tmp_path.name}"[:60]
-    config.write_text(toml(embedded(7) | {"runtime_dir": str(runtime), "http": {"listen": ""},
-                                          "log": {"sinks": ["stderr"]}}))  # fmt: skip
-    process = subprocess.Popen([bin_directory / "unplugd", "--config", config], stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "xenstore connected" in line:
-                break
-        assert "vm7" in run(bin_directory / "unplugctl", "list", "--config", config).stdout
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0
-        if process.stderr is not None:
-            process.stderr.close()
-        run("rm", "-rf", runtime)
+        assert run(programs / command, "--help").stdout.startswith(f"usage: {command}")
+    assert run(programs / "python", "-m", "pip", "check").stdout.startswith("No broken")
+    with serving(programs) as (runtime, config):
+        with Wire(runtime / "dom7.sock") as guest:
+            assert guest.announce(3, 1) == 0x49D2
+            assert guest.write(0x10, 2, 3) == 3
+        assert "vm7" in run(programs / "unplugctl", "list", "--config", config).stdout
 
 
-def test_nothing_of_the_checkout_is_needed(built: Path, tmp_path: Path) -> None:
-    bin_directory = environment(tmp_path / "venv", package(built, "whl")) / "bin"
-    done = run(bin_directory / "python", "-I", "-c", "import unplugd, unplugd.service; print(unplugd.__file__)")
-    assert done.stdout.startswith(str(tmp_path))
+def test_the_wheel_serves_with_its_compiled_part(installed: Path) -> None:
+    assert uses_the_compiled_part(installed)
+    works(installed)
+
+
+def test_the_sdist_installs_and_serves_without_a_compiler(built: Path, tmp_path: Path) -> None:
+    programs = environment(tmp_path / "venv", package(built, "tar.gz"), variables=NO_COMPILER)
+    assert not uses_the_compiled_part(programs)
+    works(programs)
+
+
+def test_nothing_of_the_checkout_is_needed(installed: Path) -> None:
+    done = run(installed / "python", "-I", "-c", "import unplugd, unplugd.service; print(unplugd.__file__)")
+    assert done.stdout.startswith(str(installed.parent))
+
+
+def test_no_module_needs_what_the_wheel_does_not_ask_for(installed: Path) -> None:
+    """All of it can be imported with the dependencies that pip installed, systemd's being the optional one."""
+    script = (
+        "import importlib, pkgutil, unplugd\n"
+        "for found in pkgutil.walk_packages(unplugd.__path__, 'unplugd.'):\n"
+        "    if not found.name.endswith('__main__'): importlib.import_module(found.name)\n"
+    )
+    run(installed / "python", "-I", "-W", "error", "-c", script)
