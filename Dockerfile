@@ -9,8 +9,9 @@ ARG BASE=debian:bookworm-slim
 FROM ${BASE}
 
 COPY dist/unplugd_*.deb /tmp/
+# The package needs the program that makes its user: the one without systemd.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends /tmp/unplugd_*.deb \
+ && apt-get install -y --no-install-recommends systemd-standalone-sysusers /tmp/unplugd_*.deb \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/* /tmp/unplugd_*.deb \
  && useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin unplugd \
  && install -d -m 755 -o unplugd -g unplugd /run/unplugd

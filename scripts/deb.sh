@@ -35,6 +35,9 @@ fi
     tail -n 40 "$work/log" >&2
     exit 1
 }
-rm -f dist/unplugd_*.deb
-cp "$work"/unplugd_"${version}"_*.deb dist/
+built=$(basename "$work"/unplugd_"${version}"_*.deb)
+# whoever reads it meanwhile has the old one whole
+cp "$work/$built" "dist/.$built.new"
+mv "dist/.$built.new" "dist/$built"
+find dist -name 'unplugd_*.deb' ! -name "$built" -delete
 ls -l dist/unplugd_"${version}"_*.deb

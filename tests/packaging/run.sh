@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# run.sh : the Debian package in a clean Debian 12, sdist and wheel in clean environments, the image built and run.
+# run.sh : the Debian package in a clean Debian 12, sdist and wheel in clean environments, the image and compose.yaml run.
 #
-# Needs root, Debian's mirror and PyPI, and fetches what it needs of the machine by apt. Ends with one line that counts.
+# Needs root, Debian's mirror and PyPI, and fetches what it needs of the machine by apt. Ends with one line that counts,
+# which it also leaves in .cache/packaging-tests.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+rm -f .cache/packaging-tests
 if [ "$(id -u)" != 0 ]; then
     echo "run.sh: needs root: a clean Debian is a tree of root's" >&2
     exit 2
@@ -12,7 +14,7 @@ fi
 scripts/setup.sh test
 
 needed=(mmdebstrap debhelper dh-python build-essential pybuild-plugin-pyproject python3-all-dev python3-setuptools python3-wheel
-    lintian buildah crun man-db groff)
+    lintian buildah podman podman-compose netavark aardvark-dns crun iptables iproute2 man-db groff)
 missing=()
 for package in "${needed[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -23,5 +25,23 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 mkdir -p .cache/packaging
-exec timeout --kill-after=30 1200 .venv/bin/python -m pytest -q --durations=5 --timeout=600 \
-    --junit-xml=.cache/packaging.xml tests/packaging
+report=.cache/packaging.xml
+rm -f "$report"
+status=0
+# Two at a time, each file by one of them: most of the time is waiting for apt and pip.
+timeout --kill-after=30 1500 .venv/bin/python -m pytest -q -n 2 --dist loadgroup --durations=8 --timeout=900 \
+    --junit-xml="$report" tests/packaging "$@" || status=$?
+.venv/bin/python - "$report" >.cache/packaging-tests <<'PY'
+import sys
+import xml.etree.ElementTree as ET
+
+passed = failed = skipped = 0
+for suite in ET.parse(sys.argv[1]).getroot().iter("testsuite"):
+    total, errors, failures, skips = (int(suite.get(k, 0)) for k in ("tests", "errors", "failures", "skipped"))
+    failed += errors + failures
+    skipped += skips
+    passed += max(0, total - errors - failures - skips)
+print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+PY
+cat .cache/packaging-tests
+exit "$status"

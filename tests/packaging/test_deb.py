@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.lab.daemon import Wire, uuid
-from tests.packaging.tree import ROOT, Debian, run, wait_for
+from tests.packaging.tree import Debian, run, wait_for
 
 EMBEDDED = f"""
 [xenstore]
@@ -32,10 +34,44 @@ FORGIVEN = ("/var/log/", "/var/cache/apt/", "/var/cache/ldconfig", "/var/lib/apt
             "/proc/", "/sys/", "/run/", "/dev/")
 
 
-@pytest.fixture(scope="module")
-def package() -> Path:
-    subprocess.run([ROOT / "scripts" / "deb.sh"], check=True, stdout=subprocess.DEVNULL, timeout=600)
-    return max((ROOT / "dist").glob("unplugd_*.deb"), key=lambda path: path.stat().st_mtime)
+# While the package is upgraded: who connects as a device model or as Prometheus is never turned away.
+NEIGHBOURS = """
+import json, os, socket, struct, time
+magic = struct.pack("<QQIIIHBB", 0x10, 0, 1, 2, 0, 0, 0x21, 0)
+asked, refused, longest = 0, [], 0.0
+while not os.path.exists("/root/enough"):
+    for family, address, request in ((socket.AF_UNIX, "/run/unplugd/dom7.sock", magic),
+                                     (socket.AF_INET, ("127.0.0.1", 9877), b"GET /-/healthy HTTP/1.0\\r\\n\\r\\n")):
+        begin, answered = time.monotonic(), False
+        # a connection to a process that ends is made again, as a device model does
+        while not answered:
+            with socket.socket(family) as neighbour:
+                neighbour.settimeout(60)
+                try:
+                    neighbour.connect(address)
+                except OSError as error:
+                    refused.append(f"{address}: {error}")
+                    break
+                try:
+                    neighbour.sendall(request)
+                    answered = bool(neighbour.recv(4096))
+                except ConnectionError:
+                    pass
+        asked += 1
+        longest = max(longest, time.monotonic() - begin)
+    time.sleep(0.01)
+print(json.dumps({"asked": asked, "refused": refused, "longest": longest}))
+"""
+
+
+@pytest.fixture
+def older(package: Path, tmp_path: Path) -> Path:
+    """The same package with the version before."""
+    run("dpkg-deb", "--raw-extract", package, tmp_path / "tree")
+    control = tmp_path / "tree" / "DEBIAN" / "control"
+    control.write_text(re.sub(r"(?m)^Version: (.*)$", r"Version: \1~before", control.read_text()))
+    run("dpkg-deb", "--root-owner-group", "--build", tmp_path / "tree", tmp_path / "unplugd_older.deb")
+    return tmp_path / "unplugd_older.deb"
 
 
 def test_the_package_follows_policy(package: Path) -> None:
@@ -66,15 +102,15 @@ def units(debian: Debian) -> dict[str, str]:
     return dict(line.split("=", 1) for line in shown.stdout.splitlines())
 
 
-def test_from_install_to_purge(package: Path) -> None:
+def test_from_install_to_purge(package: Path, older: Path) -> None:
     with Debian() as debian:
-        debian.fetch(package)
+        debian.fetch(package, older)
         debian.boot()
         before = files(debian)
-        installed(debian, package)
+        installed(debian, older)
         serving(debian)
         told(debian)
-        reinstalled(debian, package)
+        upgraded(debian, package)
         removed(debian)
         debian.execute("apt-get", "-qy", "purge", "unplugd")
         left = {path for path in files(debian) - before if "unplug" in path}
@@ -140,8 +176,8 @@ def told(debian: Debian) -> None:
     assert completed.stdout.strip() == "web-01"
 
 
-def reinstalled(debian: Debian, package: Path) -> None:
-    """An upgrade: the administrator's changes stay, and guests notice nothing."""
+def upgraded(debian: Debian, package: Path) -> None:
+    """The administrator's changes stay, and neither guests nor Prometheus notice."""
     config = debian.path("/etc/unplugd/unplugd.toml")
     config.write_text(config.read_text() + "# an administrator's comment\n")
     with Wire(debian.path("/run/unplugd/dom7.sock")) as guest:
@@ -149,7 +185,17 @@ def reinstalled(debian: Debian, package: Path) -> None:
         assert guest.announce(3, 1) == 0x49D2
         assert guest.write(0x10, 2, 3) == 3
     before = units(debian)["MainPID"]
-    debian.execute("apt-get", "-qy", "--reinstall", "install", f"/root/{package.name}", timeout=300)
+    with ThreadPoolExecutor(1) as pool:
+        neighbours = pool.submit(debian.execute, "python3", "-c", NEIGHBOURS, timeout=400)
+        try:
+            done = debian.execute("apt-get", "-qy", "install", f"/root/{package.name}", timeout=300)
+            assert "1 upgraded" in done.stdout
+            wait_for(lambda: ask(debian, "status")["ready"] is True, "the new one to be ready")
+        finally:
+            debian.path("/root/enough").touch()
+        noticed = json.loads(neighbours.result().stdout)
+    assert noticed["refused"] == []
+    assert noticed["asked"] > 10
     assert config.read_text().endswith("# an administrator's comment\n")
     after = units(debian)
     assert after["ActiveState"] == "active"

@@ -1,165 +1,114 @@
-"""The image: Dockerfile built by buildah on a Debian made here, and run by crun, read-only and without rights."""
+"""The image: Dockerfile built by buildah on a Debian made here, and run by podman, read-only and without rights."""
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.lab.daemon import Wire
-from tests.packaging.tree import CACHE, ROOT, make_base, run
+from tests.lab.daemon import Wire, uuid
+from tests.lab.xenstored import running
+from tests.packaging.conftest import DEBIAN
+from tests.packaging.engine import ULIMITS, Engine, near
+from tests.packaging.tree import ROOT, wait_for
 
-SLIM = CACHE / "slim.tar"
-BASE = "localhost/debian:bookworm-slim"
-IMAGE = "localhost/unplugd"
+pytestmark = pytest.mark.xdist_group("engine")
+
 DEMO = ROOT / "config" / "container" / "demo.toml"
-
-
-class Buildah:
-    """buildah with a store of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.options = ["--root", str(directory / "root"), "--runroot", str(directory / "run"),
-                        "--storage-driver", "vfs"]  # fmt: skip
-
-    def __call__(self, *arguments: str | Path, timeout: float = 300) -> str:
-        return run("buildah", *self.options, *arguments, timeout=timeout).stdout.strip()
-
-
-@pytest.fixture(scope="module")
-def buildah() -> Iterator[Buildah]:
-    for program in ("buildah", "crun"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
-    directory = CACHE / "containers"
-    shutil.rmtree(directory, ignore_errors=True)
-    yield Buildah(directory)
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def image(buildah: Buildah) -> str:
-    """The image, built as `make image` builds it, on a base made here."""
-    make_base(SLIM, without=("locale", "doc", "man"))
-    container = buildah("from", "scratch")
-    buildah("add", container, SLIM)
-    buildah("commit", "--rm", container, BASE)
-    subprocess.run([ROOT / "scripts" / "deb.sh"], check=True, stdout=subprocess.DEVNULL, timeout=600)
-    done = subprocess.run(
-        [ROOT / "scripts" / "image.sh", *buildah.options], env={"BASE": BASE, "PATH": "/usr/bin:/bin"},
-        capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return IMAGE
-
-
-def test_what_the_image_says_of_itself(buildah: Buildah, image: str) -> None:
-    config = json.loads(buildah("inspect", "--type", "image", image))["Docker"]["config"]
-    assert config["User"] == "unplugd"
-    assert config["Entrypoint"] == ["unplugd"]
-    assert config["Healthcheck"]["Test"] == ["CMD", "unplugctl", "status"]
-    assert "9877/tcp" in config["ExposedPorts"]
-    assert "/run/unplugd" in config["Volumes"]
-
-
-_ONLY_CGROUP_2 = """
-umount -n -R /sys/fs/cgroup 2>/dev/null || umount -n -l /sys/fs/cgroup
-mount -n -t cgroup2 cgroup2 /sys/fs/cgroup
-exec crun --cgroup-manager=disabled "$@"
-"""
-
-
-def crun(*arguments: str | Path) -> list[str]:
-    """The command line of crun; where both kinds of cgroups are mounted, which it does not take, it sees one."""
-    words = [str(argument) for argument in arguments]
-    if not Path("/sys/fs/cgroup/unified").exists():
-        return ["crun", "--cgroup-manager=disabled", *words]
-    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ONLY_CGROUP_2, "sh", *words]
+UNPRIVILEGED = ("--read-only", "--cap-drop", "all", "--security-opt", "no-new-privileges", *ULIMITS)
+SIZE = 150_000_000
+"""Bytes that the image may have beside its base: Python is most of it."""
 
 
 class Container:
-    """The image run by crun: its own user, a read-only root, no capability, two guests of the embedded store."""
+    """A container that runs, and what is asked of it."""
 
-    def __init__(self, rootfs: Path, directory: Path) -> None:
-        self.name = f"unplugd-{directory.name}"
-        self.runtime = directory / "runtime"
-        self.bundle = directory / "bundle"
-        self.bundle.mkdir()
-        users = (rootfs / "etc/passwd").read_text()
-        found = re.search(r"^unplugd:x:(\d+):(\d+):", users, re.MULTILINE)
-        assert found
-        self.uid = int(found[1])
-        self.user = f"{found[1]}:{found[2]}"
-        self.runtime.mkdir()
-        shutil.chown(self.runtime, self.uid, int(found[2]))
-        run(*crun("spec", "--bundle", self.bundle))
-        file = self.bundle / "config.json"
-        spec: dict[str, Any] = json.loads(file.read_text())
-        spec["root"] = {"path": str(rootfs), "readonly": True}
-        spec["process"] |= {
-            "terminal": False, "args": ["unplugd"], "user": {"uid": self.uid, "gid": int(found[2])},
-            "capabilities": {kind: [] for kind in ("bounding", "effective", "inheritable", "permitted")},
-            "noNewPrivileges": True,
-        }  # fmt: skip
-        spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"] + [
-            {"destination": "/run/unplugd", "type": "bind", "source": str(self.runtime), "options": ["bind", "rw"]},
-            {"destination": "/etc/unplugd/conf.d/10-demo.toml", "type": "bind", "source": str(DEMO),
-             "options": ["bind", "ro"]},
-        ]  # fmt: skip
-        file.write_text(json.dumps(spec))
-        self.log = directory / "log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                crun("run", "--bundle", self.bundle, self.name),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+    def __init__(self, engine: Engine, name: str, *arguments: str) -> None:
+        self.engine = engine
+        self.name = name
+        engine.run("podman", "run", "--detach", "--name", name, *arguments)
+        wait_for(self.is_healthy, f"{name} to be healthy: {self.log()}")
 
-    def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return run(*crun("exec", "--user", self.user, self.name, *command), check=False, timeout=60)
+    def is_healthy(self) -> bool:
+        """What the image's own HEALTHCHECK says now."""
+        return self.engine.run("podman", "healthcheck", "run", self.name, check=False).returncode == 0
+
+    def execute(self, *command: str) -> str:
+        return self.engine.run("podman", "exec", self.name, *command).stdout
+
+    def log(self) -> str:
+        done = self.engine.run("podman", "logs", self.name)
+        return done.stdout + done.stderr
+
+    def volume(self) -> Path:
+        """Where its runtime directory is for this machine."""
+        (mount,) = [each for each in self.engine.inspect(self.name)["Mounts"] if each["Destination"] == "/run/unplugd"]
+        return Path(mount["Source"])
 
     def stop(self) -> int:
-        run(*crun("kill", self.name, "TERM"))
-        return self.process.wait(60)
+        """SIGTERM, as `docker stop`; the exit status."""
+        self.engine.run("podman", "stop", "--time", "30", self.name)
+        return int(self.engine.inspect(self.name)["State"]["ExitCode"])
 
 
-def test_it_serves_without_rights(buildah: Buildah, image: str, tmp_path: Path) -> None:
-    working = buildah("from", image)
-    rootfs = Path(buildah("mount", working))
-    # where compose.yaml mounts the demo's file
-    (rootfs / "etc/unplugd/conf.d/10-demo.toml").touch()
-    container = Container(rootfs, tmp_path)
-    try:
-        end = time.monotonic() + 60
-        while (status := container.execute("unplugctl", "status")).returncode:
-            assert time.monotonic() < end, status.stdout + status.stderr + container.log.read_text()
-            time.sleep(0.5)
-        assert container.execute("id", "-u").stdout.strip() == str(container.uid) != "0"
-        with Wire(container.runtime / "dom8.sock") as guest:
-            assert guest.announce(1, 86451) == 0xD249
-            guest.log(b"hello from the guest\n")
-        assert "BLACKLISTED" in container.execute("unplugctl", "list").stdout
-        fetch = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9877/metrics').read().decode())"
-        assert 'unplugd_domain_blacklisted{domid="8"' in container.execute("python3", "-c", fetch).stdout
+@pytest.fixture
+def named(engine: Engine) -> Iterator[str]:
+    yield "unplugd"
+    engine.run("podman", "rm", "--force", "--time", "1", "unplugd", check=False)
+
+
+def test_what_the_image_says_of_itself(engine: Engine, image: str) -> None:
+    found, base = json.loads(engine.run("podman", "image", "inspect", image, DEBIAN).stdout)
+    config = found["Config"]
+    assert config["User"] == "unplugd"
+    assert config["Entrypoint"] == ["unplugd"]
+    assert found["Healthcheck"]["Test"] == ["CMD", "unplugctl", "status"]
+    assert "9877/tcp" in config["ExposedPorts"]
+    assert "/run/unplugd" in config["Volumes"]
+    assert found["Size"] - base["Size"] < SIZE
+
+
+def test_it_serves_without_rights(engine: Engine, image: str, named: str) -> None:
+    mount = f"{DEMO}:/etc/unplugd/conf.d/10-demo.toml:ro"
+    container = Container(engine, named, *UNPRIVILEGED, "--publish", "127.0.0.1:9877:9877", "--volume", mount, image)
+    assert container.execute("id", "-un").strip() == "unplugd"
+    with near(container.volume()) as runtime, Wire(runtime / "dom8.sock") as guest:
+        assert guest.announce(1, 86451) == 0xD249
+        guest.log(b"hello from the guest\n")
+    assert "BLACKLISTED" in container.execute("unplugctl", "list")
+    metrics = engine.fetch("http://127.0.0.1:9877/metrics")
+    assert metrics is not None
+    assert b'unplugd_domain_blacklisted{domid="8"' in metrics
+    assert container.stop() == 0
+    assert "hello from the guest" in container.log()
+
+
+def test_a_daemon_that_hangs_is_not_healthy(engine: Engine, image: str, named: str) -> None:
+    mount = f"{DEMO}:/etc/unplugd/conf.d/10-demo.toml:ro"
+    container = Container(engine, named, *UNPRIVILEGED, "--volume", mount, image)
+    engine.run("podman", "kill", "--signal", "STOP", named)
+    assert not container.is_healthy()
+    engine.run("podman", "kill", "--signal", "CONT", named)
+    wait_for(container.is_healthy, "it to be healthy again")
+
+
+def test_beside_xenstored_as_in_a_dom0(engine: Engine, image: str, named: str) -> None:
+    """The mounts that the Dockerfile names: xenstored's socket and the runtime directory, both root's."""
+    runtime = engine.directory / "runtime"
+    runtime.mkdir()
+    with running("c") as xenstored:
+        xenstored.create(7, "web-01", uuid(7))
+        container = Container(
+            engine, named, "--read-only", "--user", "0", *ULIMITS,
+            "--volume", f"{xenstored.socket.parent}:/run/xenstored", "--volume", f"{runtime}:/run/unplugd", image,
+        )  # fmt: skip
+        with near(runtime) as directory, Wire(directory / "dom7.sock") as guest:
+            assert guest.announce(3, 1) == 0x49D2
+            assert guest.write(0x10, 2, 3) == 3
+        wait_for(lambda: "unplug" in xenstored.dom0.directory("/local/domain/7"), "unplugd to publish")
+        assert xenstored.dom0.read("/local/domain/7/unplug/product-name") == b"linux"
+        xenstored.destroy(7)
+        wait_for(lambda: not (runtime / "dom7.sock").exists(), "the guest's socket to go")
         assert container.stop() == 0
-        assert "hello from the guest" in container.log.read_text()
-    finally:
-        run(*crun("delete", "--force", container.name), check=False)
-        container.process.kill()
-        container.process.wait(60)
-        buildah("umount", working)
-
-
-def test_compose_names_files_that_are_there() -> None:
-    text = (ROOT / "compose.yaml").read_text()
-    sources = re.findall(r"^      - \./([^:]+):", text, re.MULTILINE)
-    assert len(sources) >= 5
-    assert all((ROOT / source).is_file() for source in sources)
-    prometheus = (ROOT / "config" / "container" / "prometheus.yml").read_text()
-    assert "unplugd:9877" in prometheus

@@ -6,13 +6,15 @@ while it has this machine's network; booted, it has none.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +24,7 @@ CACHE = ROOT / ".cache" / "packaging"
 BASE = CACHE / "base.tar"
 DEADLINE = 60.0
 
-INCLUDED = "systemd,systemd-sysv,dbus"
+INIT = ("systemd", "systemd-sysv", "dbus")
 _numbers = itertools.count()
 
 _BOOT = """
@@ -47,18 +49,27 @@ exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin bash -c '
 """
 
 
-def make_base(tar: Path = BASE, included: str = "", without: Sequence[str] = ("locale",)) -> None:
-    """A clean Debian as a tar file, if it is not there yet; `without` are directories of /usr/share."""
-    if tar.exists():
-        return
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """One at a time, of all processes of this checkout."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    sources = Path("/etc/apt/sources.list.d/debian.sources")
-    new = tar.with_suffix(".new.tar")
-    run("mmdebstrap", "--variant=apt", "--mode=root", *([f"--include={included}"] if included else []),
-        '--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Check-Valid-Until "false"',
-        '--aptopt=Acquire::Check-Date "false"', *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in without),
-        "bookworm", new, sources if sources.exists() else "/etc/apt/sources.list", timeout=600)  # fmt: skip
-    new.rename(tar)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def make_base() -> None:
+    """A clean Debian as a tar file, BASE, if it is not there yet."""
+    with locked("base"):
+        if BASE.exists():
+            return
+        sources = Path("/etc/apt/sources.list.d/debian.sources")
+        new = BASE.with_suffix(".new.tar")
+        run("mmdebstrap", "--variant=apt", "--mode=root",
+            '--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Check-Valid-Until "false"',
+            '--aptopt=Acquire::Check-Date "false"', "--dpkgopt=path-exclude=/usr/share/locale/*",
+            "bookworm", new, sources if sources.exists() else "/etc/apt/sources.list", timeout=600)  # fmt: skip
+        new.rename(BASE)
 
 
 def run(*command: str | Path, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -95,7 +106,7 @@ class Debian:
         self._cgroup = _hierarchy() / f"unplugd-packaging-{os.getpid()}-{next(_numbers)}"
 
     def __enter__(self) -> Self:
-        make_base(BASE, INCLUDED)
+        make_base()
         self.directory.mkdir(parents=True)
         run("tar", "-x", "-C", self.directory, "-f", BASE)
         shutil.copy("/etc/resolv.conf", self.directory / "etc/resolv.conf")
@@ -108,13 +119,15 @@ class Debian:
         self.stop()
         shutil.rmtree(self.directory)
 
-    def fetch(self, package: Path) -> None:
-        """Have what the package depends on where its apt looks, and the package itself at /root."""
-        shutil.copy(package, self.directory / "root")
+    def fetch(self, *packages: Path) -> None:
+        """Have an init in it, what the first package depends on where its apt looks, and all of them at /root."""
+        for package in packages:
+            shutil.copy(package, self.directory / "root")
         script = 'mount -t proc proc "$1/proc" && exec chroot "$@"'
+        install = "apt-get -qy --no-install-recommends"
         run("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", self.directory, "sh", "-c",
-            "apt-get -q update && apt-get -qy --no-install-recommends --download-only install /root/*.deb",
-            timeout=300)  # fmt: skip
+            f"export DEBIAN_FRONTEND=noninteractive && apt-get -q update && {install} install {' '.join(INIT)}"
+            f" && {install} --download-only install /root/{packages[0].name}", timeout=600)  # fmt: skip
 
     def boot(self) -> None:
         """Start its systemd and wait until it has started what it starts."""
