@@ -25,6 +25,7 @@ from unplugd.domain import Domain
 from unplugd.errors import NoSuchNode, StoreError
 from unplugd.metrics import Counters
 from unplugd.records import Event
+from unplugd.sharedreads import SharedReads
 from unplugd.xenstore.store import Store
 
 LOOKUPS_A_SECOND = 32
@@ -46,7 +47,7 @@ class Blacklist:
                  state_directory: Path, boot: bytes, say: Say) -> None:
         """`lookups` is a connection for verdicts alone (it may be `store` itself where nothing can queue)."""
         self._store = store
-        self._lookups = lookups
+        self._lookups = SharedReads(lookups)
         self._counters = counters
         self._owned_file = state_directory / "owned.json"
         self._boot = boot.hex()
@@ -96,12 +97,16 @@ class Blacklist:
             return "fallback", self._fall_back(path, "xenstored is not connected")
         try:
             left = max(0.001, deadline - now)
-            value = await asyncio.wait_for(self._lookups.read(path, deadline=left), left)
-        except NoSuchNode:
-            return "allowed", Verdict(blacklisted=False, source="xenstore")
-        except (StoreError, TimeoutError) as error:
-            return "fallback", self._fall_back(path, str(error) or "no answer in time")
-        reason = value.decode("utf-8", "replace")[:REASON_LIMIT]
+            async with asyncio.timeout(left):
+                answer = await self._lookups.read(path)
+        except TimeoutError:
+            return "fallback", self._fall_back(path, "no answer in time")
+        match answer:
+            case NoSuchNode():
+                return "allowed", Verdict(blacklisted=False, source="xenstore")
+            case StoreError():
+                return "fallback", self._fall_back(path, str(answer))
+        reason = answer.decode("utf-8", "replace")[:REASON_LIMIT]
         return "blacklisted", Verdict(blacklisted=True, reason=reason, source="xenstore")
 
     def _budget(self, domain: Domain) -> TokenBucket:
