@@ -291,6 +291,8 @@ class Demo:
         try:
             self.stage.headline("The daemon stays until you press Ctrl-C. In another terminal:")
             for command in (
+                f"{_python()} -m unplugd.ctl --socket {self.run}/control.sock list",
+                f"{_python()} -m unplugd.ctl --socket {self.run}/control.sock show old-win",
                 f"{_python()} -m unplugd.simulator {self.run}/dom1.sock xenbus --reset",
                 f"{_python()} -m unplugd.simulator {self.run}/dom1.sock linux --reset --log 'hello dom0'",
                 f"tail -f {self.logs}/guest-web-01.log",
