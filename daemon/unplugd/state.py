@@ -54,6 +54,8 @@ class StateFile:
         self._path: Path | None = path
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            if os.fstat(descriptor).st_size != SIZE:  # new, or not all of it was written: begin anew
+                os.ftruncate(descriptor, 0)
             # storing into a page that tmpfs cannot provide would be SIGBUS: have them all now
             os.posix_fallocate(descriptor, 0, SIZE)
             self._map = mmap.mmap(descriptor, SIZE)

@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -234,3 +235,38 @@ def test_state_of_every_kind_survives_crashes(daemon: Daemon) -> None:
     assert domain is not None
     assert (domain["product"], domain["build"], domain["unplugged_mask"]) == (3, 666, 5)
     eventually(lambda: daemon.guest_lines("vm1"), lambda lines: lines == ["half a line01234"])
+
+
+def test_state_that_is_no_good_is_not_used(daemon: Daemon) -> None:
+    """A file of another version, half of one, garbage, none: that domain begins anew, and the others keep theirs."""
+    kinds: dict[str, Callable[[bytes], bytes]] = {
+        "whole": lambda content: content,
+        "older": lambda content: content.replace(b"unplugd1", b"unplugd0"),
+        "half": lambda content: content[:len(content) // 2],
+        "half of its first page": lambda content: content[:300],
+        "empty": lambda content: b"",
+        "garbage": lambda content: b"\xff" * len(content),
+        "half overwritten": lambda content: os.urandom(2048) + content[2048:],
+    }
+    for domid in range(1, len(kinds) + 1):
+        with daemon.connect(domid) as wire:
+            assert wire.announce(3, 666) == 0xD249
+            wire.log(b"half a li")
+    daemon.kill()
+    state = daemon.runtime / "state"
+    for domid, damage in enumerate(kinds.values(), 1):
+        files = [path for path in state.iterdir() if path.name.split("-")[0].split(".")[0] == f"dom{domid}"]
+        assert files
+        for path in files:
+            path.write_bytes(damage(path.read_bytes()))
+    (state / "dom99").write_bytes(b"nobody's")
+    daemon.start()
+    for domid, kind in enumerate(kinds, 1):
+        with daemon.connect(domid) as wire:
+            assert wire.read(0x10, 2) == (0xD249 if kind == "whole" else 0x49D2), kind
+            assert wire.announce(3, 666) == 0xD249
+            wire.log(b"ne\n")
+    eventually(partial(daemon.guest_lines, "vm1"), ["half a line"].__eq__)
+    for domid in range(2, len(kinds) + 1):
+        eventually(partial(daemon.guest_lines, f"vm{domid}"), ["ne"].__eq__)
+    assert not (state / "dom99").exists()

@@ -257,3 +257,26 @@ def test_every_room_is_in_the_picture() -> None:
     package = ROOT / "daemon" / "unplugd"
     names = {path.name for path in package.glob("*.py")} | {f"{path.name}/" for path in package.glob("[a-z]*/")}
     assert {name for name in names if name not in page} <= {"__init__.py", "__main__.py", "errors.py", "process.py"}
+
+
+# --- tests as proofs
+
+TESTS = {
+    path.stem: set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
+    for path in ROOT.glob("tests/**/test_*.py")
+}
+PROVEN = ("test_hostile", "test_hostile_guests", "test_no_memory", "test_neighbours")
+"""Files in which each test is an attack or a failure: none goes without its row in the documentation."""
+
+
+def test_tests_that_are_named_exist() -> None:
+    there = set().union(*TESTS.values())
+    for page in PAGES:
+        assert set(re.findall(r"`(test_\w+)`", page.read_text())) <= there, page.name
+
+
+def test_each_attack_and_each_failure_has_its_row() -> None:
+    rows = "".join((DOCS / page).read_text() for page in ("security.md", "operations.md"))
+    for stem in PROVEN:
+        for test in TESTS[stem]:
+            assert f"`{test}`" in rows, test
