@@ -1,7 +1,7 @@
 """Telling the toolstack which PV driver runs: `/local/domain/<domid>/unplug/*` (contract section 2).
 
 One transaction a domain: it reads `vm` first and gives up where that is gone or another's, since a late write would
-bring a destroyed domain's directory back. The first news of a domain go out at once, later ones at most once a second.
+bring a destroyed domain's directory back. The first news of a domain go out soon, later ones at most once a second.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from unplugd.errors import NoSuchNode, StoreError, StoreUnavailable, Transaction
 from unplugd.records import Event
 from unplugd.xenstore.store import Store
 
+FIRST = 0.1
+"""Seconds before the first one: a driver that comes up tells all that it has to tell within a few milliseconds, which is
+one transaction then; and where many guests boot at once, these go on first."""
 INTERVAL = 1.0
 """Seconds between two transactions of one domain."""
 AT_ONCE = 8
@@ -85,6 +88,7 @@ class Publisher:
 
     async def _follow(self, domain: Domain) -> None:
         try:
+            await asyncio.sleep(FIRST)
             while True:
                 self._again.discard(domain)
                 async with self._slots:
