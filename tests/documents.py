@@ -50,4 +50,5 @@ ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
 RUNS_HERE = "runs in the checkout"
 RUNS_BESIDE = "runs beside a daemon"
 CI = "run by .ci/run"
+IN_DOM0 = "runs in a dom0"
 DOM0 = "needs dom0: "
