@@ -1,7 +1,5 @@
 """`python3 -m unplugd` is `unplugd`."""
 
-import sys
+from unplugd.program import main
 
-from unplugd.cli import main
-
-sys.exit(main())
+main()

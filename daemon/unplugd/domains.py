@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +50,27 @@ class Facts:
     """`log-throttling` is 0."""
     device_model_uid: int | None = None
 
+    def pack(self) -> bytes:
+        """The facts as they are kept with the domain's state."""
+        uuid = self.uuid.encode("ascii")
+        uid = -1 if self.device_model_uid is None else self.device_model_uid
+        return _FACTS.pack(self.unlimited, uid, len(uuid)) + uuid + self.name.encode("utf-8", "surrogateescape")
+
+    @classmethod
+    def unpack(cls, kept: bytes) -> Facts | None:
+        """What pack() gave; None for anything else."""
+        try:
+            unlimited, uid, length = _FACTS.unpack_from(kept)
+            uuid = kept[_FACTS.size:_FACTS.size + length].decode("ascii")
+        except (struct.error, UnicodeDecodeError):
+            return None
+        name = kept[_FACTS.size + length:].decode("utf-8", "surrogateescape")
+        return cls(name, uuid, unlimited, None if uid < 0 else uid)
+
+
+_FACTS = struct.Struct("<?qB")
+"""`unlimited`, the uid or -1, the length of the uuid; then the uuid and the name."""
+
 
 class Census(Protocol):
     """Who is told about domains."""
@@ -66,13 +88,15 @@ class Census(Protocol):
 class _Known:
     """A domain that was introduced."""
 
-    __slots__ = ("callbacks", "confirmed", "facts", "meeting", "told")
+    __slots__ = ("callbacks", "confirmed", "facts", "meeting", "restored", "told")
 
     def __init__(self) -> None:
         self.confirmed = True
         """XS_IS_DOMAIN_INTRODUCED said T on this connection."""
         self.facts = Facts()
         self.told = False
+        self.restored = False
+        """Its facts are an earlier process's."""
         self.meeting = False
         """It is being read right now."""
         self.callbacks: dict[str, Callable[[str], None]] = {}
@@ -99,6 +123,13 @@ class Domains:
             asyncio.ensure_future(self._store.watch(INTRODUCE_DOMAIN, self._introduced_event)),
             asyncio.ensure_future(self._store.watch(RELEASE_DOMAIN, self._released_event)),
         ]
+
+    def restore(self, found: dict[int, Facts]) -> None:
+        """Domains that an earlier process served a moment ago: they are there until the first scan finds them gone."""
+        for domid, facts in found.items():
+            known = self._known[domid] = _Known()
+            known.confirmed, known.restored, known.told, known.facts = False, True, True, facts
+            self._census.introduced(domid, facts)
 
     def lost(self) -> None:
         """The connection is gone: from now on F means nothing about the domains that are known."""
@@ -259,6 +290,7 @@ class Domains:
             known.told, known.facts = True, facts
             self._census.introduced(domid, facts)
             return
+        restored, known.restored = known.restored, False
         if facts.uuid and before.uuid and facts.uuid != before.uuid:
             known.facts = facts
             self._census.released(domid)
@@ -267,6 +299,8 @@ class Domains:
         # what was there and is gone is a domain that is being destroyed, or a xenstored that came back empty
         kept = Facts(facts.name or before.name, facts.uuid or before.uuid, facts.unlimited,
                      before.device_model_uid if facts.device_model_uid is None else facts.device_model_uid)
+        if restored and facts.uuid:
+            kept = facts  # what the domain lost since is no sign of its end
         if kept != before:
             known.facts = kept
             self._census.changed(domid, kept)

@@ -14,14 +14,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import importlib
+import gc
 import os
 import signal
 import time
 import traceback
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unplugd import __version__
 from unplugd.config import Config, load
@@ -30,23 +29,25 @@ from unplugd.core.stream import NeedVerdict
 from unplugd.domain import Domain, Settings
 from unplugd.domains import Domains, Facts
 from unplugd.errors import ConfigError, HostError, StoreError
-from unplugd.httpsockets import listen_control, listen_tcp
+from unplugd.httpfront import HttpFront
+from unplugd.httpsockets import listen_tcp
 from unplugd.listener import Access, Listener
 from unplugd.metrics import Counters
 from unplugd.publish import Publisher
 from unplugd.records import Entry, Event
 from unplugd.sinks.delivery import Delivery
 from unplugd.standing import Standing
+from unplugd.state import read_note
 from unplugd.systemd import fd_store_works, forget_fd, listen_fds, notify, watchdog_interval
 from unplugd.verdict import Blacklist
 from unplugd.xenstore import EmbeddedStore, open_store
 from unplugd.xenstore.store import Store
 
-if TYPE_CHECKING:
-    from unplugd.http import HttpServer
-
 HTTP_DELAY = 0.25
 """Seconds that HTTP waits for the guests' sockets at most: without a xenstore there is something to see, too."""
+
+LOADED_AFTER = 10.0
+"""Seconds after which the start counts as over, also without a xenstore."""
 
 SURPRISES = 100
 """Uncaught exceptions that are recorded; the rest would only fill the journal."""
@@ -73,14 +74,13 @@ class Service:
         self._listeners: dict[int, Listener] = {}
         self._facts: dict[int, Facts] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._store_tasks: set[asyncio.Task[None]] = set()
         self._starting: set[asyncio.Task[None]] = set()
         self._awaited = "xenstore"
         self._synchronizing: asyncio.Task[None] | None = None
         self._status_timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[int]
         self._served: asyncio.Future[int]
-        self._http: HttpServer | None = None
-        self._control: HttpServer | None = None
         self._lock: int | None = None
         self._surprises = 0
         self._full_until = 0.0
@@ -94,7 +94,11 @@ class Service:
         self._served = loop.create_future()
         self._prepare()
         loop.set_exception_handler(self._surprised)
-        self._keep_sockets = await fd_store_works()
+        # what systemd passes, it has kept; and the guests whose sockets these are wait
+        self._keep_sockets = any(name.startswith("dom") for name in self._passed)
+        self._take_over()
+        if not self._keep_sockets:
+            self._keep_sockets = await fd_store_works()
         self._say(Event.STARTED, f"unplugd {__version__} started" + (
             "; sockets are kept over restarts" if self._keep_sockets else "") + (
             "; no HTTP by TCP: there is no network here, and no socket was passed"
@@ -105,18 +109,18 @@ class Service:
         self._blacklist.arm()
         self._domains.arm()
         for store in {id(store): store for store in (self._store, self._lookups)}.values():
-            self._keep_running(self._run_store(store))
+            self._store_tasks.add(self._keep_running(self._run_store(store)))
         self._keep_running(self._domains.follow())
         self._keep_running(self._blacklist.follow())
         interval = watchdog_interval()
         if interval is not None:
             self._keep_running(self._ping(interval))
         self._tell_status()
+        loop.call_later(LOADED_AFTER, self._loaded)
         try:
-            # guests come first: HTTP and its libraries are loaded once they are served; who asks meanwhile waits
-            # at sockets that listen already
+            # guests come first: HTTP is loaded once they are served
             await asyncio.wait({self._served, self._ended}, timeout=HTTP_DELAY)
-            await self._open_http()
+            self._spawn(self._http.serve())
             return await self._ended
         finally:
             await self._stop()
@@ -133,12 +137,7 @@ class Service:
         self._tcp_sockets = self._http_passed
         if not self._http_passed and config.http.listen is not None:
             self._tcp_sockets = listen_tcp(*config.http.listen)
-        try:
-            self._control_socket = listen_control(config.runtime_dir / "control.sock")
-        except HostError:
-            for listening in self._tcp_sockets:
-                listening.close()
-            raise
+        self._http = HttpFront(self, config.runtime_dir / "control.sock", self._tcp_sockets)
         self._access = Access(config.socket.device_model_uids)
         self._store = open_store(config.xenstore)
         embedded = isinstance(self._store, EmbeddedStore)
@@ -164,43 +163,58 @@ class Service:
             raise HostError("runtime_dir", str(directory), "another unplugd uses it") from None
         return state
 
-    async def _open_http(self) -> None:
-        # a tenth of a second and more: in a thread, so that guests wait for a slice of it only
-        await asyncio.to_thread(importlib.import_module, "unplugd.http")
-        from unplugd.http import HttpServer
+    def _take_over(self) -> None:
+        """Serve the guests whose sockets systemd kept before xenstore is asked, by what the last process knew of them.
 
-        self._control = HttpServer(self)
-        await self._control.start_control(self._control_socket, self.config.runtime_dir / "control.sock")
-        self._http = HttpServer(self)
-        await self._http.start_sockets(self._tcp_sockets)
+        Whether they are still there, the first scan says.
+        """
+        found = {}
+        for name in self._passed:
+            domid, _, rest = name.removeprefix("dom").partition("-")
+            if domid.isdigit():
+                note = read_note(self._state_directory / f"dom{domid}", self.settings.boot)
+                facts = Facts.unpack(note) if note is not None else None
+                if facts is not None and facts.uuid and facts.uuid == rest.partition("@")[0]:
+                    found[int(domid)] = facts
+        self._domains.restore(found)
+
+    @staticmethod
+    def _loaded() -> None:
+        """The start is over: the garbage collector goes on (see program.py), without what was loaded for good."""
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
 
     def _end(self, status: int) -> None:
         if not self._ended.done():
             self._ended.set_result(status)
 
     async def _stop(self) -> None:
+        """End in an order in which guests are answered as long as can be: the next process is the sooner there."""
         notify("STOPPING=1", "STATUS=stopping")
-        for task in list(self._tasks):
+        self._publisher.enabled = False
+        ending = self._tasks - self._store_tasks  # verdicts need a store to the last
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
+        await self._domains.stop()
+        await self._publisher.stop()
+        await self._http.close()
         for listener in self._listeners.values():
             listener.stop()
         for domain in self.domains.values():
             domain.stop()
-        await self._domains.stop()
-        await self._publisher.stop()
+        self._say(Event.STOPPED, "unplugd stopped")
+        await self._delivery.stop()
         await self._store.close()
         if self._lookups is not self._store:
             await self._lookups.close()
-        for server in (self._http, self._control):
-            if server is not None:
-                await server.close()
-        self._say(Event.STOPPED, "unplugd stopped")
-        await self._delivery.stop()
 
-    def _keep_running(self, work: Coroutine[None, None, None]) -> None:
+    def _keep_running(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """A task that the service cannot do without: if it ends, so does the service, and systemd starts it anew."""
-        self._spawn(work).add_done_callback(self._missed)
+        task = self._spawn(work)
+        task.add_done_callback(self._missed)
+        return task
 
     def _missed(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -268,7 +282,7 @@ class Service:
         while True:
             try:
                 await self._blacklist.sync()
-                await self._domains.scan(after_release=False)
+                await self._domains.scan(after_release=not self.ready)
                 break
             except StoreError as error:
                 if not self._store.connected:
@@ -286,6 +300,7 @@ class Service:
             self._remove_stale_files()
             self.ready = True
             notify("READY=1", self._status())
+            self._loaded()
         if not self._served.done():
             self._served.set_result(0)
         self._status_soon()
@@ -313,6 +328,7 @@ class Service:
         self.domains[domid] = domain
         self._listeners[domid] = listener
         self._facts[domid] = facts
+        domain.state.note(facts.pack())
         self._learn_uid(domid, facts.device_model_uid)
         task = self._spawn(self._listen(listener))
         self._starting.add(task)
@@ -357,6 +373,7 @@ class Service:
         if facts.name:
             domain.rename(facts.name)
         domain.limit(unlimited=facts.unlimited)
+        domain.state.note(facts.pack())
         self._learn_uid(domid, facts.device_model_uid)
         if domain.published is not None:
             self._publisher.changed(domain)
@@ -397,13 +414,8 @@ class Service:
     async def _apply(self, config: Config) -> None:
         """Follow a new configuration. Raises before anything has changed."""
         self._refuse_what_needs_a_restart(config)
-        from unplugd.http import HttpServer
-
-        http = None
-        if config.http != self.config.http and not self._http_passed:
-            http = HttpServer(self)
-            if config.http.listen is not None:
-                await http.start_tcp(*config.http.listen)
+        moved = config.http != self.config.http and not self._http_passed
+        http = await self._http.prepare(config.http.listen) if moved else None
         try:
             self._delivery.configure(config.log)
         except HostError:
@@ -411,9 +423,7 @@ class Service:
                 await http.close()
             raise
         if http is not None:
-            previous, self._http = self._http, http
-            if previous is not None:
-                await previous.close()
+            await self._http.replace(http)
         self.config = config
         self.settings.configure(config)
         self._access = Access(config.socket.device_model_uids)

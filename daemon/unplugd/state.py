@@ -6,6 +6,7 @@ mapping whatever becomes of the process, so a commit is a few memory copies and 
     page 0    two slots, written in turn: header with sequence number and checksum. The valid one with the higher
               number counts; a slot that was being written when the process died is not valid, the other one is.
               Then one word: the length of the partial line since the header, with the number of that header.
+              Then what xenstore said of the domain (see note()), with a checksum of its own.
     page 1-2  two areas for the partial line. Bytes are only ever added after those that count; a new line begins in
               the other area, so that nothing a valid header refers to is overwritten.
 
@@ -30,11 +31,16 @@ _SLOT = 512
 _AREAS = (_PAGE, 2 * _PAGE)
 _WORD = 2 * _SLOT // 8
 _LENGTH_BITS = 12  # LINE_LIMIT fits
+_NOTE = 4 * _SLOT
+NOTE_LIMIT = _PAGE - _NOTE - 8
+"""Bytes that a note may have."""
 
 _HEADER = struct.Struct("<8sQ16s64sqqqqqddqqqq128sqq")
 """magic, sequence, boot id, uuid; then a Snapshot: product, build, blacklisted, unplugged, flags, balance, its time,
 charged, unsaid lines, unsaid bytes, throttled, reason; then area of the partial line, its length."""
 _CHECKSUM = struct.Struct("<I")
+_NOTE_HEADER = struct.Struct("<II")
+"""length, checksum of boot id and note."""
 _MAGIC = b"unplugd1"
 
 
@@ -44,6 +50,23 @@ def boot_id() -> bytes:
         return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
     except (OSError, ValueError):
         return bytes(16)
+
+
+def read_note(path: Path, boot: bytes) -> bytes | None:
+    """What note() kept in the state file at `path` during this boot of dom0; None where there is nothing valid."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            raw = os.pread(descriptor, _PAGE - _NOTE, _NOTE)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+    if len(raw) < _NOTE_HEADER.size:
+        return None
+    length, checksum = _NOTE_HEADER.unpack_from(raw)
+    note = raw[_NOTE_HEADER.size:_NOTE_HEADER.size + length]
+    return note if 0 < length == len(note) and zlib.crc32(boot + note) == checksum else None
 
 
 class StateFile:
@@ -145,6 +168,15 @@ class StateFile:
             return False
         guest.restore(*self._kept, now)
         return True
+
+    def note(self, note: bytes) -> None:
+        """Keep what the next process should know of the domain before it has asked anybody; read_note() finds it.
+
+        A process that is killed meanwhile leaves no note. One over NOTE_LIMIT bytes is not kept.
+        """
+        if len(note) <= NOTE_LIMIT:
+            raw = _NOTE_HEADER.pack(len(note), zlib.crc32(self._boot + note)) + note
+            self._map[_NOTE:_NOTE + len(raw)] = raw
 
     def own(self, uuid: str) -> None:
         """Say whose state this is from the next commit on ("" until the domain's uuid is known)."""

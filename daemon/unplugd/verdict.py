@@ -1,15 +1,15 @@
 """The blacklist: what a build number's verdict is, and what configuration puts into xenstore for it.
 
 A verdict asks xenstored itself, on a connection that publishing and scanning do not share. When it does not answer in
-time, or a guest asks too often, the mirror decides (contract section 2). What configuration put there is kept in
-`owned.json` in the state directory, so that a reload after a restart takes out what was unplugd's and nothing else.
+time, or a guest asks too often, the mirror decides (contract section 2). In the state directory, `owned.json` keeps
+what configuration put there, so that a reload after a restart takes out what was unplugd's and nothing else, and
+`mirror.json` the mirror, so that a restart while xenstored is silent forgets no verdict.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable
@@ -50,14 +50,17 @@ class Blacklist:
         self._lookups = SharedReads(lookups)
         self._counters = counters
         self._owned_file = state_directory / "owned.json"
+        self._mirror_file = state_directory / "mirror.json"
         self._boot = boot.hex()
         self._say = say
-        self._mirror: set[str] = set()
+        self._mirror = self._load(self._mirror_file)
         self.synced = False
         """Whether xenstore has what configuration puts there, and the mirror what xenstore has."""
+        self._tried = asyncio.Event()
+        """Set once xenstored was read, or could not be."""
         self._budgets: dict[int, TokenBucket] = {}
         self._dirty = asyncio.Event()
-        self._owned = self._load_owned()
+        self._owned = self._load(self._owned_file)
         self.configure(config, registry)
 
     def configure(self, config: BlacklistConfig, registry: Registry) -> None:
@@ -93,10 +96,14 @@ class Blacklist:
         if not self._budget(domain).take(1, now):
             # the guest's own doing: what decides when xenstored is silent must not be the guest's to choose
             return "fallback", self._by_mirror(path, f"it asked more than {LOOKUPS_A_SECOND} times a second")
+        if not self._tried.is_set():
+            # a guest that goes on right after a restart asks before there was a connection
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._tried.wait(), max(0.001, deadline - now))
         if not self.synced:
             return "fallback", self._fall_back(path, "xenstored is not connected")
         try:
-            left = max(0.001, deadline - now)
+            left = max(0.001, deadline - time.monotonic())
             async with asyncio.timeout(left):
                 answer = await self._lookups.read(path)
         except TimeoutError:
@@ -140,6 +147,7 @@ class Blacklist:
     def lost(self) -> None:
         """The connection is gone: until sync() the mirror answers."""
         self.synced = False
+        self._tried.set()
 
     async def sync(self) -> None:
         """After a connect: put configuration's entries there, then read everything. Raises StoreError."""
@@ -147,6 +155,7 @@ class Blacklist:
         self._dirty.clear()
         await self.read_all()
         self.synced = True
+        self._tried.set()
 
     async def put_entries(self) -> None:
         """Make xenstore have what configuration says, and no longer what it said before. Raises StoreUnavailable."""
@@ -186,7 +195,9 @@ class Blacklist:
             except NoSuchNode:
                 continue
             mirror.update(f"{ROOT}/{product}/{build}" for build in builds if build.isdigit())
-        self._mirror = mirror
+        if mirror != self._mirror:
+            self._mirror = mirror
+            self._save(self._mirror_file, mirror, "after a restart without a xenstored nothing is blacklisted by it")
 
     def arm(self) -> None:
         """Watch the blacklist's directory; once, before the store runs: it arms its watches at every connect."""
@@ -211,22 +222,33 @@ class Blacklist:
                     self._say(Event.STORE_REFUSED, f"the blacklist could not be read: {error}")
                     await asyncio.sleep(1.0)
 
-    # --- which nodes are ours
+    # --- what the next process finds: which nodes are ours, and the mirror
 
-    def _load_owned(self) -> set[str]:
+    def _load(self, file: Path) -> set[str]:
         try:
-            kept = json.loads(self._owned_file.read_bytes())
+            raw = file.read_bytes()
+        except OSError:
+            return set()
+        import json  # whoever starts without such files does without it
+
+        try:
+            kept = json.loads(raw)
             if kept["boot"] == self._boot:
                 return {path for path in kept["nodes"] if isinstance(path, str) and path.startswith(ROOT + "/")}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             pass
         return set()
 
     def _save_owned(self) -> None:
-        new = self._owned_file.with_suffix(".new")
+        self._save(self._owned_file, self._owned,
+                   "a reload after a restart will not take configuration's blacklist entries out of xenstore")
+
+    def _save(self, file: Path, paths: set[str], otherwise: str) -> None:
+        import json
+
+        new = file.with_suffix(".new")
         try:
-            new.write_text(json.dumps({"boot": self._boot, "nodes": sorted(self._owned)}))
-            os.replace(new, self._owned_file)
+            new.write_text(json.dumps({"boot": self._boot, "nodes": sorted(paths)}))
+            os.replace(new, file)
         except OSError as error:
-            self._say(Event.SINK_FAILED, f"{self._owned_file}: {error.strerror}; a reload after a restart will not"
-                                         " take configuration's blacklist entries out of xenstore")
+            self._say(Event.SINK_FAILED, f"{file}: {error.strerror}; {otherwise}")

@@ -23,8 +23,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from aiofiles.os import wrap
-
 from unplugd.core.escape import escape_text
 from unplugd.errors import HostError
 
@@ -132,6 +130,10 @@ class GuestFiles:
         self._claimed: set[str] = set()
         """The files of `_guests`."""
         self.reopen()
+        from aiofiles.os import wrap  # who logs to the journal alone starts without it
+
+        self._append_in_thread = wrap(_append)
+        self._rename_in_thread = wrap(_rename)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="guest-files")
 
     def reopen(self) -> None:
@@ -248,12 +250,12 @@ class GuestFiles:
             task.exception()  # append() raises it to its caller; one who was cancelled does not want it
 
     async def _append(self, guest: _Guest, lines: list[bytes], ledger: Ledger | None) -> None:
-        await _append_in_thread(self.directory / guest.file, lines, self.max_bytes, ledger, executor=self._threads)
+        await self._append_in_thread(self.directory / guest.file, lines, self.max_bytes, ledger, executor=self._threads)
 
     async def _rename(self, domid: int, guest: _Guest, target: str) -> None:
         source, guest.file = guest.file, target
         try:
-            await _rename_in_thread(
+            await self._rename_in_thread(
                 self.directory / source, self.directory / target, self.max_bytes, executor=self._threads
             )
         except OSError as error:
@@ -420,7 +422,3 @@ def _read_whole(path: Path, max_bytes: int) -> bytes:
         return os.pread(descriptor, max_bytes + 1, 0)
     finally:
         os.close(descriptor)
-
-
-_append_in_thread = wrap(_append)
-_rename_in_thread = wrap(_rename)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import struct
 import zlib
@@ -50,6 +49,8 @@ class Spool:
         """Keep `entry` for `sinks`; returns the offset behind it, for done()."""
         if self._descriptor is None:
             self._begin()
+        import json  # most processes never need it, and a start should be quick
+
         body = json.dumps([entry.time, entry.message.decode("latin-1"), entry.fields, sinks]).encode()
         record = _PREFIX.pack(len(body), zlib.crc32(body)) + body
         self._write(record, self._end)
@@ -189,6 +190,8 @@ def load(path: Path) -> Iterator[tuple[Entry, list[str]]]:
         at += _PREFIX.size + length
         if len(body) != length or zlib.crc32(body) != checksum:
             return
+        import json
+
         try:
             time, message, fields, sinks = json.loads(body)
             entry = Entry(float(time), message.encode("latin-1"), tuple((str(k), str(v)) for k, v in fields))
