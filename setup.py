@@ -13,6 +13,12 @@ setup(
             depends=["daemon/unplugd/_journal.h"],
             extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
             optional=True,
-        )
+        ),
+        Extension(
+            "unplugd.attach._turn",
+            ["daemon/unplugd/attach/_turn.c"],
+            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+            optional=True,
+        ),
     ]
 )

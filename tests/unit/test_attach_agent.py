@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,10 @@ class Unplugd:
         self.asked: list[tuple[Ask, Callable[[Reply], None]]] = []
 
     def ask(self, ask: Ask, done: Callable[[Reply], None]) -> None:
+        self.asked.append((ask, done))
+
+    def adopt(self, ask: Ask, received: bytes, done: Callable[[Reply], None]) -> None:
+        assert received == b"part"
         self.asked.append((ask, done))
 
     def answer(self) -> None:
@@ -138,6 +143,17 @@ def test_the_platform_device_is_asked() -> None:
         assert qemu.written == []
 
     asyncio.run(main())
+
+
+def test_what_the_compiled_part_began_is_finished() -> None:
+    unplugd, answers = Unplugd(), dict[int, int | None]()
+    agent = Agent(unplugd, Qemu(), Platform(), GuestMemory(Pages()), answers.__setitem__, lambda error: None)
+    agent.resume(3, single(0x10, 2, read=True), b"part")
+    assert agent.in_flight == 1
+    unplugd.answer()
+    assert (agent.in_flight, answers) == (0, {3: 0x49D2})
+    with pytest.raises(TypeError):
+        agent.resume(0, single(0x0D, 1), b"")
 
 
 def test_what_nobody_expected_is_said() -> None:

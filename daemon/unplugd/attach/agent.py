@@ -35,6 +35,9 @@ class AsksUnplugd(Protocol):
     def ask(self, ask: Ask, done: Callable[[Reply], None]) -> None:
         """Send a request; `done` is called later, with the answer."""
 
+    def adopt(self, ask: Ask, received: bytes, done: Callable[[Reply], None]) -> None:
+        """Wait for the answer to a request that is sent."""
+
 
 class DrivesQemu(Protocol):
     """qemu.Monitor."""
@@ -105,6 +108,15 @@ class Agent:
         """Begin with an access."""
         self.in_flight += 1
         self._advance(vcpu, serve(access), None)
+
+    def resume(self, vcpu: int, access: Access, received: bytes) -> None:
+        """Go on with a plain access whose request is on its way to unplugd already."""
+        self.in_flight += 1
+        plan = serve(access)
+        step = plan.send(None)
+        if not isinstance(step, Ask):
+            raise TypeError(f"{access} is not plain")
+        self._unplugd.adopt(step, received, partial(self._advance, vcpu, plan))
 
     def _advance(self, vcpu: int, plan: Plan, brought: Brought) -> None:
         try:

@@ -147,19 +147,29 @@ async def _main(
     how = "taken over" if server.taken_over else "created"
     broker.say("attached", f"ioreq server {server.id} {how}, {server.vcpus} vCPUs")
 
+    turn = server.compiled()
+
     def serve() -> None:
+        connection = None if turn is None else unplugd.quiet_socket
+        if turn is not None and connection is not None:
+            handed, waiting, received = turn.take(connection)
+            if waiting >= 0:
+                agent.resume(waiting, server.access(waiting), received)
+            for vcpu in handed:
+                agent.take(vcpu, server.access(vcpu))
+            return
         for vcpu, access in server.accesses():
             agent.take(vcpu, access)
 
-    connection = loop.create_task(unplugd.run())
+    connecting = loop.create_task(unplugd.run())
     for vcpu, access in server.left_over():
         agent.take(vcpu, access)
     loop.add_reader(server.fd, serve)
     gc.freeze()
     waiting = loop.create_task(detach.wait())
-    ended: set[asyncio.Future[Any]] = {waiting, connection, failure}
+    ended: set[asyncio.Future[Any]] = {waiting, connecting, failure}
     await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
-    for future in (connection, failure):
+    for future in (connecting, failure):
         if future.done():
             future.result()
     return await _hand_back(server, agent, broker)

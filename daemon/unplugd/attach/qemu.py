@@ -19,8 +19,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-ATTEMPT = 5.0
-"""Seconds for one command, the connection included."""
+ATTEMPT = 30.0
+"""Seconds for one command, the connection included: QEMU may be busy starting, or serve xentop on this socket."""
 IDLE = 1.0
 """Seconds after which an unused connection is closed."""
 _FIRST_RETRY, _LAST_RETRY = 0.05, 1.0

@@ -12,9 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from errno import EEXIST, ENOENT
+from typing import TYPE_CHECKING
 
 from unplugd.attach.slots import Access, Slots, SlotState
+from unplugd.attach.turn import compiled
 from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError
+
+if TYPE_CHECKING:
+    from unplugd.attach._turn import Turn
 
 
 class NotYet(Exception):
@@ -71,6 +76,7 @@ class IoreqServer:
             self.own(first, last)
         _unless(EEXIST, lambda: device_model.map_device(self.id, *device))
         device_model.enable_server(self.id, enabled=True)
+        self._page = page
         self._slots = Slots(page)
         self._ports: dict[int, int] = {}
         self._vcpus: dict[int, int] = {}
@@ -92,6 +98,14 @@ class IoreqServer:
     def fd(self) -> int:
         """Readable when accesses() has something."""
         return self._events.fd
+
+    def compiled(self) -> Turn | None:
+        """The compiled part for plain accesses, where there is one (turn.py)."""
+        return compiled(self._page, self._events.fd, self._ports)
+
+    def access(self, vcpu: int) -> Access:
+        """The access that the compiled part has found in a slot and hands over."""
+        return self._slots.take(vcpu)
 
     @property
     def vcpus(self) -> int:

@@ -291,8 +291,10 @@ class Supervisor:
                 with acting_as(os.stat(path).st_uid):
                     connection = broker.connect(path)
                 break
+            except (FileNotFoundError, ConnectionRefusedError):
+                continue  # nobody listens there
             except OSError:
-                continue
+                break  # busy: the next one is libxl's own, which must find it free
         try:
             if connection is None:
                 end.send(f"refused {what}".encode())

@@ -79,6 +79,24 @@ class Unplugd(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(frame)
 
+    @property
+    def quiet_socket(self) -> int | None:
+        """The connection's descriptor while nothing is asked, unanswered or unsent on it; None otherwise."""
+        transport = self._transport
+        if transport is None or self._pending or self._received or transport.get_write_buffer_size():
+            return None
+        descriptor: int = transport.get_extra_info("socket").fileno()
+        return descriptor if descriptor >= 0 and not transport.is_closing() else None
+
+    def adopt(self, ask: Ask, received: bytes, done: Callable[[Reply], None]) -> None:
+        """Wait for the answer to a request that somebody else has sent over the quiet socket; `received` is what came
+        of it already."""
+        frame, expected = encode(ask)
+        self._heard = asyncio.get_running_loop().time()
+        self._pending.append(_Pending(ask, frame, expected, done))
+        if received:
+            self.data_received(received)
+
     async def run(self) -> None:
         """Connect, and connect again, until cancelled."""
         loop = asyncio.get_running_loop()
