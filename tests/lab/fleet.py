@@ -32,6 +32,7 @@ class Fleet:
     """The hosts by letter, and what sees them."""
 
     def __init__(self, hosts: Mapping[str, Daemon], prometheus: Prometheus) -> None:
+        self.daemons = hosts
         self.hosts = {name: f"127.0.0.1:{daemon.port}" for name, daemon in hosts.items()}
         self.prometheus = prometheus
 
