@@ -7,5 +7,5 @@ deb: ## a Debian package for Debian 12, in dist/
 image: deb ## a container image, localhost/unplugd, with buildah or docker
 	@scripts/image.sh
 
-test-packaging: ## package, wheel and image, tried in clean surroundings (as root, 10 minutes)
+test-packaging: ## package, wheel, image and compose.yaml, tried in clean surroundings (as root, 6 minutes)
 	@tests/packaging/run.sh
