@@ -1,4 +1,4 @@
-"""`python -m tests.xen [--c-only] [SCENARIO...]`: builds, boots, checks, and prints a table of what it saw."""
+"""`python -m tests.xen [--store STORE] [SCENARIO...]`: builds, boots, checks, and prints a table of what it saw."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.xen import images
+from tests.xen.images import PROJECT
 from tests.xen.lab import Lab
 from tests.xen.machine import Dead, Machine
 from tests.xen.scenarios import SCENARIOS, SCENARIOS_C
 
+SUM = PROJECT / ".cache/xen-tests"
+"""Where the last run leaves its count, as the tests and the soak do."""
 EMULATOR_FAULT = "Triple fault"
 """What `xl dmesg` says when QEMU's nested virtualization loses a guest; only then is a scenario tried again."""
 
@@ -81,8 +84,11 @@ def main() -> int:
     parser.add_argument("--store", choices=("ocaml", "C"), help="only with this xenstored")
     parser.add_argument("scenario", nargs="*", help="only these")
     options = parser.parse_args()
+    SUM.parent.mkdir(exist_ok=True)
+    SUM.unlink(missing_ok=True)
     if os.geteuid():
         print("tests.xen: not run: mmdebstrap and chroot need root")
+        SUM.write_text("0 passed, 0 failed, 1 skipped\n")
         return 77
     if lacks := images.missing():
         print("installing " + " ".join(lacks), flush=True)
@@ -101,6 +107,7 @@ def main() -> int:
     print(f"\n=== real Xen: {len(rows) - len(failed)} held, {len(failed)} failed, {time.monotonic() - begin:.0f} s ===")
     for row in rows:
         show(row)
+    SUM.write_text(f"{len(rows) - len(failed)} passed, {len(failed)} failed\n")
     return 1 if failed else 0
 
 

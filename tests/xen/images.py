@@ -279,7 +279,7 @@ def install_unplugd(tree: Path) -> None:
     """
     shutil.copy(package(), tree / "root/unplugd.deb")
     apt = ("chroot", tree, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y")
-    run(*apt, "install", "--no-install-recommends", "--no-download", "--reinstall", "--allow-downgrades",
+    run(*apt, "install", "--no-install-recommends", "--reinstall", "--allow-downgrades",
         "/root/unplugd.deb")
     run("chroot", tree, "systemctl", "enable", "unplugd-attach.service")
     agent = tree / "usr/local/sbin/agent.py"

@@ -22,6 +22,9 @@ XEN_OPTIONS = (
     "console=com1 com1=115200,8n1 dom0_mem=2G,max:2G dom0_max_vcpus=2 loglvl=warning guest_loglvl=warning "
     "sched=credit2 spec-ctrl=no"
 )
+_SHARE = -10
+"""Nice value of the machine's session: libxl gives device models and scripts 10 seconds, which under emulation are gone
+soon when others want the CPUs too."""
 _CHUNK = 48 << 10
 """Bytes of a file that go to dom0 in one request."""
 DOM0_OPTIONS = "console=hvc0 loglevel=4 systemd.show_status=0 net.ifnames=0 mitigations=off"
@@ -57,7 +60,8 @@ class Machine:
         agent.unlink(missing_ok=True)
         disk = "if=none,id={id},file={file},format=raw,snapshot=on,cache=unsafe"
         command: list[str | Path] = [
-            "qemu-system-x86_64", "-accel", ACCELERATOR, "-cpu", PROCESSOR, "-smp", "2", "-m", "5G",
+            "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64",
+            "-accel", ACCELERATOR, "-cpu", PROCESSOR, "-smp", "2", "-m", "5G",
             "-machine", "pc,hpet=off", "-nodefaults", "-display", "none", "-no-reboot",
             "-kernel", CACHE / "xen", "-append", XEN_OPTIONS,
             "-initrd", f"{CACHE}/vmlinux-dom0 {self._dom0_options},{CACHE}/initrd-dom0",
@@ -69,7 +73,13 @@ class Machine:
         ]  # fmt: skip
         with (self.directory / "qemu.log").open("w") as log:
             words = [str(word) for word in command]
-            self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(_SHARE))
+        except OSError:
+            pass  # a kernel without autogroups shares CPUs among processes, not sessions
         return self
 
     def __exit__(

@@ -390,7 +390,7 @@ def packaged(lab: Lab) -> str:
     guest = lab.create("monitor", "mon6")
     attached(lab, guest)
     equal(guest.talk("ww 12 3", "wl 10 1", "rw 10"), ["ok", "ok", "= 49d2"])
-    apt = "DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends --no-download "
+    apt = "DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends "
     lab.machine.check(apt + "remove unplugd", 900)
     assert lab.machine.run("pgrep -f /usr/bin/unplugd").status, "a process of unplugd still runs"
     equal(lab.machine.run("ls /usr/bin/unplugd /run/unplugd").out, "")

@@ -15,6 +15,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -31,6 +32,7 @@ enum {
     PAGE = 4096,
     SLOT = 32,
     VCPUS = PAGE / SLOT,
+    YIELDS = 50, /* times that another process may go first before this one sleeps until unplugd's answer */
     ANSWER = 5,  /* milliseconds that unplugd's answer is waited for here; it goes on in Python afterwards */
     LINGER = 1,  /* milliseconds that the next access is waited for here: a driver seldom makes only one */
     STAY = 20,   /* milliseconds after which Python has a turn in any case */
@@ -97,11 +99,17 @@ static enum outcome ask(int fd, const struct ioreq *request, struct ioreq *respo
     ssize_t sent = send(fd, &frame, SLOT, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent < 0) return NOT_SENT;
     if (sent != SLOT) return BROKEN;
-    while (*received < SLOT) {
-        if (!readable(fd, ANSWER)) return NOT_ANSWERED;
+    for (int yields = 0; *received < SLOT;) {
         ssize_t got = recv(fd, (char *)response + *received, SLOT - *received, MSG_DONTWAIT);
-        if (got <= 0) return NOT_ANSWERED; /* closed: the event loop sees it too, and connects again */
-        *received += got;
+        if (got > 0) {
+            *received += got;
+        } else if (got == 0 || (errno != EAGAIN && errno != EINTR)) {
+            return NOT_ANSWERED; /* closed: the event loop sees it too, and connects again */
+        } else if (yields++ < YIELDS) {
+            sched_yield(); /* unplugd needs some microseconds; to sleep and be woken takes longer */
+        } else if (!readable(fd, ANSWER)) {
+            return NOT_ANSWERED;
+        }
     }
     bool sound = (response->bits & STATE) == RESPONSE && (frame.bits & READ || response->data == 0);
     return sound ? DONE : NOT_ANSWERED;
