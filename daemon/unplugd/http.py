@@ -43,6 +43,8 @@ READ_SIZE = 8192
 WRITE_LIMIT = 65536
 """Bytes that wait to be read by a client before the making of its answer stops; also the longest page that gets a
 Content-Length, longer ones are chunked."""
+SEND_SIZE = 32768
+"""Bytes of a long answer that are sent at a time."""
 LINGER_LIMIT = 1 << 20
 """Bytes read and thrown away so that a client that still sends gets its answer, not a reset."""
 CLOSE_DEADLINE = 2.0
@@ -243,9 +245,15 @@ class Connection(asyncio.BufferedProtocol):
         self._send(h11.Response(status_code=page.status, headers=headers, reason=reason.encode()))
         if request.method != b"HEAD":
             self._send(h11.Data(data=beginning))
+            # Pieces are small, so that guests do not wait for one; what is sent at a time is not, for the client's sake.
+            waiting: list[bytes] = []
             for piece in pieces:
+                waiting.append(piece)
+                if sum(map(len, waiting)) >= SEND_SIZE:
+                    self._send(h11.Data(data=b"".join(waiting)))
+                    waiting.clear()
                 await self._drained()
-                self._send(h11.Data(data=piece))
+            self._send(h11.Data(data=b"".join(waiting)))
         self._send(h11.EndOfMessage())
         await self._drained()
 
