@@ -245,7 +245,7 @@ class Connection(asyncio.BufferedProtocol):
         self._send(h11.Response(status_code=page.status, headers=headers, reason=reason.encode()))
         if request.method != b"HEAD":
             self._send(h11.Data(data=beginning))
-            # Pieces are small, so that guests do not wait for one; what is sent at a time is not, for the client's sake.
+            # Pieces are small, so that guests do not wait for one; what is sent at a time need not be.
             waiting: list[bytes] = []
             for piece in pieces:
                 waiting.append(piece)

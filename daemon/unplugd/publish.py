@@ -15,8 +15,8 @@ from unplugd.records import Event
 from unplugd.xenstore.store import Store
 
 FIRST = 0.1
-"""Seconds before the first one: a driver that comes up tells all that it has to tell within a few milliseconds, which is
-one transaction then; and where many guests boot at once, these go on first."""
+"""Seconds before the first one: a driver that comes up tells all that it has to tell within a few milliseconds, which
+is one transaction then; and where many guests boot at once, these go on first."""
 INTERVAL = 1.0
 """Seconds between two transactions of one domain."""
 AT_ONCE = 8
