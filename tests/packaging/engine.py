@@ -124,7 +124,7 @@ class Engine:
         return run(*self._inside(), *command, timeout=timeout).stdout.strip()
 
     def run(
-        self, *command: str | Path, check: bool = True, timeout: float = 180
+        self, *command: str | Path, check: bool = True, timeout: float = 400
     ) -> subprocess.CompletedProcess[str]:
         """Run a command beside the containers."""
         return run(*self._inside("--net"), *command, check=check, timeout=timeout)
@@ -134,7 +134,7 @@ class Engine:
         script = "import sys, urllib.request as u; sys.stdout.buffer.write(u.urlopen(sys.argv[1], timeout=30).read())"
         done = subprocess.run(
             [*self._inside("--net"), "python3", "-c", script, url],
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False,
         )  # fmt: skip
         return None if done.returncode else done.stdout
 

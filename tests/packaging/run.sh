@@ -28,8 +28,8 @@ mkdir -p .cache/packaging
 report=.cache/packaging.xml
 rm -f "$report"
 status=0
-# Two at a time, each file by one of them: most of the time is waiting for apt and pip.
-timeout --kill-after=30 1500 .venv/bin/python -m pytest -q -n 2 --dist loadgroup --durations=8 --timeout=900 \
+# Two at a time, each file by one of them: most of the time is waiting for apt and pip. The limits only end what hangs.
+timeout --kill-after=30 1400 .venv/bin/python -m pytest -q -n 2 --dist loadfile --durations=8 --timeout=1200 \
     --junit-xml="$report" tests/packaging "$@" || status=$?
 .venv/bin/python - "$report" >.cache/packaging-tests <<'PY'
 import sys

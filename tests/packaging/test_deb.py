@@ -122,7 +122,7 @@ def test_from_install_to_purge(package: Path, older: Path) -> None:
 
 
 def installed(debian: Debian, package: Path) -> None:
-    done = debian.execute("apt-get", "-qy", "--no-install-recommends", "install", f"/root/{package.name}", timeout=300)
+    done = debian.execute("apt-get", "-qy", "--no-install-recommends", "install", f"/root/{package.name}", timeout=900)
     assert "Setting up unplugd" in done.stdout
     # this tree is no dom0, so the unit has nothing to serve; it is enabled all the same
     assert units(debian)["UnitFileState"] == "enabled"
@@ -186,9 +186,9 @@ def upgraded(debian: Debian, package: Path) -> None:
         assert guest.write(0x10, 2, 3) == 3
     before = units(debian)["MainPID"]
     with ThreadPoolExecutor(1) as pool:
-        neighbours = pool.submit(debian.execute, "python3", "-c", NEIGHBOURS, timeout=400)
+        neighbours = pool.submit(debian.execute, "python3", "-c", NEIGHBOURS, timeout=900)
         try:
-            done = debian.execute("apt-get", "-qy", "install", f"/root/{package.name}", timeout=300)
+            done = debian.execute("apt-get", "-qy", "install", f"/root/{package.name}", timeout=900)
             assert "1 upgraded" in done.stdout
             wait_for(lambda: ask(debian, "status")["ready"] is True, "the new one to be ready")
         finally:

@@ -19,8 +19,6 @@ from tests.lab.daemon import Wire, embedded, eventually, toml
 from tests.packaging.tree import ROOT, run
 from unplugd import __version__
 
-pytestmark = pytest.mark.xdist_group("wheel")
-
 NO_COMPILER = {"CC": "/bin/false"}
 
 

@@ -22,7 +22,7 @@ from typing import Self
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "packaging"
 BASE = CACHE / "base.tar"
-DEADLINE = 60.0
+DEADLINE = 120.0
 
 INIT = ("systemd", "systemd-sysv", "dbus")
 _numbers = itertools.count()
@@ -68,11 +68,11 @@ def make_base() -> None:
         run("mmdebstrap", "--variant=apt", "--mode=root",
             '--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Check-Valid-Until "false"',
             '--aptopt=Acquire::Check-Date "false"', "--dpkgopt=path-exclude=/usr/share/locale/*",
-            "bookworm", new, sources if sources.exists() else "/etc/apt/sources.list", timeout=600)  # fmt: skip
+            "bookworm", new, sources if sources.exists() else "/etc/apt/sources.list", timeout=900)  # fmt: skip
         new.rename(BASE)
 
 
-def run(*command: str | Path, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run a command; AssertionError with what it said if it fails."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
                           timeout=timeout, check=False)  # fmt: skip
@@ -127,7 +127,7 @@ class Debian:
         install = "apt-get -qy --no-install-recommends"
         run("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", self.directory, "sh", "-c",
             f"export DEBIAN_FRONTEND=noninteractive && apt-get -q update && {install} install {' '.join(INIT)}"
-            f" && {install} --download-only install /root/{packages[0].name}", timeout=600)  # fmt: skip
+            f" && {install} --download-only install /root/{packages[0].name}", timeout=900)  # fmt: skip
 
     def boot(self) -> None:
         """Start its systemd and wait until it has started what it starts."""
@@ -153,7 +153,7 @@ class Debian:
                 self.pid = int(child)
         return bool(self.pid)
 
-    def execute(self, *command: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def execute(self, *command: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a command inside the booted tree."""
         return run("nsenter", f"--target={self.pid}", "--mount", "--pid", "--cgroup", "--ipc", "--uts", "--net",
                    "--root", "--wd", "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",

@@ -10,18 +10,14 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.lab.daemon import Wire
 from tests.lab.prometheus import binary
 from tests.packaging.conftest import DEBIAN
-from tests.packaging.engine import Engine, near
-from tests.packaging.tree import ROOT, wait_for
-
-pytestmark = pytest.mark.xdist_group("engine")
+from tests.packaging.engine import Engine
+from tests.packaging.tree import ROOT
 
 COMPOSE = ROOT / "compose.yaml"
 OVERRIDE = """
@@ -80,6 +76,11 @@ class Project:
         body = self.engine.fetch(url)
         return None if body is None else json.loads(body)
 
+    def volume(self) -> Path:
+        """Where unplugd's runtime directory is for this machine."""
+        (found,) = json.loads(self.engine.run("podman", "volume", "inspect", "demo_runtime").stdout)
+        return Path(found["Mountpoint"])
+
     def value(self, expression: str) -> str | None:
         """The value of the one series that the published Prometheus has, None while there is none."""
         answer = self.ask(f"http://127.0.0.1:9090/api/v1/query?query={expression}")
@@ -87,43 +88,20 @@ class Project:
         return str(found[0]["value"][1]) if found else None
 
 
-@pytest.fixture
-def project(engine: Engine, image: str, tmp_path: Path) -> Iterator[Project]:
-    if shutil.which("podman-compose") is None:
-        pytest.skip("podman-compose is not installed")
-    assert image
+@contextmanager
+def up(engine: Engine, directory: Path) -> Iterator[Project]:
+    """The project, built and brought up; localhost/unplugd is there already. `directory` is for what it needs."""
     for name, file, text in (("prom", binary("prometheus"), PROMETHEUS),
                              ("grafana", Path(__file__).with_name("standin_grafana.py"), GRAFANA)):  # fmt: skip
-        context = tmp_path / name
+        context = directory / name
         context.mkdir()
         shutil.copy(file, context)
         (context / "Dockerfile").write_text(text)
         engine.build("podman", "build", "--quiet", "--tag", named_image(name), context)
-    project = Project(engine, tmp_path)
+    project = Project(engine, directory)
     project.build("unplugd")
     try:
         project.compose("up", "-d")
         yield project
     finally:
         project.compose("down", "-v", "-t", "5")
-
-
-def test_the_three_services_work_together(project: Project) -> None:
-    engine = project.engine
-    wait_for(lambda: engine.fetch("http://127.0.0.1:9877/-/ready") is not None, "unplugd's port")
-    volume = Path(json.loads(engine.run("podman", "volume", "inspect", "demo_runtime").stdout)[0]["Mountpoint"])
-    with near(volume) as runtime, Wire(runtime / "dom8.sock") as guest:
-        assert guest.announce(1, 86451) == 0xD249
-    assert "BLACKLISTED" in project.compose("exec", "-T", "unplugd", "unplugctl", "list")
-
-    wait_for(lambda: project.value("up") == "1", "Prometheus to scrape unplugd")
-    wait_for(lambda: project.value("sum(unplugd_domain_blacklisted)") == "1", "Prometheus to know of the guest")
-    wait_for(lambda: project.value("sum(unplugd:blacklisted:count)") == "1", "the recording rules")
-    groups = project.ask("http://127.0.0.1:9090/api/v1/rules")["data"]["groups"]
-    assert {group["name"] for group in groups} == {"unplugd.records", "unplugd.alerts"}
-    assert all(rule["health"] == "ok" for group in groups for rule in group["rules"])
-
-    (panels,) = project.ask("http://127.0.0.1:3000/").values()
-    assert len(panels) > 12
-    assert panels['unplugd:drivers:count{instance=~"$instance"}'] == 1
-    assert panels['sum(unplugd_domains{instance=~"$instance"})'] == 1

@@ -1,8 +1,9 @@
-"""The image: Dockerfile built by buildah on a Debian made here, and run by podman, read-only and without rights."""
+"""The image, built by buildah on a Debian made here and run by podman; and compose.yaml, by podman-compose."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,8 @@ from tests.lab.daemon import Wire, uuid
 from tests.lab.xenstored import running
 from tests.packaging.conftest import DEBIAN
 from tests.packaging.engine import ULIMITS, Engine, near
+from tests.packaging.project import Project, up
 from tests.packaging.tree import ROOT, wait_for
-
-pytestmark = pytest.mark.xdist_group("engine")
 
 DEMO = ROOT / "config" / "container" / "demo.toml"
 UNPRIVILEGED = ("--read-only", "--cap-drop", "all", "--security-opt", "no-new-privileges", *ULIMITS)
@@ -112,3 +112,31 @@ def test_beside_xenstored_as_in_a_dom0(engine: Engine, image: str, named: str) -
         xenstored.destroy(7)
         wait_for(lambda: not (runtime / "dom7.sock").exists(), "the guest's socket to go")
         assert container.stop() == 0
+
+
+def test_the_three_services_work_together(engine: Engine, image: str, tmp_path: Path) -> None:
+    if shutil.which("podman-compose") is None:
+        pytest.skip("podman-compose is not installed")
+    assert image
+    with up(engine, tmp_path) as project:
+        together(project)
+
+
+def together(project: Project) -> None:
+    engine = project.engine
+    wait_for(lambda: engine.fetch("http://127.0.0.1:9877/-/ready") is not None, "unplugd's port")
+    with near(project.volume()) as runtime, Wire(runtime / "dom8.sock") as guest:
+        assert guest.announce(1, 86451) == 0xD249
+    assert "BLACKLISTED" in project.compose("exec", "-T", "unplugd", "unplugctl", "list")
+
+    wait_for(lambda: project.value("up") == "1", "Prometheus to scrape unplugd")
+    wait_for(lambda: project.value("sum(unplugd_domain_blacklisted)") == "1", "Prometheus to know of the guest")
+    wait_for(lambda: project.value("sum(unplugd:blacklisted:count)") == "1", "the recording rules")
+    groups = project.ask("http://127.0.0.1:9090/api/v1/rules")["data"]["groups"]
+    assert {group["name"] for group in groups} == {"unplugd.records", "unplugd.alerts"}
+    assert all(rule["health"] == "ok" for group in groups for rule in group["rules"])
+
+    (panels,) = project.ask("http://127.0.0.1:3000/").values()
+    assert len(panels) > 12
+    assert panels['unplugd:drivers:count{instance=~"$instance"}'] == 1
+    assert panels['sum(unplugd_domains{instance=~"$instance"})'] == 1
