@@ -115,6 +115,19 @@ def test_a_domain_gets_a_process_when_its_device_model_runs(tmp_path: Path) -> N
     assert world.kept.domids() == []
 
 
+def test_a_device_model_that_cannot_say_so_is_found_by_its_monitor(tmp_path: Path) -> None:
+    async def work(world: World, one: Supervisor) -> None:
+        world.store.introduce(7, "a", "uuid-a")
+        await world.store.write(f"{DEVICE_MODELS}/7/physmap", b"")
+        await asyncio.sleep(0.5)
+        assert one.domids == []
+        (tmp_path / "qmp-7").touch()
+        await world.until(7, "attached")
+        (tmp_path / "qmp-7").unlink()
+
+    run(tmp_path, work)
+
+
 def test_sockets_are_connected_for_it(tmp_path: Path) -> None:
     async def work(world: World, one: Supervisor) -> None:
         with socket.socket(socket.AF_UNIX) as unplugd, socket.socket(socket.AF_UNIX) as qemu:

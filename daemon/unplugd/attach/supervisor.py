@@ -33,6 +33,8 @@ STOP = 15.0
 _RETRIES = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses before a process that keeps dying is started again; a life of a minute starts the row anew."""
 _LONG_LIFE = 60.0
+_STARTING = 0.2
+"""Seconds until a device model that says nothing of itself is looked for again."""
 _LOOK_AGAIN = 2.0
 """Seconds until a domain of which xenstored could not say whether it is there is looked at again."""
 
@@ -202,7 +204,7 @@ class Supervisor:
         uuid = ""
         if introduced:
             try:
-                running = await self._store.read(f"{DEVICE_MODELS}/{domid}/state") == b"running"
+                running = await self._device_model_runs(domid)
                 vm = (await self._store.read(f"/local/domain/{domid}/vm")).decode("utf-8", "replace")
                 uuid = vm.removeprefix("/vm/")
             except NoSuchNode:
@@ -224,6 +226,21 @@ class Supervisor:
             if known is None and (domid, uuid) not in self._unserved:
                 one = self._children[domid] = _Child(Domain(domid, uuid))
                 self._fork(one)
+
+    async def _device_model_runs(self, domid: int) -> bool:
+        """Whether QEMU is there. A QEMU under `dm_restrict` may not say so in xenstore; its monitor says it then."""
+        try:
+            return await self._store.read(f"{DEVICE_MODELS}/{domid}/state") == b"running"
+        except NoSuchNode:
+            pass
+        if self._has_device_model(domid):
+            return True
+        try:
+            await self._store.directory(f"{DEVICE_MODELS}/{domid}")
+        except NoSuchNode:
+            return False  # it has none
+        asyncio.get_running_loop().call_later(_STARTING, self._look_at, domid)
+        return False
 
     def _has_device_model(self, domid: int) -> bool:
         """Whether QEMU's monitor is there; libxl removes its path when it destroys the domain."""
