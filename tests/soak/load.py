@@ -72,6 +72,8 @@ class Guest:
         self.longest = 0.0
         self.resumed = 0.0
         """When the first answer on this connection came, by time.monotonic(); 0 while there is none."""
+        self.settled = 0.0
+        """When last nothing was unanswered any more."""
         self.refused = 0
         self.unanswered: deque[Pending] = deque()
         self.socket: socket.socket | None = None
@@ -209,6 +211,8 @@ class Guest:
         self.answers += 1
         self.resumed = self.resumed or now
         self.longest = max(self.longest, now - pending.since)
+        if not self.unanswered:
+            self.settled = now
 
 
 class Load:

@@ -1,9 +1,9 @@
-"""One SIGKILL, second by second: who waited for what, and how much of it was the machine's doing.
+"""One SIGKILL or restart, second by second: who waited for what, and how much of it was the machine's doing.
 
-Two stretches follow each other: until systemd has made the next process, and until that one has answered everybody. In
-each of them a wait is the machine's where those who had work to do stood in the kernel's queue for a CPU
-(/proc/PID/schedstat, its second number): PID 1 in the first, the new process and the guests' thread in the second.
-Nothing else is discounted, and never more than the stretch took.
+A wait is the machine's while one of those whose work the guests wait for stands in the kernel's queue for a CPU
+(/proc/PID/schedstat, its second number): PID 1 and the old process until there is a new one, then that and xenstored,
+and the guests' own thread from the first answer on. Time in which several of them stand there counts once, and nothing
+else is discounted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from tests.soak.load import Load
 
 
 @dataclass(frozen=True, slots=True)
-class Kill:
-    """What one SIGKILL caused; all in seconds."""
+class Gap:
+    """What one SIGKILL or restart caused; all in seconds."""
 
     wait: float
     """The longest that a guest waited for an answer."""
@@ -52,14 +53,20 @@ class Kill:
 class Victim:
     """The unit's main process, seen from outside the lab: looking costs systemd nothing."""
 
-    def __init__(self, systemd: Systemd, unit: str) -> None:
+    def __init__(self, systemd: Systemd, unit: str, xenstored: int) -> None:
+        """`xenstored` is its process id."""
+        self._xenstored = xenstored
+        self._unit = unit
         self._processes = systemd.cgroup / "system.slice" / unit / "cgroup.procs"
         self._systemd = systemd
         self.pid = wait_for(self._main, "the unit's process")
 
     def _main(self) -> int:
         """0 where there is none: systemd has helpers in there while it prepares a process."""
-        for pid in self._processes.read_text().split() if self._processes.exists() else ():
+        pids: list[str] = []
+        with contextlib.suppress(OSError):  # systemd removes the group and makes it again
+            pids = self._processes.read_text().split()
+        for pid in pids:
             with contextlib.suppress(OSError):
                 # In parentheses it is systemd's still, which is about to become ours.
                 name, parent = re.findall(r"\((.*)\) \S (\d+)", Path(f"/proc/{pid}/stat").read_text())[0]
@@ -67,48 +74,83 @@ class Victim:
                     return int(pid)
         return 0
 
-    def kill(self, load: Load) -> Kill:
+    def kill(self, load: Load) -> Gap:
         """SIGKILL; returns when everybody was answered by the next process."""
+        return self._gap(load, lambda: os.kill(self.pid, signal.SIGKILL))
+
+    def restart(self, load: Load) -> Gap:
+        """An ordered restart; returns when everybody was answered by the next process."""
+        return self._gap(load, lambda: self._systemd.systemctl("--no-block", "restart", self._unit))
+
+    def _gap(self, load: Load, end: Callable[[], object]) -> Gap:
         for guest in load.guests:
             guest.longest = 0.0
-        old, manager = self.pid, _Queue(self._systemd.pid)
+        old = self.pid
         begin = time.monotonic()
-        os.kill(old, signal.SIGKILL)
-        self.pid = wait_for(lambda: self._next(old), "the next process", pause=0.002)
+        end()
+        starved = _Starved([self._systemd.pid, old])
+
+        def next_process() -> int:
+            starved.look()
+            found = self._main()
+            return 0 if found == old else found
+
+        def somebody_answered() -> bool:
+            starved.look()
+            return any(guest.resumed > begin for guest in load.guests)
+
+        def all_answered() -> bool:
+            starved.look()
+            return all(guest.settled >= guest.resumed > begin for guest in load.guests)
+
+        self.pid = wait_for(next_process, "the next process", pause=0.002)
         spawned = time.monotonic()
-        manager_starved = min(manager.starved(), spawned - begin)
-        guests = _Queue(load.thread)
-        wait_for(lambda: all(guest.resumed > begin for guest in load.guests), "answers for everybody", pause=0.005)
+        starved.follow([self._xenstored])
+        starved.follow([self.pid], since_begin=True)
+        wait_for(somebody_answered, "an answer", pause=0.005)
+        starved.follow([load.thread])
+        wait_for(all_answered, "answers for everybody", pause=0.005)
         resumed = [guest.resumed for guest in load.guests]
-        process = _Queue(self.pid, since_begin=True)
-        starved = min(process.starved() + guests.starved(), time.monotonic() - spawned)
-        return Kill(
+        busy = int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1e9
+        return Gap(
             wait=max(guest.longest for guest in load.guests),
             spawned=spawned - begin, first=min(resumed) - begin, last=max(resumed) - begin,
-            starved=manager_starved + starved, busy=process.busy(),
+            starved=starved.between(begin, time.monotonic()), busy=busy,
         )  # fmt: skip
 
-    def _next(self, old: int) -> int:
-        found = self._main()
-        return 0 if found == old else found
 
+class _Starved:
+    """When threads were ready to run but had no CPU."""
 
-class _Queue:
-    """How long a thread was ready to run but had no CPU, from now on or since it began."""
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._waited: dict[int, float] = {}
+        self._spans: list[tuple[float, float]] = []
+        self.follow(pids)
 
-    def __init__(self, pid: int, *, since_begin: bool = False) -> None:
-        self._path = Path(f"/proc/{pid}/schedstat")
-        self._before = 0 if since_begin else self._read(1)
+    def follow(self, pids: Sequence[int], *, since_begin: bool = False) -> None:
+        """Look at these too, from now on or since they began."""
+        for pid in pids:
+            self._waited[pid] = 0.0 if since_begin else self._read(pid, 0.0)
 
-    def _read(self, which: int) -> int:
-        return int(self._path.read_text().split()[which])
+    def look(self) -> None:
+        """To be called often: who has waited since is taken to have waited until now."""
+        now = time.monotonic()
+        for pid, before in self._waited.items():
+            waited = self._read(pid, before)
+            if waited > before:
+                self._spans.append((now - (waited - before), now))
+                self._waited[pid] = waited
 
-    def starved(self) -> float:
-        """Seconds."""
-        return (self._read(1) - self._before) / 1e9
+    @staticmethod
+    def _read(pid: int, before: float) -> float:
+        with contextlib.suppress(OSError):  # it may be gone
+            return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+        return before
 
-    def busy(self) -> float:
-        """Seconds of CPU since it began."""
-        return self._read(0) / 1e9
-
-
+    def between(self, begin: float, end: float) -> float:
+        """Seconds in which at least one of them had no CPU."""
+        seconds = 0.0
+        for since, until in sorted(self._spans):
+            seconds += max(0.0, min(until, end) - max(since, begin))
+            begin = max(begin, until)
+        return seconds
