@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from tests.lab.daemon import Daemon, Run, embedded, eventually, toml, uuid
+from tests.lab.daemon import Daemon, Run, embedded, eventually, merged, toml, uuid
 from tests.lab.journald import Journald
 from tests.lab.xenspeak import XenstoreError
 from tests.lab.xenstored import Xenstored
+from unplugd.ctl.failure import EXITS
 from unplugd.ctl.persist import FILE
 
 UNPLUGCTL = str(Path(sys.executable).with_name("unplugctl"))
@@ -263,6 +264,33 @@ def test_an_added_entry_is_the_daemons_own(host: Host) -> None:
     Path(added["file"]).unlink()
     daemon.reload()
     eventually(lambda: host.node(LINUX_9) is None)
+
+
+def test_every_exit_status(host: Host) -> None:
+    """Each of docs/unplugctl.md's, with what to do next where there is something to be done."""
+    if host.xenstored.kind != "c":
+        return
+    host.xenstored.create(7, "web-01", uuid(7))
+    daemon = host.run(merged(host.settings, {"log": {"sinks": ["stderr"]}}))
+    file = daemon.file
+    seen = {0: ctl(file, "list")}
+    host.xenstored.dom0.write(LINUX_9, b"")
+    seen[1] = ctl(file, "blacklist", "check", "linux", "9", status=1)
+    seen[2] = ctl(file, "blacklist", "add", "linux", "no-number", status=2)
+    seen[4] = ctl(file, "show", "nobody", status=4)
+    seen[6] = ctl(file, "blacklist", "add", "linux", "1", status=6)
+    seen[7] = ctl(file, "log", "web-01", status=7)
+    assert daemon.stop() == 0
+    seen[3] = ctl(file, "list", status=3)
+    host.xenstored.kill()
+    seen[5] = ctl(file, "blacklist", "list", status=5)
+    assert sorted(seen) == [number for number, _ in EXITS]
+    for number in (2, 3, 4, 5, 6, 7):
+        problem, *hints = [line for line in seen[number].splitlines() if not line.startswith("Name") and line]
+        assert hints, (number, problem)
+    page = (Path(__file__).parents[2] / "docs" / "unplugctl.md").read_text().partition("## Exit status")[2]
+    for number, meaning in EXITS:
+        assert f"| {number} | {meaning} |" in page
 
 
 # --- the journal

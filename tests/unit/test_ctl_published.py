@@ -12,6 +12,7 @@ import pytest
 
 from unplugd.ctl import published, show
 from unplugd.ctl.cli import main
+from unplugd.ctl.control import START_HINT
 from unplugd.ctl.failure import NOT_FOUND, NOT_RUNNING, Failure
 from unplugd.xenstore.embedded import EmbeddedStore
 
@@ -113,12 +114,16 @@ def test_show_explains_all_the_same(down: list[str], capsys: pytest.CaptureFixtu
 def test_where_nothing_is_published_the_first_failure_stands(more: str, tmp_path: Path) -> None:
     file = tmp_path / "unplugd.toml"
     file.write_text(more)
-    why = Failure(NOT_RUNNING, "nobody answers")
+    why = Failure(NOT_RUNNING, "nobody answers", START_HINT)
     with pytest.raises(Failure) as failure:
         published.domains(Namespace(config=str(file)), why)
     assert failure.value is why
 
 
-def test_only_for_a_unplugd_that_does_not_answer() -> None:
-    with pytest.raises(Failure, match="no such domain"):
-        published.domains(Namespace(config=None), Failure(NOT_FOUND, "no such domain"))
+@pytest.mark.parametrize(
+    "why", [Failure(NOT_FOUND, "no such domain"), Failure(NOT_RUNNING, "permission denied", "use sudo")]
+)
+def test_only_for_a_unplugd_that_does_not_answer(why: Failure) -> None:
+    with pytest.raises(Failure) as failure:
+        published.domains(Namespace(config=None), why)
+    assert failure.value is why

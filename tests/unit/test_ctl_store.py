@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,27 @@ def test_a_xenstored_that_takes_no_connection_does_not_hang_us(
     monkeypatch.undo()
     with pytest.raises(Failure, match="xenstore:"):
         store.with_store(XenstoreConfig(backend="socket", socket=str(tmp_path / "none")), never)
+
+
+@pytest.mark.parametrize(("reason", "uid", "hint"), [
+    ("cannot connect: Permission denied", 0, store.NOT_ROOT),
+    ("no xenstored at /x: No such file", 1000, store.NOT_ROOT),
+    ("no xenstored at /x: No such file", 0, store.HINT),
+])  # fmt: skip
+def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch, reason: str, uid: int, hint: str) -> None:
+    class Closed:
+        async def run(self, on_connected: object, on_lost: Callable[[str], None]) -> None:
+            on_lost(reason)
+            await asyncio.Event().wait()
+
+        async def close(self) -> None:
+            pass
+
+    async def never(xenstore: Store) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(store, "open_store", lambda config: Closed())
+    monkeypatch.setattr(store.os, "geteuid", lambda: uid)
+    with pytest.raises(Failure, match="xenstore: ") as failure:
+        store.with_store(EMBEDDED, never)
+    assert failure.value.hint == hint

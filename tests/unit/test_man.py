@@ -67,6 +67,23 @@ def test_every_option_has_its_line() -> None:
         assert name in plain("unplugd.8")
 
 
+@pytest.mark.parametrize(("module", "page"), [
+    ("unplugd", "unplugd.8"), ("unplugd.attach.cli", "unplugd-attach.8"), ("unplugd.ctl", "unplugctl.1"),
+])  # fmt: skip
+def test_the_page_has_what_the_commands_help_has(module: str, page: str) -> None:
+    """As it is typed, in a process of its own: --help ends with 0, and each option that it lists has its line."""
+    program = f"import sys; from {module}{'.cli' if module == 'unplugd.ctl' else ''} import main; sys.exit(main())"
+    command = [sys.executable, "-m", module] if module == "unplugd" else [sys.executable, "-c", program]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""
+    named = re.findall(r"^  +(-[-a-z]+)(?:,? (--[a-z]+))?", done.stdout, re.MULTILINE)
+    for option in filter(None, (each for pair in named for each in pair)):
+        assert f"\\fB{option}\\fR" in plain(page)
+    assert len(named) > 1
+    if page != "unplugctl.1":
+        assert ".SH EXIT STATUS" in plain(page)
+
+
 def test_every_key_is_explained() -> None:
     page = plain("unplugd.toml.5")
     for key in (*configkeys.KEYS, *configkeys.TABLE_LISTS):

@@ -110,7 +110,8 @@ def _domain(command: argparse.ArgumentParser, name: str = "domain", nargs: str |
 def _guests(commands: Any) -> None:
     listed = _command(commands, "list", "guests:list_domains", "the guests, one line each",
                       "Shows one line for each guest: its PV driver as it announced itself, the verdict on it, what it"
-                      " unplugged, and how its log does.")
+                      " unplugged, and how its log does. While unplugd does not run, shows what it published in"
+                      " xenstore, and ends with status 3.")
     _json(listed)
     _domain(listed, "domains", "*", "only these: names, domids or uuids")
     shown = _command(commands, "show", "guests:show_domain", "one guest, in words",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unplugd.config import load
 from unplugd.core.blacklist import node
 from unplugd.core.protocol import DEVICES
+from unplugd.ctl.control import START_HINT
 from unplugd.ctl.failure import NOT_RUNNING, Failure
 from unplugd.ctl.store import read_node, with_store
 from unplugd.errors import ConfigError, NoSuchNode
@@ -29,7 +30,7 @@ LEAVES = ("name", "vm", "unplug/product", "unplug/product-name", "unplug/build",
 def domains(options: Namespace, failure: Failure) -> list[dict[str, Any]]:
     """The domains as the API has them, by domid, as far as xenstore knows. Raises `failure`, which is why unplugd was
     not asked, where there is no xenstore to ask or nothing is published there."""
-    if failure.status != NOT_RUNNING:
+    if failure.status != NOT_RUNNING or failure.hint != START_HINT:    # who may not ask unplugd may not ask xenstored
         raise failure
     from pathlib import Path
 

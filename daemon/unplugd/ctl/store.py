@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +15,8 @@ from unplugd.xenstore.store import Store
 
 if TYPE_CHECKING:
     from unplugd.config import XenstoreConfig
+
+NOT_ROOT = "xenstored's socket is root's: use sudo"
 
 T = TypeVar("T")
 
@@ -38,7 +41,8 @@ async def _with_store(config: XenstoreConfig, work: Callable[[Store], Awaitable[
 
     def lost(reason: str) -> None:
         if not connected.done():
-            connected.set_exception(Failure(XENSTORE, f"xenstore: {reason}", HINT))
+            denied = "Permission denied" in reason or os.geteuid() != 0
+            connected.set_exception(Failure(XENSTORE, f"xenstore: {reason}", NOT_ROOT if denied else HINT))
 
     running = asyncio.ensure_future(store.run(ready, lost))
     try:
