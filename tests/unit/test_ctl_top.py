@@ -112,3 +112,12 @@ def test_on_a_terminal_it_can_be_sorted_and_quit() -> None:
         os.close(master)
     assert b"ev\\x1bil" in seen
     assert b"\x1b[?1049h" in seen
+
+
+def test_on_a_narrow_terminal_long_names_give_way_first() -> None:
+    rows = top.rates({}, [domain(7, "x" * 60), domain(8, "short")], 1.0)
+    wide, narrow, narrowest = (top.fitting(rows, columns) for columns in (200, 112, 40))
+    assert "x" * 37 + "..." in wide[1]
+    assert max(map(len, narrow)) <= 112 < max(map(len, wide))
+    assert "short" in narrow[2]
+    assert narrowest[1].startswith("x" * 9 + "... ")

@@ -6,6 +6,7 @@ Two looks at the daemon give rates. On a terminal it takes the whole screen: q e
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import time
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 HEADS = ("Name", "ID", "Conns", "Lines/s", "Bytes/s", "Dropped/s", "Lines", "Dropped", "Balance", "Log", "Driver",
          "Verdict")
 RIGHT = (1, 2, 3, 4, 5, 6, 7, 8)
+
+NAME_WIDTHS = (show.NAME_WIDTH, 30, 22, 16, 12)
+"""Columns that names may have, from the widest terminal to the narrowest."""
+
+_SGR = re.compile(r"\x1b\[[0-9;]*m")
 
 KEYS = {"i": "id", "n": "name", "b": "bytes", "d": "dropped"}
 """Key pressed to order."""
@@ -64,10 +70,20 @@ def ordered(rows: list[dict[str, Any]], order: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["domid"])
 
 
-def lines(rows: list[dict[str, Any]]) -> list[str]:
+def fitting(rows: list[dict[str, Any]], columns: int) -> list[str]:
+    """The table for a terminal of that many columns: long names give way first, what is then too long is cut there."""
+    table: list[str] = []
+    for width in NAME_WIDTHS:
+        table = lines(rows, width)
+        if max(len(_SGR.sub("", line)) for line in table) <= columns:
+            break
+    return table
+
+
+def lines(rows: list[dict[str, Any]], name_width: int = show.NAME_WIDTH) -> list[str]:
     """The table."""
     cells = [
-        (show.name(row), str(row["domid"]), str(row["connections"]), f"{row['lines_per_second']:.1f}",
+        (show.name(row, name_width), str(row["domid"]), str(row["connections"]), f"{row['lines_per_second']:.1f}",
          f"{row['bytes_per_second']:.0f}", f"{row['dropped_per_second']:.1f}", str(row["lines"]), str(row["dropped"]),
          str(row["balance"]) if row["limited"] else "-",
          "throttled" if row["throttled"] else "ok" if row["limited"] else "unlimited",
@@ -136,7 +152,7 @@ def _live(control: Control, options: Namespace, before: list[dict[str, Any]], th
             head = (f"unplugctl top - {time.strftime('%H:%M:%S')}   {show.plural(len(rows), 'domain')}, "
                     f"{sum(row['throttled'] for row in rows)} throttled   sorted by {order}; "
                     "keys: q quit, i id, n name, b bytes, d dropped")
-            screen = [head[:columns - 1], "", *lines(ordered(rows, order))][:height - 1]
+            screen = [head[:columns - 1], "", *fitting(ordered(rows, order), columns)][:height - 1]
             sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\r\n" for line in screen) + "\x1b[J")
             sys.stdout.flush()
             done += 1
