@@ -16,8 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.daemons import configuration, embedded
 from benchmarks.programs import BUILD, build
-from benchmarks.run import configuration
 from unplugd.errors import UnplugdError
 from unplugd.trial import Trial
 
@@ -36,7 +36,7 @@ def count(accesses: int, depth: int, options: list[str]) -> int:
     directory = Path(tempfile.mkdtemp(prefix="unplugd-count-"))
     wrapper = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={directory}/callgrind.out"]
     try:
-        with Trial(directory, configuration(directory), patience=300, wrapper=wrapper) as trial:
+        with Trial(directory, configuration(directory, embedded(1)), patience=300, wrapper=wrapper) as trial:
             # Into the rate limit first, so that all lines of what is counted are dropped.
             for rounds, how in ((3200, ["-d", "64"]), (accesses // depth, ["-d", str(depth), *options])):
                 command = [str(BUILD / "portload"), "-w", "0", "-n", str(rounds), *how]

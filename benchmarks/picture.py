@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_LEFT, _WIDTH, _ROW = 270, 420, 30
+_LEFT, _WIDTH, _ROW = 460, 420, 30
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 /* portload: the client of the benchmarks, many port accesses and how long each took.
  *
- *   portload [-n COUNT] [-d DEPTH] [-w WARMUP] [-p PATTERN] [-a] [-u] [-c CPU] [-s STATE] SOCKET...
+ *   portload [-n COUNT] [-d DEPTH] [-w WARMUP] [-p PATTERN] [-a | -o] [-u] [-c CPU] [-s STATE] SOCKET...
  *
  *   -n  round trips to time (10000); each is DEPTH frames sent at once and their answers received
  *   -d  frames under way at once (1)
@@ -10,6 +10,7 @@
  *       linux:   what a booting Linux does, six accesses: magic, version, product, build, magic, unplug
  *       lines:   string writes of log lines of 128 bytes: a serial number of 8 digits, filling, a newline
  *   -a  a round trip is one access on every SOCKET, sent on all before the first answer is received (DEPTH is ignored)
+ *   -o  only the first SOCKET is spoken to, the others are connected to and stay silent
  *   -u  every frame is unlike all others: vp_eport, which the server only echoes, is a serial number; without it, all
  *       frames of a socket carry one number, as those of a guest's vCPU carry its event channel port
  *   -c  run on this CPU only
@@ -210,17 +211,18 @@ int main(int argc, char **argv)
     static struct frame sent[MAX_DEPTH], got[MAX_DEPTH];
     long frames, count = 10000, warmup = -1, depth = 1, cpu = -1, state = 3;
     struct talk talk = { .pattern = TALKING };
-    int all = 0;
+    int all = 0, only_first = 0;
     struct rlimit files;
     int option, sockets, *fds;
     double *times, begin, end;
 
-    while ((option = getopt(argc, argv, "n:d:w:p:auc:s:")) != -1)
+    while ((option = getopt(argc, argv, "n:d:w:p:aouc:s:")) != -1)
         switch (option) {
         case 'n': count = number(optarg, 1, 100000000); break;
         case 'd': depth = number(optarg, 1, MAX_DEPTH); break;
         case 'w': warmup = number(optarg, 0, 100000000); break;
         case 'a': all = 1; break;
+        case 'o': only_first = 1; break;
         case 'u': talk.unique = 1; break;
         case 'c': cpu = number(optarg, 0, CPU_SETSIZE - 1); break;
         case 's': state = number(optarg, 0, 15); break;
@@ -238,8 +240,8 @@ int main(int argc, char **argv)
         }
     sockets = argc - optind;
     if (sockets < 1) {
-        fprintf(stderr, "usage: portload [-n COUNT] [-d DEPTH] [-w WARMUP] [-p talking|magic|linux|lines] [-a] [-u] [-c CPU]"
-                        " [-s STATE] SOCKET...\n");
+        fprintf(stderr, "usage: portload [-n COUNT] [-d DEPTH] [-w WARMUP] [-p talking|magic|linux|lines] [-a | -o] [-u]"
+                        " [-c CPU] [-s STATE] SOCKET...\n");
         return 2;
     }
     if (warmup < 0)
@@ -265,7 +267,7 @@ int main(int argc, char **argv)
 
     begin = now();
     for (long i = -warmup; i < count; i++) {
-        int turn = (int)((i + warmup) % sockets);
+        int turn = only_first ? 0 : (int)((i + warmup) % sockets);
         double start;
 
         if (i == 0)

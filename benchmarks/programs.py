@@ -1,11 +1,13 @@
-"""The C programs of the benchmarks: compiled when they are missing or older than their source, and started."""
+"""The C programs of the benchmarks: compiled when they are missing or older than their source, and run."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
@@ -27,7 +29,7 @@ def build() -> None:
 
 
 @contextlib.contextmanager
-def echo_server(*paths: Path) -> Iterator[None]:
+def echo_server(paths: Sequence[str]) -> Iterator[None]:
     """The C reference, listening on `paths`."""
     with subprocess.Popen([BUILD / "echo", *paths], stdout=subprocess.PIPE) as process:
         try:
@@ -35,5 +37,30 @@ def echo_server(*paths: Path) -> Iterator[None]:
             if process.stdout.readline() != b"ready\n":
                 raise SystemExit("benchmarks: the echo server did not start")
             yield
+        finally:
+            process.kill()
+
+
+def portload(paths: Sequence[str], *options: str) -> list[str]:
+    """The client's command."""
+    return [str(BUILD / "portload"), *options, *paths]
+
+
+def measured(paths: Sequence[str], *options: str) -> dict[str, float]:
+    """One run of the client, its figures."""
+    done = subprocess.run(portload(paths, *options), stdout=subprocess.PIPE, check=True)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+@contextlib.contextmanager
+def beside(command: Sequence[str]) -> Iterator[None]:
+    """A client that goes on meanwhile."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            time.sleep(0.2)
+            yield
+            if process.poll() is not None:
+                raise OSError("the neighbour ended before the others did")
         finally:
             process.kill()

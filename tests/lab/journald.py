@@ -104,6 +104,11 @@ class Journald:
             self._holder.communicate()
             self._holder = None
 
+    @property
+    def pid(self) -> int:
+        """journald's process."""
+        return self._running().pid
+
     def command(self, argv: Sequence[str], cwd: Path | str = "/") -> list[str]:
         """Return the command line that runs `argv` where this journald is the host's; the process is `argv` itself."""
         assert self._holder is not None
@@ -160,6 +165,19 @@ class Journald:
             check=False,  # no match at all is no success to journalctl
         ).stdout
         return [json.loads(line) for line in text.splitlines()]
+
+    def times(self, since: float, *matches: str) -> list[float]:
+        """When journald stored the entries that match, oldest first: its CLOCK_MONOTONIC, seconds.
+
+        `since` is a POSIX time: earlier entries are left out.
+        """
+        files = self.directory / "log" / "journal" / self._machine_id
+        command = ["journalctl", "--directory", str(files), "--output=export", "--output-fields=PRIORITY", "--quiet"]
+        text = subprocess.run(
+            [*command, f"--since=@{since:.6f}", *matches], stdout=subprocess.PIPE, timeout=DEADLINE, check=False
+        ).stdout
+        name = b"__MONOTONIC_TIMESTAMP="
+        return [int(line.removeprefix(name)) / 1e6 for line in text.splitlines() if line.startswith(name)]
 
     def wait_for(self, holds: Callable[[list[dict[str, Any]]], bool], *matches: str) -> list[dict[str, Any]]:
         """Return the entries that match as soon as `holds` is true of them; AssertionError after `DEADLINE`."""
