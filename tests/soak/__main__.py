@@ -17,10 +17,11 @@ Result = tuple[dict[str, str], list[str]]
 ROOT = Path(__file__).parents[2]
 
 
-def _kills(count: int) -> Result:
-    from tests.soak.kills import run  # pytest's modules, which it uses, are not wanted for --help
+def _kills(count: int, *, slow: bool = False) -> Result:
+    # Here: pytest's modules, which it uses, are not wanted for --help.
+    from tests.soak.kills import GAP, SLOW_GAP, run
 
-    return run(count)
+    return run(count, gap=SLOW_GAP if slow else GAP)
 
 
 def _fuzz(seconds: int) -> Result:
@@ -85,7 +86,7 @@ def _stages(*, long: bool) -> dict[str, Callable[[], Result]]:
             "fastpath": lambda: _fastpath(900),
         }
     return {
-        "kills": lambda: _kills(40),
+        "kills": lambda: _kills(40, slow=True),
         "flood": lambda: _flood(60),
         "attacks": _attacks,
         "memory": lambda: _memory(300_000, 200),

@@ -30,7 +30,9 @@ from tests.soak.timeline import Gap, Victim
 WAIT = 2.0
 """Seconds that no guest may wait longer, but for what the machine had no CPU (tests/soak/timeline.py)."""
 GAP = 0.3
-"""The same, for an ordered restart."""
+"""The same, for an ordered restart: the goal, which --long holds it to."""
+SLOW_GAP = 1.0
+"""What CI, whose machine may be slow, holds it to."""
 RESTARTS = 10
 """Ordered restarts, after the kills."""
 
@@ -71,8 +73,8 @@ def machine(guests: int, kind: Kind = "c") -> Iterator[tuple[Host, Xenstored]]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def run(kills: int, guests: int = 50) -> tuple[dict[str, str], list[str]]:
-    """Kill the daemon so often; figures for the table, and what does not hold."""
+def run(kills: int, guests: int = 50, *, gap: float = GAP) -> tuple[dict[str, str], list[str]]:
+    """Kill the daemon so often; figures for the table, and what does not hold. `gap`: what a restart may take."""
     problems: list[str] = []
     waits: list[Gap] = []
     gaps: list[Gap] = []
@@ -113,8 +115,8 @@ def run(kills: int, guests: int = 50) -> tuple[dict[str, str], list[str]]:
         problems.append(f"{refused} connects refused")
     if restarts != kills:
         problems.append(f"{restarts} restarts after {kills} kills")
-    for limit, some in ((WAIT, waits), (GAP, gaps)):
-        slowest = max(some, key=lambda gap: gap.own)
+    for limit, some in ((WAIT, waits), (gap, gaps)):
+        slowest = max(some, key=lambda each: each.own)
         if slowest.own > limit:
             problems.append(f"a guest waited {slowest}, without that {slowest.own:.2f} of {limit} s")
     figures = {
@@ -130,6 +132,7 @@ def run(kills: int, guests: int = 50) -> tuple[dict[str, str], list[str]]:
         "wrong answers": str(sum(len(guest.wrong) for guest in load.guests)),
         **_times("kill", waits),
         **_times("restart", gaps),
+        f"restart: within {GAP} s": f"{sum(each.own < GAP for each in gaps)} of {len(gaps)}",
     }
     return figures, problems
 
