@@ -40,25 +40,29 @@ class HttpFront:
         self._servers: tuple[HttpServer, HttpServer] | None = None
         """Of the control socket, and of everybody else's."""
         self._opening = asyncio.Lock()
+        self._asked = asyncio.Event()
 
     async def serve(self) -> None:
         """Wait for the first client, and have it and all others served; returns once they are."""
-        asked = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        sockets = [self._listening, *self._tcp]
-        for each in sockets:
-            loop.add_reader(each, asked.set)
-        try:
-            await asked.wait()
-        finally:
-            for each in sockets:
-                loop.remove_reader(each)
+        if self._servers is None and not self._opening.locked():
+            for each in self._sockets:
+                asyncio.get_running_loop().add_reader(each, self._asked.set)
+        await self._asked.wait()
         await self._open()
+
+    @property
+    def _sockets(self) -> list[socket.socket]:
+        return [self._listening, *self._tcp]
+
+    def _wait_no_more(self) -> None:
+        for each in self._sockets:
+            asyncio.get_running_loop().remove_reader(each)
 
     async def _open(self) -> HttpServer:
         """Load and start the servers, if that has not been done; returns the one that everybody may ask."""
         async with self._opening:
             if self._servers is None:
+                self._wait_no_more()
                 # in a thread, so that guests wait for a slice of it only
                 await asyncio.to_thread(importlib.import_module, "unplugd.http")
                 from unplugd.http import HttpServer
@@ -67,6 +71,7 @@ class HttpFront:
                 await control.start_control(self._listening, self._path)
                 await public.start_sockets(self._tcp)
                 self._servers = control, public
+                self._asked.set()
             return self._servers[1]
 
     async def prepare(self, listen: tuple[str, int] | None) -> HttpServer:
@@ -92,7 +97,8 @@ class HttpFront:
             for server in self._servers:
                 await server.close()
             return
-        for each in (self._listening, *self._tcp):
+        self._wait_no_more()
+        for each in self._sockets:
             each.close()
         with suppress(OSError):
             if self._path.lstat().st_ino == self._inode:  # and not another process's by now

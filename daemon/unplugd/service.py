@@ -46,6 +46,9 @@ from unplugd.xenstore.store import Store
 HTTP_DELAY = 0.25
 """Seconds that HTTP waits for the guests' sockets at most: without a xenstore there is something to see, too."""
 
+READERS = 8
+"""Connections to xenstored by which the domains are read at start."""
+
 LOADED_AFTER = 10.0
 """Seconds after which the start counts as over, also without a xenstore."""
 
@@ -110,6 +113,8 @@ class Service:
         self._domains.arm()
         for store in {id(store): store for store in (self._store, self._lookups)}.values():
             self._store_tasks.add(self._keep_running(self._run_store(store)))
+        for store in self._domains.readers:
+            self._spawn(store.run(lambda: None, lambda reason: None))
         self._keep_running(self._domains.follow())
         self._keep_running(self._blacklist.follow())
         interval = watchdog_interval()
@@ -143,6 +148,8 @@ class Service:
         embedded = isinstance(self._store, EmbeddedStore)
         self._lookups: Store = self._store if embedded else open_store(config.xenstore)
         self._domains = Domains(self._store, self, self._say)
+        if not embedded:
+            self._domains.readers = [open_store(config.xenstore) for _ in range(READERS)]
         self._publisher = Publisher(self._store, self._say, enabled=config.publish)
         self._blacklist = Blacklist(self._store, self._lookups, config.blacklist, self.settings.registry,
                                     self.counters, self._state_directory, self.settings.boot, self._say)
@@ -301,6 +308,9 @@ class Service:
             self.ready = True
             notify("READY=1", self._status())
             self._loaded()
+            readers, self._domains.readers = self._domains.readers, ()
+            for store in readers:
+                self._spawn(store.close())
         if not self._served.done():
             self._served.set_result(0)
         self._status_soon()

@@ -480,3 +480,84 @@ def test_a_domain_that_goes_while_its_nodes_are_being_watched_is_no_fault_of_xen
             assert it.said == []
 
     asyncio.run(main())
+
+
+# --- a process that was started anew goes on where the last one was (restore)
+
+
+@pytest.mark.parametrize("facts", [
+    Facts(), Facts("web-01", UUID), Facts("web-01", UUID, unlimited=True, device_model_uid=0),
+    Facts("n\u00e4me\udcff", "", device_model_uid=0xFFFFFFFE),
+])  # fmt: skip
+def test_facts_are_kept_as_they_are(facts: Facts) -> None:
+    assert Facts.unpack(facts.pack()) == facts
+
+
+@pytest.mark.parametrize("kept", [b"", b"\0" * 9, b"\0" * 9 + b"\3\xff\xff\xff"])
+def test_facts_that_are_none(kept: bytes) -> None:
+    assert Facts.unpack(kept) is None
+
+
+async def _restored(it: World, facts: dict[int, Facts]) -> None:
+    it.domains.restore(facts)
+    assert it.register.there == facts, "before xenstore was asked"
+    async with connected(it.store):
+        await it.domains.scan(after_release=True)
+
+
+def test_a_restored_domain_is_served_at_once_and_its_facts_follow_xenstore() -> None:
+    async def main() -> None:
+        it = World(Store([WEB]))
+        await _restored(it, {7: Facts("old-name", UUID, unlimited=True, device_model_uid=9)})
+        assert it.register.told == ["+7", "~7"]
+        assert it.register.there == {7: WEB_FACTS}, "what xenstore no longer says was true of an earlier process"
+        await it.domains.stop()
+
+    asyncio.run(main())
+
+
+def test_a_restored_domain_of_which_nothing_changed_is_no_news() -> None:
+    async def main() -> None:
+        it = World(Store([WEB]))
+        await _restored(it, {7: WEB_FACTS})
+        assert it.register.told == ["+7"]
+        await it.domains.stop()
+
+    asyncio.run(main())
+
+
+def test_a_restored_domain_that_went_meanwhile_is_released_by_the_first_scan() -> None:
+    async def main() -> None:
+        it = World(Store([]))
+        await _restored(it, {7: WEB_FACTS})
+        assert it.register.told == ["+7", "-7"]
+        await it.domains.stop()
+
+    asyncio.run(main())
+
+
+def test_another_guest_under_a_restored_domid() -> None:
+    async def main() -> None:
+        it = World(Store([EmbeddedDomain(7, "web-02", OTHER_UUID)]))
+        await _restored(it, {7: WEB_FACTS})
+        assert it.register.told == ["+7", "-7", "+7"]
+        assert it.register.there == {7: Facts("web-02", OTHER_UUID)}
+        await it.domains.stop()
+
+    asyncio.run(main())
+
+
+def test_domains_are_read_by_all_readers_that_are_connected() -> None:
+    async def main() -> None:
+        everybody = [EmbeddedDomain(domid, f"vm{domid}", "") for domid in range(1, 31)]
+        it = World(Store(everybody))
+        readers = [Store(everybody), Store(everybody), Store(everybody)]
+        it.domains.readers = readers
+        async with connected(it.store), connected(readers[0]), connected(readers[1]):
+            await it.domains.scan(after_release=False)
+            assert sorted(it.register.there) == list(range(1, 31))
+            assert [bool(reader.reads) for reader in readers] == [True, True, False]
+            assert {path.split("/")[3] for path in it.store.reads} == {str(n) for n in range(2, 31, 3)}
+        await it.domains.stop()
+
+    asyncio.run(main())

@@ -15,7 +15,7 @@ from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import Limits
 from unplugd.core.protocol import Effect, Rules
 from unplugd.core.registry import Registry
-from unplugd.state import SIZE, StateFile, boot_id
+from unplugd.state import NOTE_LIMIT, SIZE, StateFile, boot_id, read_note
 
 BOOT = bytes(range(16))
 UUID = "4f0e0c5e-0000-4000-8000-000000000007"
@@ -305,3 +305,41 @@ def test_boot_id_is_this_boots(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Path, "read_text", missing)
     assert boot_id() == bytes(16)
+
+
+# --- what xenstore said of the domain, for the next process's begin
+
+
+def test_a_note_is_found_beside_the_state(tmp_path: Path) -> None:
+    path = tmp_path / "dom7"
+    assert read_note(path, BOOT) is None
+    state = StateFile(path, BOOT)
+    assert read_note(path, BOOT) is None
+    one = guest()
+    state.note(b"a longer one")
+    state.note(b"web-01")
+    say(one, b"half a line")
+    keep(state, one)
+    assert read_note(path, BOOT) == b"web-01"
+    assert read_note(path, bytes(16)) is None, "another boot's"
+    state.note(bytes(NOTE_LIMIT + 1))
+    assert read_note(path, BOOT) == b"web-01"
+    state.note(b"n" * NOTE_LIMIT)
+    assert read_note(path, BOOT) == b"n" * NOTE_LIMIT
+    state.close()
+    assert found(path) is not None
+    path.write_bytes(path.read_bytes()[:3000])
+    assert read_note(path, BOOT) is None, "half of it"
+
+
+@given(st.binary(min_size=1, max_size=200), st.integers(0, 4095), st.integers(0, 255))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+def test_a_note_that_was_being_written_is_none(tmp_path: Path, note: bytes, place: int, byte: int) -> None:
+    path = tmp_path / "dom7"
+    state = StateFile(path, BOOT)
+    state.note(note)
+    state.close()
+    content = bytearray(path.read_bytes())
+    content[place] = byte
+    path.write_bytes(content)
+    assert read_note(path, BOOT) in (note, None)
