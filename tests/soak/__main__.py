@@ -69,6 +69,12 @@ def _attacks() -> Result:
     return run()
 
 
+def _outage() -> Result:
+    from tests.soak.outage import run
+
+    return run()
+
+
 def _memory(accesses: int, domains: int) -> Result:
     from tests.soak.memory import run
 
@@ -80,6 +86,7 @@ def _stages(*, long: bool) -> dict[str, Callable[[], Result]]:
         return {
             "kills": lambda: _kills(200),
             "flood": lambda: _flood(600),
+            "outage": _outage,
             "attacks": _attacks,
             "memory": lambda: _memory(1_000_000, 1000),
             "fuzz": lambda: _fuzz(3600),
@@ -88,6 +95,7 @@ def _stages(*, long: bool) -> dict[str, Callable[[], Result]]:
     return {
         "kills": lambda: _kills(40, slow=True),
         "flood": lambda: _flood(60),
+        "outage": _outage,
         "attacks": _attacks,
         "memory": lambda: _memory(300_000, 200),
         "fuzz": lambda: _fuzz(180),
@@ -99,7 +107,7 @@ def main() -> int:
     """Run the stages; 1 where something does not hold."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--long", action="store_true", help="the full figures, about two hours")
-    parser.add_argument("stage", nargs="*", help="kills, flood, attacks, memory, fuzz, fastpath (all of them)")
+    parser.add_argument("stage", nargs="*", help="kills, flood, outage, attacks, memory, fuzz, fastpath (all of them)")
     options = parser.parse_args()
     stages = _stages(long=options.long)
     if unknown := set(options.stage) - stages.keys():
@@ -110,7 +118,7 @@ def main() -> int:
     for name in options.stage or stages:
         print(f"soak: {name} ...", flush=True)
         since = time.monotonic()
-        if name == "kills" and (reason := why_not()):
+        if name in {"kills", "outage"} and (reason := why_not()):
             print(f"soak: {name}: {reason}")
             outcome["skipped" if "CI" not in os.environ else "failed"] += 1
             continue
