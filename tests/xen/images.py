@@ -282,6 +282,9 @@ def install_unplugd(tree: Path) -> None:
     run(*apt, "install", "--no-install-recommends", "--reinstall", "--allow-downgrades",
         "/root/unplugd.deb")
     run("chroot", tree, "systemctl", "enable", "unplugd-attach.service")
+    # What Debian has besides is of no use without a network, and apt reads all of it, which takes minutes there.
+    shutil.rmtree(tree / "var/lib/apt/lists")
+    (tree / "var/lib/apt/lists/partial").mkdir(parents=True)
     agent = tree / "usr/local/sbin/agent.py"
     shutil.copy(HERE / "dom0/agent.py", agent)
     agent.chmod(0o755)
