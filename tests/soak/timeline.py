@@ -2,8 +2,8 @@
 
 A wait is the machine's while one of those whose work the guests wait for stands in the kernel's queue for a CPU
 (/proc/PID/schedstat, its second number): PID 1 and the old process until there is a new one, then that and xenstored,
-and the guests' own thread from the first answer on. Time in which several of them stand there counts once, and nothing
-else is discounted.
+and the guests' threads, of this process, from the first answer on. Time in which several of them stand there counts
+once, and nothing else is discounted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ class Victim:
         starved.follow([self._xenstored])
         starved.follow([self.pid], since_begin=True)
         wait_for(somebody_answered, "an answer", pause=0.005)
-        starved.follow([load.thread])
+        starved.follow([load.thread, threading.get_native_id()])  # both need the interpreter's lock
         wait_for(all_answered, "answers for everybody", pause=0.005)
         resumed = [guest.resumed for guest in load.guests]
         busy = int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1e9
