@@ -17,7 +17,7 @@ import pytest
 
 from scripts import terminal
 from tests.documents import ALL_BLOCKS, ROOT, RUNS_BESIDE, Block
-from tests.lab.daemon import free_port
+from tests.lab.daemon import free_port, uuid
 from unplugd.devicemodel import DeviceModel
 from unplugd.guests import CHATTY, CITRIX, FREEBSD, LINUX, XENBUS
 from unplugd.simulator import play
@@ -75,7 +75,8 @@ def running() -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="unplugd-docs-") as directory:
         run, port = Path(directory) / "run", free_port()
         more = "".join(
-            f'[[xenstore.domain]]\ndomid = {domid}\nname = "{name}"\nuuid = "4f0e0c5e-0000-4000-8000-{domid:012}"\n' for domid, (name, _) in OTHERS.items()
+            f'[[xenstore.domain]]\ndomid = {domid}\nname = "{name}"\nuuid = "{uuid(domid)}"\n'
+            for domid, (name, _) in OTHERS.items()
         )
         text = CONFIGURATION.format(run=run, uid=os.geteuid(), port=port, more=more)
         with Trial(Path(directory), text) as trial:

@@ -82,7 +82,7 @@ def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch, reason: str
         raise AssertionError
 
     monkeypatch.setattr(store, "open_store", lambda config: Closed())
-    monkeypatch.setattr(store.os, "geteuid", lambda: uid)
+    monkeypatch.setattr("os.geteuid", lambda: uid)
     with pytest.raises(Failure, match="xenstore: ") as failure:
         store.with_store(EMBEDDED, never)
     assert failure.value.hint == hint
