@@ -12,14 +12,10 @@ Nothing here knows a frame or a xenstore packet.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import gc
-import os
 import signal
 import time
-import traceback
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unplugd import __version__
@@ -33,11 +29,14 @@ from unplugd.httpfront import HttpFront
 from unplugd.httpsockets import listen_tcp
 from unplugd.listener import Access, Listener
 from unplugd.metrics import Counters
+from unplugd.oversight import Oversight
 from unplugd.publish import Publisher
 from unplugd.records import Entry, Event
+from unplugd.runtimedir import RuntimeDirectory
 from unplugd.sinks.delivery import Delivery
 from unplugd.standing import Standing
 from unplugd.state import read_note
+from unplugd.status import StatusLine
 from unplugd.systemd import fd_store_works, forget_fd, listen_fds, notify, watchdog_interval
 from unplugd.verdict import Blacklist
 from unplugd.xenstore import EmbeddedStore, open_store
@@ -51,12 +50,6 @@ READERS = 8
 
 LOADED_AFTER = 10.0
 """Seconds after which the start counts as over, also without a xenstore."""
-
-SURPRISES = 100
-"""Uncaught exceptions that are recorded; the rest would only fill the journal."""
-
-FULL_INTERVAL = 60.0
-"""Seconds between two records about connections that cannot be accepted."""
 
 SOCKET_RETRY = 2.0
 """Seconds until a domain's socket that could not be made is tried again."""
@@ -76,17 +69,14 @@ class Service:
         self._config_path = config_path
         self._listeners: dict[int, Listener] = {}
         self._facts: dict[int, Facts] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._store_tasks: set[asyncio.Task[None]] = set()
         self._starting: set[asyncio.Task[None]] = set()
         self._awaited = "xenstore"
         self._synchronizing: asyncio.Task[None] | None = None
-        self._status_timer: asyncio.TimerHandle | None = None
+        self._status = StatusLine(self._status_text)
         self._ended: asyncio.Future[int]
         self._served: asyncio.Future[int]
-        self._lock: int | None = None
-        self._surprises = 0
-        self._full_until = 0.0
+        self._oversight = Oversight(self._say, self._end)
 
     # --- from start to end
 
@@ -96,7 +86,7 @@ class Service:
         self._ended = loop.create_future()
         self._served = loop.create_future()
         self._prepare()
-        loop.set_exception_handler(self._surprised)
+        loop.set_exception_handler(self._oversight.surprised)
         # what systemd passes, it has kept; and the guests whose sockets these are wait
         self._keep_sockets = any(name.startswith("dom") for name in self._passed)
         self._take_over()
@@ -108,35 +98,35 @@ class Service:
             if self.config.http.listen is not None and not self._tcp_sockets else ""))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, 0)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._oversight.spawn(self._reload()))
         self._blacklist.arm()
         self._domains.arm()
         for store in {id(store): store for store in (self._store, self._lookups)}.values():
-            self._store_tasks.add(self._keep_running(self._run_store(store)))
+            self._store_tasks.add(self._oversight.keep_running(self._run_store(store)))
         for store in self._domains.readers:
-            self._spawn(store.run(lambda: None, lambda reason: None))
-        self._keep_running(self._domains.follow())
-        self._keep_running(self._blacklist.follow())
+            self._oversight.spawn(store.run(lambda: None, lambda reason: None))
+        self._oversight.keep_running(self._domains.follow())
+        self._oversight.keep_running(self._blacklist.follow())
         interval = watchdog_interval()
         if interval is not None:
-            self._keep_running(self._ping(interval))
-        self._tell_status()
+            self._oversight.keep_running(self._status.ping(interval))
+        self._status.tell()
         loop.call_later(LOADED_AFTER, self._loaded)
         try:
             # guests come first: HTTP is loaded once they are served
             await asyncio.wait({self._served, self._ended}, timeout=HTTP_DELAY)
-            self._spawn(self._http.serve())
+            self._oversight.spawn(self._http.serve())
             return await self._ended
         finally:
             await self._stop()
 
     def _prepare(self) -> None:
         config = self.config
-        self._state_directory = self._make_runtime_directory(config.runtime_dir)
-        self._delivery = Delivery(config.log, self._state_directory)
-        self._delivery.on_problem = self._status_soon
-        self.settings = Settings(config, self._delivery, self.counters, self._state_directory, self._published)
-        self.settings.throttling = self._status_soon
+        self._directory = RuntimeDirectory(config.runtime_dir)
+        self._delivery = Delivery(config.log, self._directory.state)
+        self._delivery.on_problem = self._status.soon
+        self.settings = Settings(config, self._delivery, self.counters, self._directory.state, self._published)
+        self.settings.throttling = self._status.soon
         self._passed = listen_fds()
         self._http_passed = self._passed.pop("http", [])
         self._tcp_sockets = self._http_passed
@@ -152,23 +142,7 @@ class Service:
             self._domains.readers = [open_store(config.xenstore) for _ in range(READERS)]
         self._publisher = Publisher(self._store, self._say, enabled=config.publish)
         self._blacklist = Blacklist(self._store, self._lookups, config.blacklist, self.settings.registry,
-                                    self.counters, self._state_directory, self.settings.boot, self._say)
-
-    def _make_runtime_directory(self, directory: Path) -> Path:
-        state = directory / "state"
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            if directory.stat().st_mode & 0o7777 != 0o755:
-                directory.chmod(0o755)
-            state.mkdir(mode=0o700, exist_ok=True)
-            self._lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise HostError("runtime_dir", str(directory), error.strerror or str(error)) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise HostError("runtime_dir", str(directory), "another unplugd uses it") from None
-        return state
+                                    self.counters, self._directory.state, self.settings.boot, self._say)
 
     def _take_over(self) -> None:
         """Serve the guests whose sockets systemd kept before xenstore is asked, by what the last process knew of them.
@@ -179,7 +153,7 @@ class Service:
         for name in self._passed:
             domid, _, rest = name.removeprefix("dom").partition("-")
             if domid.isdigit():
-                note = read_note(self._state_directory / f"dom{domid}", self.settings.boot)
+                note = read_note(self._directory.state / f"dom{domid}", self.settings.boot)
                 facts = Facts.unpack(note) if note is not None else None
                 if facts is not None and facts.uuid and facts.uuid == rest.partition("@")[0]:
                     found[int(domid)] = facts
@@ -200,10 +174,7 @@ class Service:
         """End in an order in which guests are answered as long as can be: the next process is the sooner there."""
         notify("STOPPING=1", "STATUS=stopping")
         self._publisher.enabled = False
-        ending = self._tasks - self._store_tasks  # verdicts need a store to the last
-        for task in ending:
-            task.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
+        await self._oversight.cancel(but=self._store_tasks)  # verdicts need a store to the last
         await self._domains.stop()
         await self._publisher.stop()
         await self._http.close()
@@ -216,45 +187,6 @@ class Service:
         await self._store.close()
         if self._lookups is not self._store:
             await self._lookups.close()
-
-    def _keep_running(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """A task that the service cannot do without: if it ends, so does the service, and systemd starts it anew."""
-        task = self._spawn(work)
-        task.add_done_callback(self._missed)
-        return task
-
-    def _missed(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled():
-            self._end(1)
-
-    def _surprised(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        """An exception that nobody caught: unplugd's own fault. It is recorded, and the service goes on."""
-        if "accept" in str(context.get("message")):
-            self._full(context.get("exception"))
-            return
-        self._surprises += 1
-        if self._surprises <= SURPRISES:
-            self._say(Event.INTERNAL, f"{context.get('message')}: {_traceback(context.get('exception'))}")
-
-    def _full(self, error: object) -> None:
-        """asyncio could not accept a connection, and says so for each of them: one record a minute is enough."""
-        now = time.monotonic()
-        if now >= self._full_until:
-            self._full_until = now + FULL_INTERVAL
-            self._say(Event.CONNECTION_LIMIT, f"connections wait: they cannot be accepted: {error}")
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        return task
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            # nobody knows what was left undone: the next process begins with what is kept
-            self._say(Event.INTERNAL, f"unplugd ends because of a fault of its own: {_traceback(task.exception())}")
-            self._end(1)
 
     def _say(self, event: Event, message: str) -> None:
         self._delivery.record(Entry(time.time(), message.encode("utf-8", "surrogateescape"), (
@@ -271,7 +203,7 @@ class Service:
 
     def _connected(self) -> None:
         self.counters.xenstore_reconnects = self._store.reconnects
-        self._synchronizing = self._spawn(self._synchronize())
+        self._synchronizing = self._oversight.spawn(self._synchronize())
 
     def _lost(self, reason: str) -> None:
         if self._synchronizing is not None:
@@ -281,7 +213,7 @@ class Service:
         self._publisher.lost()
         self._awaited = f"xenstore: {reason}"
         self._say(Event.STORE_LOST, f"xenstore: {reason}; trying again")
-        self._status_soon()
+        self._status.soon()
 
     async def _synchronize(self) -> None:
         """Bring xenstore and what is known here together, after every connect."""
@@ -298,7 +230,7 @@ class Service:
                 await asyncio.sleep(1.0)
         if self._starting:
             await asyncio.wait(set(self._starting))
-        self._spawn(self._publisher.publish_all(list(self.domains.values())))
+        self._oversight.spawn(self._publisher.publish_all(list(self.domains.values())))
         self._say(Event.STORE_CONNECTED, f"xenstore connected: {_count(len(self.domains), 'domain')},"
                                          f" {_count(self._blacklist.entries, 'blacklisted build')}")
         self._awaited = ""
@@ -306,14 +238,14 @@ class Service:
             self._delivery.adopt_orphans()
             self._remove_stale_files()
             self.ready = True
-            notify("READY=1", self._status())
+            notify("READY=1", self._status.assignment)
             self._loaded()
             readers, self._domains.readers = self._domains.readers, ()
             for store in readers:
-                self._spawn(store.close())
+                self._oversight.spawn(store.close())
         if not self._served.done():
             self._served.set_result(0)
-        self._status_soon()
+        self._status.soon()
 
     def _remove_stale_files(self) -> None:
         """Sockets and state of domains that went while no unplugd ran."""
@@ -322,11 +254,7 @@ class Service:
             for left in sockets:
                 left.close()
         self._passed.clear()
-        for path in [*self.config.runtime_dir.glob("dom*.sock"), *self._state_directory.glob("dom*")]:
-            domid = path.name.removeprefix("dom").removesuffix(".sock")
-            if domid.isdigit() and int(domid) not in self.domains:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        self._directory.remove_stale(self.domains)
 
     # --- domains come and go (domains.Census)
 
@@ -340,10 +268,10 @@ class Service:
         self._facts[domid] = facts
         domain.state.note(facts.pack())
         self._learn_uid(domid, facts.device_model_uid)
-        task = self._spawn(self._listen(listener))
+        task = self._oversight.spawn(self._listen(listener))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
-        self._status_soon()
+        self._status.soon()
 
     def _learn_uid(self, domid: int, uid: int | None) -> None:
         """As whom a device model runs decides about its socket, and about others' if they have the same uid."""
@@ -399,7 +327,7 @@ class Service:
         domain.release()
         domain.records.own(Event.RELEASED, "released")
         self._delivery.close(domain.outbox)
-        self._status_soon()
+        self._status.soon()
 
     async def _judge(self, domain: Domain, need: NeedVerdict, deadline: float) -> Verdict:
         return await self._blacklist.judge(domain, need, deadline)
@@ -419,7 +347,7 @@ class Service:
         else:
             self.standing.taken()
             self._say(Event.RELOADED, "configuration reloaded")
-        notify("READY=1" if self.ready else "STATUS=", self._status())
+        notify("READY=1" if self.ready else "STATUS=", self._status.assignment)
 
     async def _apply(self, config: Config) -> None:
         """Follow a new configuration. Raises before anything has changed."""
@@ -443,10 +371,10 @@ class Service:
         for domid, domain in self.domains.items():
             domain.configure()
             self._listeners[domid].configure(self._access, self._facts[domid].device_model_uid)
-        self._spawn(self._publisher.publish_all(list(self.domains.values())))
+        self._oversight.spawn(self._publisher.publish_all(list(self.domains.values())))
         self._blacklist.configure(config.blacklist, self.settings.registry)
         if isinstance(self._store, EmbeddedStore):
-            self._follow_embedded(self._store, config)
+            self._store.follow(config.xenstore.domains)
         if self._store.connected:
             try:
                 await self._blacklist.put_entries()
@@ -463,14 +391,6 @@ class Service:
             if before != after:
                 file = str(self._config_path or "configuration")
                 raise ConfigError(file, key, f"was {before} at start; to change it, restart unplugd")
-
-    @staticmethod
-    def _follow_embedded(store: EmbeddedStore, config: Config) -> None:
-        wanted = {domain.domid: domain for domain in config.xenstore.domains}
-        for domid in store.domids - wanted.keys():
-            store.release(domid)
-        for domid in sorted(wanted.keys() - store.domids):
-            store.introduce(domid, wanted[domid].name, wanted[domid].uuid)
 
     # --- what is shown (metrics.HostView, STATUS=)
 
@@ -507,34 +427,12 @@ class Service:
         """The last steps of a domain's driver, as the API shows them; KeyError if there is none."""
         return self.domains[domid].describe_history()
 
-    def _status(self) -> str:
+    def _status_text(self) -> str:
         throttled = sum(domain.throttled for domain in self.domains.values())
         xenstore = f"waiting for {self._awaited}" if self._awaited else "xenstore connected"
-        return f"STATUS={len(self.domains)} domains, {throttled} throttled; {xenstore}" + (
+        return f"{len(self.domains)} domains, {throttled} throttled; {xenstore}" + (
             f"; {self.problem}" if self.problem else "")
-
-    def _status_soon(self) -> None:
-        if self._status_timer is None:
-            self._status_timer = asyncio.get_running_loop().call_later(0.25, self._tell_status)
-
-    def _tell_status(self) -> None:
-        if self._status_timer is not None:
-            self._status_timer.cancel()
-            self._status_timer = None
-        notify(self._status())
-
-    async def _ping(self, interval: float) -> None:
-        """Tell the watchdog that the event loop turns; nobody else does."""
-        while True:
-            notify("WATCHDOG=1", self._status())
-            await asyncio.sleep(interval)
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _traceback(error: object) -> str:
-    """An exception with the place that it comes from, for a record."""
-    lines = traceback.format_exception(error)[-2:] if isinstance(error, BaseException) else [str(error)]
-    return " ".join(" ".join(lines).split())[:1000]

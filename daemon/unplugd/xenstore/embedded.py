@@ -69,6 +69,14 @@ class EmbeddedStore:
         self._tree.touched.append((RELEASE_DOMAIN, False))
         self._tell()
 
+    def follow(self, wanted: Iterable[EmbeddedDomain]) -> None:
+        """Have these domains and no others: who is not among them goes, and new ones come."""
+        domains = {domain.domid: domain for domain in wanted}
+        for domid in self.domids - domains.keys():
+            self.release(domid)
+        for domid in sorted(domains.keys() - self.domids):
+            self.introduce(domid, domains[domid].name, domains[domid].uuid)
+
     @property
     def domids(self) -> frozenset[int]:
         """The domains that there are."""

@@ -1,0 +1,46 @@
+"""The runtime directory: made, taken for this process alone, and cleared of what domains left that are gone.
+
+What is in its files is state.py's, sinks/spool.py's and verdict.py's; its sockets are listener.py's and
+httpsockets.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Container
+from pathlib import Path
+
+from unplugd.errors import HostError
+
+
+class RuntimeDirectory:
+    """`runtime_dir` (0755, for device models of other uids) with `state` in it (0700).
+
+    It is this process's until that ends. Raises HostError where it cannot be had or another unplugd has it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state = path / "state"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if path.stat().st_mode & 0o7777 != 0o755:
+                path.chmod(0o755)
+            self.state.mkdir(mode=0o700, exist_ok=True)
+            self._lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise HostError("runtime_dir", str(path), error.strerror or str(error)) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise HostError("runtime_dir", str(path), "another unplugd uses it") from None
+
+    def remove_stale(self, domids: Container[int]) -> None:
+        """Remove sockets and state of all domains but these: they went while no unplugd ran."""
+        for path in [*self.path.glob("dom*.sock"), *self.state.glob("dom*")]:
+            domid = path.name.removeprefix("dom").removesuffix(".sock")
+            if domid.isdigit() and int(domid) not in domids:
+                with contextlib.suppress(OSError):
+                    path.unlink()
