@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab.systemd import Systemd, wait_for
-from tests.soak.load import Load
+from tests.soak.load import Load, first_in_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class Victim:
 
     def __init__(self, systemd: Systemd, unit: str, xenstored: int) -> None:
         """`xenstored` is its process id."""
+        first_in_line()  # a look every few milliseconds tells who waited when
         self._xenstored = xenstored
         self._unit = unit
         self._processes = systemd.cgroup / "system.slice" / unit / "cgroup.procs"
