@@ -145,6 +145,8 @@ if ! is_ready; then
         .venv/bin/python -m pip install --no-input --disable-pip-version-check --retries 5 -e ".$extras" || exit 1
     stamp_of "$extras" >.venv/.setup
 fi
+# As an installed package is. Where Python is told not to write what it compiled, each start would compile all of it.
+.venv/bin/python -m compileall -q daemon || true
 
 # --- the tests' neighbours --------------------------------------------------------------------------------------------
 # Each script fetches or builds what it needs under .cache and is quick when it has it. A test whose neighbour could not
