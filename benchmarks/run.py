@@ -91,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"Python {platform.python_version()}, {how} the compiled part, load {load:.1f} when it began\n")
     print(f"{table(figures)}\n")
     options.json.write_text(json.dumps(report(figures, options.cpu), indent=1) + "\n")
-    bars = [picture.Bar(one.name, one.median, one.spread, one.goal) for one in figures if not one.unit]
-    options.picture.write_text(picture.draw("ratios to what they are compared with", bars))
+    bars = [picture.Bar(one.name, one.median, one.spread, one.goal) for one in figures if one.least]
+    options.picture.write_text(picture.draw("of the speed of what C does", bars))
     print(f"On CPU {options.cpu}, in {options.rounds} rounds; all figures: {os.path.relpath(options.json)}")
     for warning in warnings(figures):
         print(warning)
