@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import json
 import shutil
@@ -16,6 +17,8 @@ BUILD = SOURCES.parent / ".cache" / "benchmarks"
 
 def build() -> None:
     """Compile what has to be."""
+    # unplugd itself too, as an installed one is: where Python may not write what it compiled, each start does it anew
+    compileall.compile_dir(SOURCES.parent / "daemon", quiet=1)
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise SystemExit("benchmarks: a C compiler is needed: apt-get install gcc libc6-dev")
