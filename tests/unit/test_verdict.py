@@ -406,3 +406,33 @@ def test_a_mirror_that_could_not_be_read_is_read_again(tmp_path: Path) -> None:
             assert it.host.said[0][0] is Event.STORE_REFUSED
 
     asyncio.run(main())
+
+
+def test_a_new_process_knows_what_xenstore_had_last(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as it:
+            await it.store.write(CITRIX, b"by hand")
+            await it.blacklist.sync()
+            it.blacklist = it.another(BlacklistConfig())
+            it.blacklist.lost()
+            assert it.blacklist.entries == 1
+            assert (await it.judge(1, 86451)).blacklisted
+            assert it.lookups == {"fallback": 1}
+            it.blacklist = it.another(BlacklistConfig(), boot=b"another boot's id")
+            assert it.blacklist.entries == 0
+
+    asyncio.run(main())
+
+
+def test_who_asks_before_there_was_a_connection_waits_for_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as it:
+            await it.store.write(CITRIX, b"by hand")
+            asked = asyncio.ensure_future(it.judge(1, 86451, seconds=30.0))
+            await asyncio.sleep(0.01)
+            assert not asked.done()
+            await it.blacklist.sync()
+            assert await asked == Verdict(blacklisted=True, reason="by hand")
+            assert it.lookups == {"blacklisted": 1}
+
+    asyncio.run(main())
