@@ -32,7 +32,7 @@ def test_half_frames_for_ever(run: Run) -> None:
             wire = stack.enter_context(daemon.connect(1))
             wire.send(outs(0x12, b"x" * 4096)[: 1 + number * 20])
         other.wait()
-        assert daemon.value("unplugd_connections") == 201
+        eventually(lambda: daemon.value("unplugd_connections") == 201)  # some are accepted in each turn of the loop
 
 
 def test_one_byte_at_a_time(run: Run) -> None:
