@@ -74,12 +74,14 @@ def thousand(rounds: int, progress: Progress) -> Iterator[Figure]:
         used, switches = (now - then for now, then in zip(activity(trial.pid), before, strict=True))
         elapsed = time.monotonic() - since
         yield Figure("CPU with 1,000 idle domains", (used / elapsed * 100,), 0.1, "%")
-        yield Figure("wake-ups with 1,000 idle domains", (switches / elapsed,), 0.1, "/s")
+        yield Figure("wake-ups with 1,000 idle domains", (switches / elapsed,), 0.1, "a second")
 
 
 def _flat(rounds: int, progress: Progress, one: list[str], everyone: list[str]) -> Iterator[Figure]:
     """The cost of an access to one domain where it is alone, and where a thousand are connected."""
-    alone, among, turns = [], [], []
+    alone: list[float] = []
+    among: list[float] = []
+    turns: list[float] = []
     for number in range(rounds):
         progress(f"round {number + 1} of {rounds}: one domain, a thousand domains")
         for paths, options, costs in (one, (), alone), (everyone, ("-o",), among), (everyone, (), turns):
