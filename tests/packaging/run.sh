@@ -29,7 +29,7 @@ report=.cache/packaging.xml
 rm -f "$report"
 status=0
 # Two at a time, each file by one of them: most of the time is waiting for apt and pip. The limits only end what hangs.
-timeout --kill-after=30 1400 .venv/bin/python -m pytest -q -n 2 --dist loadfile --durations=8 --timeout=1200 \
+timeout --kill-after=30 1800 .venv/bin/python -m pytest -q -n 2 --dist loadfile --durations=8 --timeout=1500 \
     --junit-xml="$report" tests/packaging "$@" || status=$?
 .venv/bin/python - "$report" >.cache/packaging-tests <<'PY'
 import sys
