@@ -10,7 +10,7 @@ from tests.lab.daemon import Daemon, embedded, eventually, frame, uuid
 
 GROWTH = 0.05
 """The part by which the daemon may be larger afterwards."""
-WARMING = 1000
+WARMING = 1500
 """Domains that come and go before: Python takes memory from the system a megabyte at a time, which is 3 %."""
 BATCH = 2000
 """Accesses sent at once."""
