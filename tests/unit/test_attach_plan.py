@@ -130,8 +130,8 @@ def accesses(draw: st.DrawFn) -> Access:
         (0x10, 4, [(0x10, 4, 0, Side.UNPLUGD)]),
         (0x11, 4, [(0x11, 4, 0, Side.UNPLUGD)]),
         (0x13, 4, [(0x13, 4, 0, Side.UNPLUGD)]),
-        (0xCF9, 1, [(0xCF9, 1, 0, Side.QEMU)]),
-        (0xCF9, 4, [(0xCF9, 1, 0, Side.QEMU), (0xCFA, 2, 8, Side.QEMU), (0xCFC, 1, 24, Side.NOBODY)]),
+        (0xCFA, 2, [(0xCFA, 2, 0, Side.QEMU)]),
+        (0xCFB, 4, [(0xCFB, 1, 0, Side.QEMU), (0xCFC, 2, 8, Side.NOBODY), (0xCFE, 1, 24, Side.NOBODY)]),
         (0xCFA, 4, [(0xCFA, 2, 0, Side.QEMU), (0xCFC, 2, 16, Side.NOBODY)]),
         (0xCFC, 4, [(0xCFC, 4, 0, Side.NOBODY)]),
     ],
@@ -166,7 +166,7 @@ def test_qemu_sees_an_unplug_only_on_unplugds_word(access: Access, order: int) -
             case WriteQemu(port, size, value):
                 assert value <= ones(size)
                 if (port, size) != (0x10, 1):
-                    assert port + size <= 0x10 or 0xCF9 <= port < port + size <= 0xCFC or port >= 0xD000
+                    assert port + size <= 0x10 or 0xCFA <= port < port + size <= 0xCFC or port >= 0xD000
                     assert step.beside == (port >= 0xD000)
 
 
@@ -219,8 +219,8 @@ def test_what_is_beside_the_bar_is_qemus() -> None:
     assert world.steps[1:] == [WriteQemu(0xD004, 1, 1, beside=True)]
     assert World().run(single(0xD004, 1, read=True)) == 4
     world = World()
-    world.run(single(0xCF9, 1, 6))
-    assert world.steps == [WriteQemu(0xCF9, 1, 6)]
+    world.run(single(0xCFA, 1, 6))
+    assert world.steps == [WriteQemu(0xCFA, 1, 6)]
     assert World().run(single(0xCFE, 1, read=True)) == 0xFF
 
 

@@ -144,9 +144,9 @@ def test_ports_beside_the_bar_are_qemus() -> None:
 
     async def work(platform: Platform) -> None:
         await platform.config_write(BAR0, 4, 0xC000)
-        await platform.write(0xC004, 1, 1)
+        await platform.write(0xC004, 1, 7)
         assert await platform.read(0xC004, 1) == 0x55
-        assert machine.beside == [(0xC004, 1, 1)]
+        assert machine.beside == [(0xC004, 1, 7)]
         # while the BAR is being switched on, an access on another vCPU waits and is not let through
         switching = asyncio.create_task(platform.config_write(COMMAND, 1, 1))
         await asyncio.sleep(0)
@@ -154,7 +154,23 @@ def test_ports_beside_the_bar_are_qemus() -> None:
         await platform.write(0xC004, 1, 1)
         assert await platform.read(0xC004, 2) == 0xFFFF
         await switching
-        assert machine.beside == [(0xC004, 1, 1)]
+        assert machine.beside == [(0xC004, 1, 7)]
+
+    play(machine, work)
+
+
+def test_a_bar_that_was_switched_on_behind_our_back_unplugs_nothing() -> None:
+    machine = Machine()
+
+    async def work(platform: Platform) -> None:
+        await platform.config_write(BAR0, 4, 0xC000)
+        machine.space[COMMAND] = 1
+        assert platform.locate(0xC004, 1) is None
+        for port, size, value in ((0xC004, 1, 1), (0xC001, 4, 0x01000000), (0xC008, 4, 0x102), (0xC007, 2, 0x0100)):
+            await platform.write(port, size, value)
+        assert machine.beside == []
+        await platform.write(0xC008, 1, 65)
+        assert machine.beside == [(0xC008, 1, 65)]
 
     play(machine, work)
 

@@ -74,3 +74,11 @@ def may_become(register: int, size: int, value: int) -> int | None:
     if lane > 1 or lane + size < 2:
         return None  # bits 8 to 15, which are the BAR's place, stay
     return (value << 8 * lane & 0xFF00) or None
+
+
+def unplugs(bar: int, port: int, size: int, value: int) -> bool:
+    """Whether QEMU would unplug on this write, were its BAR at `bar`."""
+    for at, byte in enumerate((value & (1 << 8 * size) - 1).to_bytes(size, "little"), port - bar):
+        if (at, byte) in ((4, 1), (8, 1), (8, 2)):
+            return True
+    return False

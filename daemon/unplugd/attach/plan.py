@@ -10,10 +10,12 @@ it (`outl 0x0e` is 2 bytes for the DMA controller and a 2-byte unplug mask at 0x
 to QEMU as it is, the protocol's part to unplugd. The only writes that QEMU ever sees at 0x10 are unplugd's order and
 the platform flags, whose ROM lock only QEMU can set.
 
-It also owns the platform device's I/O BAR and its configuration space (platform.py), and ports 0xcf9-0xcff: an access
-from 0xcf9-0xcfb into the configuration data port is one that Xen does not know for what it is, and would reach the
+It also owns the platform device's I/O BAR and its configuration space (platform.py), and ports 0xcfa-0xcff: an access
+from 0xcfa or 0xcfb into the configuration data port is one that Xen does not know for what it is, and would reach the
 configuration space in QEMU. The part below 0xcfc goes to QEMU; the rest finds nothing, as it does while 0xcf8 is not
-set (with it set, Xen makes a configuration access of what begins at 0xcfc or later).
+set (with it set, Xen makes a configuration access of what begins at 0xcfc or later). Port 0xcf9 must stay QEMU's: it
+resets the machine, and QEMU tells Xen of a reset only when it was the guest that wrote there. So 4 bytes at 0xcf9 reach
+one byte of configuration data, which cannot move the BAR but can switch it on: platform.py reckons with that.
 
 Only ports and registers are known here; nothing of processes, sockets or the Xen libraries belongs here.
 """
@@ -36,8 +38,9 @@ WINDOW = 0x10
 """The protocol's ports begin here; what is below belongs to the DMA controller (0x08-0x0f)."""
 UNPLUG_PORT = 0x10
 FLAGS_PORT = 0x10
-FIRST_CONFIG, LAST_CONFIG = 0xCF9, 0xCFF
-"""The ports around PCI's configuration data that are the server's; 4 bytes at 0xcf8, the address, are not within."""
+FIRST_CONFIG, LAST_CONFIG = 0xCFA, 0xCFF
+"""The ports around PCI's configuration data that are the server's; neither the address at 0xcf8
+nor the reset control at 0xcf9 is within."""
 _CONFIG_DATA = 0xCFC
 BAR = 0x10000
 """Where the platform device's BAR begins on the socket."""

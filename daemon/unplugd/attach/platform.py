@@ -79,9 +79,14 @@ class Platform:
             return (1 << 8 * size) - 1 if self._touches(port, size) else await self._qemu.read(port, size)
 
     async def write(self, port: int, size: int, value: int) -> None:
-        """Write such a port. If the BAR came there meanwhile, nothing is written."""
+        """Write such a port, unless the BAR came there meanwhile.
+
+        4 bytes at port 0xcf9 can switch the BAR on without our knowledge (plan.py): nothing is written either that
+        would unplug if that were so.
+        """
         async with self._lock:
-            if not self._touches(port, size):
+            danger = any(pci.unplugs(place, port, size, value) for place in self._places)
+            if not danger and not self._touches(port, size):
                 await self._qemu.write(port, size, value)
 
     async def config_read(self, register: int, size: int) -> int:
