@@ -551,7 +551,7 @@ def test_every_acknowledged_line_survives_kill_9(journal: Journald, logged: Logg
 
 def test_state_survives_kill_9(run: Run) -> None:
     entries = [{"product": "linux", "build": 5}]
-    daemon = run(embedded(7, log={"rate": 0.001, "burst": 5000, "flush_after": 1.0}, blacklist={"entry": entries}))
+    daemon = run(embedded(7, log={"rate": 0.001, "burst": 5000, "flush_after": 60}, blacklist={"entry": entries}))
     with daemon.connect(7) as wire:
         assert wire.announce(3, 5) == 0xD249
         assert wire.write(0x10, 2, 5) == 5
@@ -572,6 +572,7 @@ def test_state_survives_kill_9(run: Run) -> None:
         assert count(daemon, "unplugd_log_dropped_lines_total", 7, reason="rate-limit") >= 2
         wire.log(b"kept over SIGTERM too")
         assert daemon.stop() == 0
+    daemon.configure({"log": {"flush_after": 0.5}})
     daemon.start()
     eventually(lambda: "kept over SIGTERM too" in daemon.guest_lines("vm7"))
     labels = {"domid": 7, "uuid": uuid(7)}

@@ -34,7 +34,7 @@ from typing import Any, Self, TypeVar
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-PATIENCE = float(os.environ.get("UNPLUGD_TEST_PATIENCE", "30"))
+PATIENCE = float(os.environ.get("UNPLUGD_TEST_PATIENCE", "60"))
 """Seconds that something which must happen gets on a slow and busy machine."""
 
 UUID = "4f0e0c5e-0000-4000-8000-{:012d}"

@@ -147,8 +147,8 @@ class Dom0(Speaker):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(path))  # waits: with a timeout it would fail where xenstored's queue is full
         self._socket.settimeout(DEADLINE)
-        self._socket.connect(str(path))
 
     def send(self, data: bytes) -> None:
         """Send bytes as they are."""
