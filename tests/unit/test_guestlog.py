@@ -512,3 +512,13 @@ def test_a_flood_is_counted_as_if_line_by_line(pieces: list[bytes], together: in
     assert one.log.partial == other.log.partial
     assert (one.log.dropped_lines, one.log.dropped_bytes) == (other.log.dropped_lines, other.log.dropped_bytes)
     assert (one.log.unsaid_lines, one.log.line_number) == (other.log.unsaid_lines, other.log.line_number)
+
+
+def test_what_was_dropped_is_said_by_the_next_drop_where_the_timer_is_late() -> None:
+    log = Log(Limits(rate=10, burst=200))
+    log.say(b"x" * 100 + b"\n" + b"y" * 300 + b"\n")
+    assert log.of(LinesDropped) == []
+    log.now += REPORT_INTERVAL  # and no tick
+    log.say(b"z" * 300 + b"\n")
+    assert log.of(LinesDropped) == [LinesDropped(2, 600)]
+    assert log.lines == [b"x" * 100]
