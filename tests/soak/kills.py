@@ -6,12 +6,9 @@ was wrong, nobody was refused, and nobody waited longer than WAIT for a kill or 
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -44,22 +41,17 @@ _JOURNAL = "[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\nRuntimeMaxUse=1G
 
 @contextmanager
 def machine(guests: int, kind: Kind = "c") -> Iterator[tuple[Host, Xenstored]]:
-    """A booted host with xenstored, so many guests and unplugd as a package installs it: compiled."""
+    """A booted host with xenstored, so many guests and unplugd, which scripts/setup.sh has compiled."""
     # A unix socket's path is at most 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="u-"))
     try:
         systemd = Systemd(directory)
         (directory / "journald.conf").write_text(_JOURNAL)
-        cache = directory / "pycache"
-        subprocess.run(
-            [sys.executable, "-X", f"pycache_prefix={cache}", "-c", "import unplugd.service"],
-            env={key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}, check=True,
-        )
         with systemd, Xenstored(kind, directory / "xs") as xenstored:
             for domid in range(1, guests + 1):
                 xenstored.create(domid, f"vm{domid}", uuid(domid))
             host = Host(systemd)
-            systemd.drop_in(UNIT, "lab", f"{LAB}\nEnvironment=PYTHONPYCACHEPREFIX={INSIDE}/pycache")
+            systemd.drop_in(UNIT, "lab", LAB)
             host.configuration.write_text(toml({
                 "xenstore": {"backend": "socket", "socket": f"{INSIDE}/xs/run/socket"},
                 "blacklist": {"entry": [{"product": "linux", "build": BLACKLISTED_BUILD}]},
