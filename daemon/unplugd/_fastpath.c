@@ -10,12 +10,13 @@
  * Who owns what, when. All of this runs on the event loop's thread with the GIL held, so it never runs beside Python,
  * only between two callbacks, when every domain is settled (Domain.settle). A Tail is the part of a domain that may
  * change here: the end of its partial line, its copy in the mapped state, the balance of its limiter, and how many lines
- * were dropped or went to the journal. Python offers it at the end of each settle(); what changed is told to the domain (caught_up) before any Python code runs
- * again, be it a callback from here or the return of poll(). So there are never two truths about a domain.
+ * were dropped or went to the journal. Python offers it at the end of each settle(); what changed is told to the domain
+ * (caught_up) before any Python code runs again, be it a callback from here or the return of poll(). So there are never
+ * two truths about a domain.
  *
  * "Acknowledged" (contract section 1) is the order of serve(): take the bytes, hand ended lines to journald, store the
- * rest into the mapped state, count, and only then send. Stores are ordered by compiler fences; SIGKILL stops a process between two instructions, and the
- * kernel keeps what was stored.
+ * rest into the mapped state, count, and only then send. Stores are ordered by compiler fences; SIGKILL stops a process
+ * between two instructions, and the kernel keeps what was stored.
  *
  * SPDX-License-Identifier: MIT
  */

@@ -113,7 +113,7 @@ class Service:
         self._status.tell()
         loop.call_later(LOADED_AFTER, self._loaded)
         try:
-            # guests come first: HTTP is loaded once they are served
+            # guests come first: HTTP is loaded once they are served, and somebody asks
             await asyncio.wait({self._served, self._ended}, timeout=HTTP_DELAY)
             self._oversight.spawn(self._http.serve())
             return await self._ended
@@ -293,10 +293,7 @@ class Service:
                     listener.domain.records.own(Event.SINK_FAILED, f"no socket: {error}; trying again")
                 await asyncio.sleep(SOCKET_RETRY)
                 continue
-            if self._listeners.get(domid) is listener:
-                listener.domain.records.own(Event.INTRODUCED, f"served at {listener.path}")
-            else:
-                listener.close()
+            listener.domain.records.own(Event.INTRODUCED, f"served at {listener.path}")
             return
 
     def changed(self, domid: int, facts: Facts) -> None:

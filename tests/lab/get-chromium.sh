@@ -16,6 +16,7 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo 'no browser here; an administrator adds one with: apt-get install chromium-headless-shell' >&2
     exit 1
 fi
+apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 update </dev/null >&2   # the lists may be missing or old
 DEBIAN_FRONTEND=noninteractive apt-get -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 install \
     --no-install-recommends chromium-headless-shell fonts-dejavu-core </dev/null >&2
 find_one

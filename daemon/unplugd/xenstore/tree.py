@@ -5,6 +5,7 @@ Pure: no asyncio, no watches. A change is told by its path, and `embedded` makes
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from unplugd.errors import NoSuchNode, TransactionConflict
@@ -38,7 +39,7 @@ def name_of(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-class View:
+class View(ABC):
     """What all requests do, on nodes that `get` and `put` reach: the tree's own or a transaction's."""
 
     def __init__(self) -> None:
@@ -46,13 +47,13 @@ class View:
         """What was changed, in order: its path, and whether only a watch of just this path is told (a node that went
         with one above it)."""
 
+    @abstractmethod
     def get(self, path: str) -> Node | None:
         """The node, to be looked at."""
-        raise NotImplementedError
 
+    @abstractmethod
     def put(self, path: str, node: Node | None) -> None:
         """Replace the node; None takes it away."""
-        raise NotImplementedError
 
     def node(self, path: str) -> Node:
         """The node. NoSuchNode."""
