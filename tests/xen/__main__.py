@@ -20,6 +20,8 @@ SUM = PROJECT / ".cache/xen-tests"
 """Where the last run leaves its count, as the tests and the soak do."""
 EMULATOR_FAULT = "Triple fault"
 """What `xl dmesg` says when QEMU's nested virtualization loses a guest; only then is a scenario tried again."""
+ATTEMPTS = 3
+"""How often a scenario is tried that the emulator does not let end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +36,17 @@ class Row:
 
 
 def play(lab: Lab, store: str, scenario: Callable[[Lab], str]) -> Row:
-    """Run one scenario; once more if the emulator lost a guest meanwhile, which the row then says."""
+    """Run one scenario; again if the emulator lost a guest meanwhile, which the row then says."""
     begin = time.monotonic()
     faults = 0
     while True:
         try:
-            saw = scenario(lab) + " (again)" * faults
+            saw = scenario(lab) + (f" (attempt {faults + 1})" if faults else "")
             return Row(store, scenario.__name__, "ok", time.monotonic() - begin, saw)
         except (AssertionError, TimeoutError) as error:
             text = str(error)
         count = int(lab.machine.run(f"xl dmesg | grep -c '{EMULATOR_FAULT}'").out or 0)
-        if count <= lab.faults or faults:
+        if count <= lab.faults or faults + 1 == ATTEMPTS:
             journal = lab.machine.run("journalctl -q --no-pager -o cat -n 15 -t unplugd-attach -t unplugd").out
             print(f"--- {scenario.__name__}: {text}\n{journal}", flush=True)
             return Row(store, scenario.__name__, "FAILED", time.monotonic() - begin, " ".join(text.split())[:100])
