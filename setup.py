@@ -9,9 +9,9 @@ setup(
     ext_modules=[
         Extension(
             "unplugd._fastpath",
-            ["daemon/unplugd/_fastpath.c"],
-            depends=["daemon/unplugd/_journal.h"],
-            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+            [f"daemon/fastpath/{name}.c" for name in ("poller", "log", "tail")],
+            depends=[f"daemon/fastpath/{name}.h" for name in ("poller", "tail", "frame", "journal", "state")],
+            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
             optional=True,
         ),
         Extension(

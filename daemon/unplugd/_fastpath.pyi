@@ -1,4 +1,4 @@
-# The compiled part, see _fastpath.c.
+# The compiled part, see daemon/fastpath/poller.c.
 
 import mmap
 from collections.abc import Callable
@@ -9,6 +9,7 @@ READ_SIZE: int
 LINE_LIMIT: int
 RECORD_COST: int
 PAYLOAD_LIMIT: int
+BUDGET: int
 
 # When the last byte came, or 0; lines that ended; of these, lines and bytes dropped; when.
 _Log: TypeAlias = tuple[float, int, int, int, float]

@@ -55,7 +55,7 @@ class DomainRecords:
         self._delivery.put(outbox, Entry(time.time(), text, self._fields(kind, product, build)))
 
     def line_fields(self, product: int | None, build: int | None) -> bytes:
-        """The fields of the guest's next line as journald wants them, for who sends it by itself (_fastpath.c)."""
+        """The fields of the guest's next line as journald wants them: the compiled part sends it by itself."""
         fields = self._fields(Event.GUEST_LINE, product, build)
         if not self._line_encoded:
             self._line_encoded = encode_fields(fields)

@@ -1,7 +1,8 @@
 """The event loop with the compiled part in it: unplugd._fastpath, where it was built, else asyncio's own.
 
 The compiled part changes speed alone. It stands where the loop waits: while it waits, it answers magic reads and log
-bytes, and hands everything else over to a Connection (see _fastpath.c). UNPLUGD_PURE=1 in the environment does without.
+bytes, and hands everything else over to a Connection (sources: daemon/fastpath). UNPLUGD_PURE=1 in the environment does
+without it.
 """
 
 from __future__ import annotations

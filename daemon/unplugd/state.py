@@ -148,7 +148,7 @@ class StateFile:
 
     @property
     def mapping(self) -> mmap.mmap:
-        """The state itself, for who keeps it beside commit() and grow() (_fastpath.c); see follow()."""
+        """The state itself, for who keeps it beside commit() and grow() (the compiled part); see follow()."""
         return self._map
 
     @property

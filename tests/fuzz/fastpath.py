@@ -1,4 +1,4 @@
-"""Fuzzing the compiled fast path (daemon/unplugd/_fastpath.c) under AddressSanitizer and UBSan.
+"""Fuzzing the compiled fast path (daemon/fastpath) under AddressSanitizer and UBSan.
 
 The invariant: it answers what the Python that it stands in for answers, and touches no memory but its own.
 
@@ -53,11 +53,11 @@ def _sanitizer() -> str:
 
 def _again_sanitized(arguments: list[str]) -> int:
     """Build the library and run this again with it."""
-    source = Path(__file__).parents[2] / "daemon/unplugd/_fastpath.c"
+    sources = sorted((Path(__file__).parents[2] / "daemon/fastpath").glob("*.c"))
     with tempfile.TemporaryDirectory() as directory:
         library = Path(directory) / "_fastpath.so"
         include = sysconfig.get_path("include")
-        subprocess.run(["gcc", *FLAGS, "-I", include, str(source), "-o", str(library)], check=True)
+        subprocess.run(["gcc", *FLAGS, "-I", include, *map(str, sources), "-o", str(library)], check=True)
         environment = os.environ | {
             "LD_PRELOAD": _sanitizer(),
             "ASAN_OPTIONS": "detect_leaks=0",

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 import unplugd
 from tests.lab.host import Host, host, until
 from tests.lab.portio import RESET, frame
-from unplugd import fastpath
+from unplugd import fastpath, turns
 from unplugd.config import Config, LogConfig
 from unplugd.connection import READ_SIZE, Connection
 from unplugd.core.guest import Snapshot, Verdict
@@ -45,7 +45,7 @@ try:
 except ImportError:
     pytest.skip("the compiled part was not built", allow_module_level=True)
 
-SOURCE = Path(unplugd.__file__).parent / "_fastpath.c"
+SOURCES = sorted((Path(unplugd.__file__).parents[1] / "fastpath").glob("*.c"))
 MAGIC = frame(0x10, 2, read=True)
 Loops = Callable[[], asyncio.AbstractEventLoop]
 
@@ -655,6 +655,7 @@ def test_nonsense_is_refused() -> None:
 def test_constants_are_the_same() -> None:
     assert (_fastpath.STATE_SIZE, _fastpath.READ_SIZE, _fastpath.LINE_LIMIT) == (SIZE, READ_SIZE, LINE_LIMIT)
     assert (_fastpath.RECORD_COST, _fastpath.PAYLOAD_LIMIT) == (RECORD_COST, PAYLOAD_LIMIT)
+    assert round(turns.BUDGET * 1e6) == _fastpath.BUDGET
 
 
 def test_which_loop_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -667,12 +668,13 @@ def test_which_loop_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fastpath.poller() is None
 
 
-def test_it_compiles_without_a_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_it_compiles_without_a_warning(source: Path, tmp_path: Path) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     include = sysconfig.get_path("include")
     if compiler is None or not (Path(include) / "Python.h").exists():
         pytest.skip("no compiler, or no Python.h")
     command = [compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-I", include, "-c"]
-    command += [str(SOURCE), "-o", str(tmp_path / "out.o")]
+    command += [str(source), "-o", str(tmp_path / "out.o")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -75,7 +75,7 @@ class Journal:
         self._path = path
         self._socket: socket.socket | None = None
         self._poller: Poller | None = None
-        """Who was told of the socket and sends lines on it too (_fastpath.c)."""
+        """Who was told of the socket and sends lines on it too (the compiled part)."""
         self._file: tuple[int, int, int] | None = None
         self._full = False
         self._delay = FIRST_RETRY

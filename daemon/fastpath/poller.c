@@ -1,0 +1,451 @@
+/* unplugd._fastpath: the accesses that a talking guest makes all day, served without entering Python.
+ *
+ * A Poller stands in the place of select.epoll in the event loop's selector (fastpath.py). When a device model's
+ * connection becomes readable, it reads and answers the frames that are a magic read or write guest log, and
+ * goes back to waiting. All else is Python's: the first other frame, and everything behind it, is handed over with the
+ * bytes that were read, in order. Nothing here is a second opinion on the protocol: what these frames do is
+ * core/stream.py's, what is kept before they are answered is state.py's, and tests/unit/test_fastpath.py holds both to
+ * the same bytes, answers, events, counters and state.
+ *
+ * Who owns what, when. All of this runs on the event loop's thread with the GIL held, so it never runs beside Python,
+ * only between two callbacks, when every domain is settled (Domain.settle). A Tail is the part of a domain that may
+ * change here: the end of its partial line, its copy in the mapped state, the balance of its limiter, and how many lines
+ * were dropped or went to the journal. Python offers it at the end of each settle(); what changed is told to the domain
+ * (caught_up) before any Python code runs again, be it a callback from here or the return of poll(). So there are never
+ * two truths about a domain.
+ *
+ * "Acknowledged" (contract section 1) is the order of serve(): take the bytes, hand ended lines to journald, store the
+ * rest into the mapped state, count, and only then send. Stores are ordered by compiler fences; SIGKILL stops a process
+ * between two instructions, and the kernel keeps what was stored.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#include "poller.h"
+
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include "frame.h"
+#include "state.h"
+
+enum {
+    EVENTS = 256,           /* descriptors looked at in one round */
+    BUDGET = 500,           /* turns.BUDGET, microseconds: what one domain may take of a round */
+    ROUNDS = 256,           /* rounds after which Python has a turn even where nothing asks for it */
+};
+
+static double now(void)    /* time.monotonic() */
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static int catch_up_all(Poller *self)
+{
+    int result = 0;
+
+    while (self->touched != NULL) {
+        Tail *tail = self->touched;
+
+        self->touched = tail->next;
+        tail->touched = false;
+        if (result == 0)
+            result = catch_up(tail);
+        Py_DECREF(tail);
+    }
+    return result;
+}
+
+/* Make answers of the frames at the beginning of `size` bytes, up to the first that is Python's, with all that they
+ * do. Returns the bytes that were served, in whose place `answered` bytes of answers are now; -1 and an exception if
+ * something fails: nothing may be sent then. */
+static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *answered, double began)
+{
+    Py_ssize_t at = 0, out = 0, have = PyByteArray_GET_SIZE(tail->partial);
+    uint64_t magic = tail->blacklisted ? MAGIC_DENIED : MAGIC_ALLOWED;
+    long long magics = 0, logged = 0;
+    int bucket = 0;
+    double seconds;
+
+    if (tail->logging && !in_step(tail))
+        tail->logging = false;
+    while (at + FRAME <= size) {
+        struct frame frame;     /* behind a string write, the next one is not aligned */
+        unsigned char byte;
+        size_t payload = 0;
+        int kind;
+
+        memcpy(&frame, self->buffer + at, FRAME);
+        kind = recognize(&frame);
+        if (kind == MAGIC) {
+            magics++;
+            frame.data = magic;
+            frame.flags = RESPONSE | READ;
+            goto answered;
+        }
+        if (kind == OTHER || !tail->logging)
+            break;
+        if (kind == LOG_STRING) {
+            const unsigned char *data = self->buffer + at + FRAME;
+
+            payload = frame.count;
+            if (at + FRAME + (Py_ssize_t)payload > size || !fits(tail, data, payload, began))
+                break;
+            if (take(self, tail, data, payload, began) < 0)
+                return -1;
+            have = PyByteArray_GET_SIZE(tail->partial);
+        } else if ((byte = (unsigned char)frame.data) == '\n') {
+            if (end_line(self, tail, began) < 0)
+                return -1;
+            have = PyByteArray_GET_SIZE(tail->partial);
+        } else {
+            Py_ssize_t length = have + tail->waiting;
+
+            if (length + 1 >= LINE_LIMIT || (length == 0 && began < tail->begin_from))
+                break;
+            pending[tail->waiting++] = byte;
+        }
+        logged++;
+        frame.data = 0;
+        frame.flags = RESPONSE | (frame.flags & STRING);
+answered:
+        memcpy(self->buffer + out, &frame, FRAME);
+        out += FRAME;
+        at += FRAME + (Py_ssize_t)payload;
+    }
+    *answered = out;
+    if (at == 0)
+        return 0;
+    if (tail->unsettled) {
+        tail->unsettled = false;
+        if (append_pending(tail) < 0 || call(self, tail, "settle", began) < 0)
+            return -1;
+    } else if (keep(tail) < 0)
+        return -1;
+    touch(self, tail);
+    tail->changed = true;
+    if (logged > 0)
+        tail->heard = began;
+    tail->magics += magics;
+    tail->logged += logged;
+    seconds = now() - began;
+    tail->seconds += seconds;
+    tail->spent += seconds;
+    while (bucket < self->bounds && seconds > self->bound[bucket])
+        bucket++;
+    tail->durations[bucket]++;
+    return at;
+}
+
+/* Something of unplugd's own went wrong in the middle of a batch: say so, and cut the connection without an answer, as
+ * asyncio does with a protocol that raises. What the batch left undone is not acknowledged. */
+static void cut(Tail *tail, int fd)
+{
+    PyErr_WriteUnraisable((PyObject *)Py_TYPE(tail));
+    tail->waiting = 0;
+    tail->unsettled = tail->ended = tail->paid = false;
+    tail->logging = false;  /* until Python has settled */
+    shutdown(fd, SHUT_RDWR);
+}
+
+/* Whether a domain has had its share of this round: what is left is still there in the next, after the others. */
+static bool over(const Poller *self, Tail *tail)
+{
+    if (tail->round != self->round) {
+        tail->round = self->round;
+        tail->spent = 0;
+    }
+    return tail->spent * 1e6 >= BUDGET;
+}
+
+/* Read and answer what came on a connection. 1: nothing was done, the event is Python's; 0: done, or handed over. */
+static int serve(Poller *self, int fd, PyObject *handed)
+{
+    struct link *link = &self->links[fd];
+    Tail *tail = link->tail;
+    PyObject *callback, *item;
+    Py_ssize_t size, served, answered = 0, sent = 0;
+
+    if (over(self, tail))
+        return 0;
+    size = recv(fd, self->buffer, (size_t)link->window, MSG_DONTWAIT);
+    if (size < 0 && (errno == EAGAIN || errno == EINTR))
+        return 0;
+    if (size <= 0)
+        return 1;
+    Py_INCREF(tail);
+    served = answer(self, tail, size, &answered, now());
+    link = &self->links[fd];        /* Python code may have run */
+    if (served < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_RuntimeError, "a domain went while it was being served");
+        cut(tail, fd);
+        if (link->tail == tail)
+            link->window = 0;
+        Py_DECREF(tail);
+        return 0;
+    }
+    if (served > 0) {
+        do
+            sent = send(fd, self->buffer, (size_t)answered, MSG_DONTWAIT | MSG_NOSIGNAL);
+        while (sent < 0 && errno == EINTR);
+        if (sent < 0)
+            sent = 0;       /* full, or gone: Python finds out which */
+    }
+    Py_DECREF(tail);
+    if (link->tail != tail)
+        return 0;
+    if (served == size && sent == answered) {     /* quick work: what made Python read in small pieces is over */
+        if (link->window > 0 && link->window <= READ_SIZE / 2)
+            link->window *= 2;
+        return 0;
+    }
+    link->window = 0;
+    callback = link->handed;
+    item = Py_BuildValue("(Oy#y#)", callback, self->buffer + sent, answered - sent,
+                         self->buffer + served, size - served);
+    if (item == NULL || PyList_Append(handed, item) < 0) {
+        Py_XDECREF(item);
+        return -1;
+    }
+    Py_DECREF(item);
+    return 0;
+}
+
+/* One round: wait, serve, and collect what is Python's. How many descriptors were ready, -1 and an exception if
+ * something fails. */
+static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject *handed)
+{
+    struct epoll_event ready[EVENTS];
+    int count;
+
+    self->round++;
+    if (milliseconds == 0) {
+        count = epoll_wait(self->epoll, ready, EVENTS, 0);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        count = epoll_wait(self->epoll, ready, EVENTS, milliseconds);
+        Py_END_ALLOW_THREADS
+    }
+    if (count < 0) {
+        if (errno == EINTR)
+            return PyErr_CheckSignals() < 0 ? -1 : 0;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    for (int i = 0; i < count; i++) {
+        int fd = ready[i].data.fd, result = 1;
+        bool ours = fd < self->room && self->links[fd].tail != NULL && self->links[fd].window > 0;
+
+        if (ours && ready[i].events == EPOLLIN && self->links[fd].tail->owner != NULL)
+            result = serve(self, fd, handed);
+        if (result == 1) {
+            PyObject *event = Py_BuildValue("(iI)", fd, ready[i].events);
+
+            result = event == NULL || PyList_Append(events, event) < 0 ? -1 : 0;
+            Py_XDECREF(event);
+        }
+        if (result < 0)
+            return -1;
+    }
+    return count;
+}
+
+static PyObject *Poller_poll(Poller *self, PyObject *timeout)
+{
+    PyObject *events = PyList_New(0), *handed = PyList_New(0), *result = NULL;
+    double deadline = INFINITY, left = INFINITY;
+    int count = 0;
+
+    if (events == NULL || handed == NULL)
+        goto end;
+    if (timeout != Py_None) {
+        left = PyFloat_AsDouble(timeout);
+        if (left == -1.0 && PyErr_Occurred())
+            goto end;
+        deadline = now() + left;
+    }
+    self->called = false;
+    for (int rounds = 0; rounds < ROUNDS; rounds++) {
+        /* as selectors.EpollSelector: rounded up, so that a timer is due when this returns */
+        int milliseconds = left <= 0 ? 0 : left > 1e6 ? -1 : (int)ceil(left * 1e3);
+
+        count = one_round(self, milliseconds, events, handed);
+        if (count <= 0 || self->called || PyList_GET_SIZE(events) > 0 || PyList_GET_SIZE(handed) > 0)
+            break;
+        if (deadline < INFINITY && (left = deadline - now()) <= 0)
+            break;
+    }
+    if (catch_up_all(self) == 0 && count >= 0)
+        result = PyTuple_Pack(2, events, handed);
+end:
+    Py_XDECREF(events);
+    Py_XDECREF(handed);
+    return result;
+}
+
+static PyObject *Poller_attach(Poller *self, PyObject *args)
+{
+    int fd;
+    PyObject *tail, *handed;
+
+    if (!PyArg_ParseTuple(args, "iO!O:attach", &fd, &TailType, &tail, &handed))
+        return NULL;
+    if (fd < 0) {
+        PyErr_SetString(PyExc_ValueError, "not a descriptor");
+        return NULL;
+    }
+    if (fd >= self->room) {
+        int room = fd < 64 ? 128 : 2 * fd;
+        struct link *links = PyMem_Realloc(self->links, (size_t)room * sizeof *links);
+
+        if (links == NULL)
+            return PyErr_NoMemory();
+        memset(links + self->room, 0, (size_t)(room - self->room) * sizeof *links);
+        self->links = links;
+        self->room = room;
+    }
+    Py_INCREF(tail);
+    Py_INCREF(handed);
+    Py_XDECREF((PyObject *)self->links[fd].tail);
+    Py_XDECREF(self->links[fd].handed);
+    self->links[fd] = (struct link){ .tail = (Tail *)tail, .handed = handed };
+    Py_RETURN_NONE;
+}
+
+static PyObject *Poller_arm(Poller *self, PyObject *args)
+{
+    int fd, window;
+
+    if (!PyArg_ParseTuple(args, "ii:arm", &fd, &window))
+        return NULL;
+    if (fd >= 0 && fd < self->room)
+        self->links[fd].window = window < 0 ? 0 : window > READ_SIZE ? READ_SIZE : window;
+    Py_RETURN_NONE;
+}
+
+static void unlink_connection(struct link *link)
+{
+    PyObject *tail = (PyObject *)link->tail, *handed = link->handed;
+
+    *link = (struct link){ 0 };
+    Py_XDECREF(tail);
+    Py_XDECREF(handed);
+}
+
+static PyObject *Poller_detach(Poller *self, PyObject *arg)
+{
+    long fd = PyLong_AsLong(arg);
+
+    if (fd == -1 && PyErr_Occurred())
+        return NULL;
+    if (fd >= 0 && fd < self->room)
+        unlink_connection(&self->links[fd]);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Poller_journal(Poller *self, PyObject *arg)
+{
+    long fd = PyLong_AsLong(arg);
+
+    if (fd == -1 && PyErr_Occurred())
+        return NULL;
+    self->journal = (int)fd;
+    Py_RETURN_NONE;
+}
+
+static int Poller_traverse(Poller *self, visitproc visit, void *arg)
+{
+    for (int fd = 0; fd < self->room; fd++) {
+        Py_VISIT((PyObject *)self->links[fd].tail);
+        Py_VISIT(self->links[fd].handed);
+    }
+    return 0;
+}
+
+static int Poller_clear(Poller *self)
+{
+    for (int fd = 0; fd < self->room; fd++)
+        unlink_connection(&self->links[fd]);
+    return 0;
+}
+
+static void Poller_dealloc(Poller *self)
+{
+    PyObject_GC_UnTrack(self);
+    Poller_clear(self);
+    PyMem_Free(self->links);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static int Poller_init(Poller *self, PyObject *args, PyObject *Py_UNUSED(kwargs))
+{
+    PyObject *bounds;
+
+    self->journal = -1;
+    if (!PyArg_ParseTuple(args, "iO!:Poller", &self->epoll, &PyTuple_Type, &bounds))
+        return -1;
+    if (PyTuple_GET_SIZE(bounds) > MAX_BOUNDS) {
+        PyErr_SetString(PyExc_ValueError, "too many bounds");
+        return -1;
+    }
+    self->bounds = (int)PyTuple_GET_SIZE(bounds);
+    for (int i = 0; i < self->bounds; i++) {
+        self->bound[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(bounds, i));
+        if (PyErr_Occurred())
+            return -1;
+    }
+    return 0;
+}
+
+static PyMethodDef Poller_methods[] = {
+    {"poll", (PyCFunction)Poller_poll, METH_O, "Wait, and serve meanwhile."},
+    {"attach", (PyCFunction)Poller_attach, METH_VARARGS, "A descriptor is a connection of a domain; not armed yet."},
+    {"arm", (PyCFunction)Poller_arm, METH_VARARGS, "Serve a connection so many bytes at a time, or (0) leave it to Python."},
+    {"journal", (PyCFunction)Poller_journal, METH_O, "The socket that is connected to journald; -1: there is none now."},
+    {"detach", (PyCFunction)Poller_detach, METH_O, "A connection is gone."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyTypeObject PollerType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "unplugd._fastpath.Poller",
+    .tp_basicsize = sizeof(Poller),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = "Waits for an epoll's descriptors and serves connections meanwhile.",
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)Poller_init,
+    .tp_dealloc = (destructor)Poller_dealloc,
+    .tp_traverse = (traverseproc)Poller_traverse,
+    .tp_clear = (inquiry)Poller_clear,
+    .tp_methods = Poller_methods,
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "unplugd._fastpath",
+    .m_doc = "The accesses that a talking guest makes all day, served without entering Python.",
+    .m_size = -1,
+};
+
+PyMODINIT_FUNC PyInit__fastpath(void)
+{
+    PyObject *self = PyModule_Create(&module);
+
+    make_crc_table();
+    if (self != NULL && (PyModule_AddType(self, &TailType) < 0 || PyModule_AddType(self, &PollerType) < 0 ||
+                         PyModule_AddIntConstant(self, "STATE_SIZE", STATE_SIZE) < 0 ||
+                         PyModule_AddIntConstant(self, "READ_SIZE", READ_SIZE) < 0 ||
+                         PyModule_AddIntConstant(self, "LINE_LIMIT", LINE_LIMIT) < 0 ||
+                         PyModule_AddIntConstant(self, "RECORD_COST", RECORD_COST) < 0 ||
+                         PyModule_AddIntConstant(self, "PAYLOAD_LIMIT", PAYLOAD_LIMIT) < 0 ||
+                         PyModule_AddIntConstant(self, "BUDGET", BUDGET) < 0))
+        Py_CLEAR(self);
+    return self;
+}

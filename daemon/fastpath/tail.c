@@ -1,0 +1,238 @@
+/* Tail: the Python type, and keeping what changed in the mapped state.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#include "tail.h"
+
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "state.h"
+
+unsigned char pending[LINE_LIMIT];
+
+static uint32_t crc_table[256];
+
+void make_crc_table(void)
+{
+    for (uint32_t n = 0; n < 256; n++) {
+        uint32_t crc = n;
+
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc & 1 ? crc >> 1 ^ 0xEDB88320u : crc >> 1;
+        crc_table[n] = crc;
+    }
+}
+
+static uint32_t crc32(const void *data, size_t size)   /* zlib.crc32 */
+{
+    uint32_t crc = 0xFFFFFFFFu;
+
+    for (const unsigned char *p = data; size-- > 0; p++)
+        crc = crc >> 8 ^ crc_table[(crc ^ *p) & 0xFF];
+    return ~crc;
+}
+
+static int Tail_clear(Tail *self)
+{
+    if (self->state.obj != NULL)
+        PyBuffer_Release(&self->state);
+    Py_CLEAR(self->owner);
+    Py_CLEAR(self->partial);
+    Py_CLEAR(self->fields);
+    return 0;
+}
+
+static int Tail_traverse(Tail *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->owner);
+    Py_VISIT(self->partial);
+    return 0;
+}
+
+static void Tail_dealloc(Tail *self)
+{
+    PyObject_GC_UnTrack(self);
+    Tail_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static int Tail_init(Tail *self, PyObject *args, PyObject *Py_UNUSED(kwargs))
+{
+    PyObject *owner, *partial, *state;
+
+    if (!PyArg_ParseTuple(args, "OO!O:Tail", &owner, &PyByteArray_Type, &partial, &state))
+        return -1;
+    Tail_clear(self);
+    if (PyObject_GetBuffer(state, &self->state, PyBUF_WRITABLE) < 0)
+        return -1;
+    if (self->state.len != STATE_SIZE || (uintptr_t)self->state.buf % sizeof(uint64_t) != 0) {
+        PyBuffer_Release(&self->state);
+        PyErr_SetString(PyExc_ValueError, "not the mapping of a state");
+        return -1;
+    }
+    self->owner = Py_NewRef(owner);
+    self->partial = Py_NewRef(partial);
+    return 0;
+}
+
+static PyObject *Tail_offer(Tail *self, PyObject *args)
+{
+    unsigned long long sequence;
+    int area, blacklisted, logging;
+    double begin_from, drop_until;
+
+    if (!PyArg_ParseTuple(args, "Kippdd:offer", &sequence, &area, &blacklisted, &logging, &begin_from, &drop_until))
+        return NULL;
+    self->sequence = sequence;
+    self->area = area & 1;
+    self->blacklisted = blacklisted;
+    self->logging = logging;
+    self->begin_from = begin_from;
+    self->drop_until = drop_until;
+    Py_CLEAR(self->fields);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Tail_offer_lines(Tail *self, PyObject *args)
+{
+    PyObject *fields;
+    int limited;
+    double balance, balance_at, rate, burst;
+
+    if (!PyArg_ParseTuple(args, "Spdddd:offer_lines", &fields, &limited, &balance, &balance_at, &rate, &burst))
+        return NULL;
+    Py_XSETREF(self->fields, Py_NewRef(fields));
+    self->limited = limited;
+    self->balance = balance;
+    self->balance_at = balance_at;
+    self->rate = rate;
+    self->burst = burst;
+    Py_RETURN_NONE;
+}
+
+static PyObject *Tail_close(Tail *self, PyObject *Py_UNUSED(ignored))
+{
+    Tail_clear(self);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef Tail_methods[] = {
+    {"offer", (PyCFunction)Tail_offer, METH_VARARGS, "The domain is settled, and this is how it may go on."},
+    {"offer_lines", (PyCFunction)Tail_offer_lines, METH_VARARGS, "After offer(): lines may go to journald, and cost that."},
+    {"close", (PyCFunction)Tail_close, METH_NOARGS, "Let go of the domain and its state."},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject TailType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "unplugd._fastpath.Tail",
+    .tp_basicsize = sizeof(Tail),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = "What of a domain may change outside of Python.",
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)Tail_init,
+    .tp_dealloc = (destructor)Tail_dealloc,
+    .tp_traverse = (traverseproc)Tail_traverse,
+    .tp_clear = (inquiry)Tail_clear,
+    .tp_methods = Tail_methods,
+};
+
+int append_pending(Tail *tail)
+{
+    Py_ssize_t have = PyByteArray_GET_SIZE(tail->partial);
+
+    if (tail->waiting == 0)
+        return 0;
+    if (PyByteArray_Resize(tail->partial, have + tail->waiting) < 0)
+        return -1;
+    memcpy(PyByteArray_AS_STRING(tail->partial) + have, pending, (size_t)tail->waiting);
+    tail->waiting = 0;
+    return 0;
+}
+
+bool in_step(const Tail *tail)
+{
+    const char *map = tail->state.buf;
+    const struct header *last = (const void *)(map + (tail->sequence & 1) * SLOT);
+    const struct header *other = (const void *)(map + (~tail->sequence & 1) * SLOT);
+
+    return last->sequence == tail->sequence && other->sequence < tail->sequence;
+}
+
+/* StateFile.commit() of a guest of which only the partial line, the balance and what was dropped have changed. */
+static void commit(Tail *tail, Py_ssize_t length)
+{
+    char *map = tail->state.buf;
+    struct slot slot;
+
+    memcpy(&slot, map + (tail->sequence & 1) * SLOT, sizeof slot);
+    slot.header.sequence = ++tail->sequence;
+    slot.header.unsaid_lines += tail->unsaid_lines;
+    slot.header.unsaid_bytes += tail->unsaid_bytes;
+    if (tail->paid) {
+        slot.header.balance = tail->balance;
+        slot.header.balance_at = tail->balance_at;
+        tail->paid = false;
+    }
+    slot.header.charged = 0;    /* by the frames of a line that has ended */
+    slot.header.area = tail->area;
+    slot.header.length = length;
+    slot.checksum = crc32(&slot.header, sizeof slot.header);
+    tail->unsaid_lines = tail->unsaid_bytes = 0;
+    atomic_signal_fence(memory_order_seq_cst);
+    memcpy(map + (tail->sequence & 1) * SLOT, &slot, offsetof(struct slot, checksum) + sizeof slot.checksum);
+}
+
+int keep(Tail *tail)
+{
+    char *map = tail->state.buf;
+    Py_ssize_t have = PyByteArray_GET_SIZE(tail->partial), more = tail->waiting;
+    bool ended = tail->ended;
+
+    if (!ended && more == 0)
+        return 0;
+    if (append_pending(tail) < 0)
+        return -1;
+    tail->ended = false;
+    tail->area ^= ended;    /* nothing that a valid header refers to is overwritten; `have` is 0 then */
+    memcpy(map + PAGE + tail->area * PAGE + have, PyByteArray_AS_STRING(tail->partial) + have, (size_t)more);
+    atomic_signal_fence(memory_order_seq_cst);
+    if (ended)
+        commit(tail, more);
+    else    /* StateFile.grow(): one aligned store, it is there or it is not */
+        *(volatile uint64_t *)(map + WORD) =
+            (tail->sequence & 0xFFFFFFFFu) << LENGTH_BITS | (uint64_t)(have + more);
+    atomic_signal_fence(memory_order_seq_cst);
+    return 0;
+}
+
+int catch_up(Tail *tail)
+{
+    PyObject *durations, *done;
+
+    if (!tail->changed || tail->owner == NULL)
+        return 0;
+    durations = PyList_New(0);
+    for (int i = 0; durations != NULL && i <= MAX_BOUNDS; i++)
+        if (tail->durations[i] > 0) {
+            PyObject *pair = Py_BuildValue("(iI)", i, tail->durations[i]);
+
+            if (pair == NULL || PyList_Append(durations, pair) < 0)
+                Py_CLEAR(durations);
+            Py_XDECREF(pair);
+        }
+    if (durations == NULL)
+        return -1;
+    done = PyObject_CallMethod(tail->owner, "caught_up", "((dLLLd)(Ki)(LLdN)(LLdd))",
+                               tail->heard, tail->lines, tail->dropped_lines, tail->dropped_bytes, tail->dropped_at,
+                               (unsigned long long)tail->sequence, tail->area,
+                               tail->magics, tail->logged, tail->seconds, durations,
+                               tail->passed_lines, tail->passed_bytes, tail->balance, tail->balance_at);
+    memset(&tail->changed, 0, sizeof *tail - offsetof(Tail, changed));
+    if (done == NULL)
+        return -1;
+    Py_DECREF(done);
+    return 0;
+}

@@ -1,0 +1,76 @@
+/* A Tail: what of a domain may change without Python. Who owns what, and when, says poller.c.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#ifndef UNPLUGD_TAIL_H
+#define UNPLUGD_TAIL_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdbool.h>
+
+enum {
+    LINE_LIMIT = 4095,      /* core.guestlog.LINE_LIMIT: the byte that fills a line is Python's */
+    MAX_BOUNDS = 32,
+};
+
+typedef struct tail {
+    PyObject_HEAD
+    PyObject *owner;        /* domain.Domain: caught_up(), line_ended(), settle(); NULL once closed */
+    PyObject *partial;      /* GuestLog.partial, a bytearray: appended to and cleared in place */
+    Py_buffer state;        /* the mapped StateFile; obj is NULL once closed */
+    /* As Python offered it, see Tail_offer. */
+    uint64_t sequence;
+    int area;
+    bool blacklisted;
+    bool logging;           /* log bytes may be taken here */
+    double begin_from;      /* from then on a timer is soon enough to flush a line that begins */
+    double drop_until;      /* until then (CLOCK_MONOTONIC) no line can pass, and nothing else is due */
+    PyObject *fields;       /* bytes: journal fields of its lines, which may go to journald here; NULL: they may not */
+    bool limited;           /* by the balance that follows: core.bucket.TokenBucket */
+    double balance, balance_at, rate, burst;
+    /* Of the batch that is being served. */
+    Py_ssize_t waiting;     /* bytes in `pending`, behind those of `partial` */
+    bool ended;             /* a line ended here: the rest belongs into the other area, under a new header */
+    bool unsettled;         /* Python ended a line: it must settle() before anything is sent */
+    long long unsaid_lines, unsaid_bytes;   /* dropped lines that no header counts yet */
+    unsigned long long round;               /* of the Poller, in which it took `spent` seconds */
+    double spent;
+    bool paid;              /* the balance is another than the header's */
+    bool touched;           /* it is in Poller.touched */
+    struct tail *next;
+    /* What the domain was not told yet; zeroed from here on by catch_up(). */
+    bool changed;
+    double heard;           /* when the last byte came; 0 for none */
+    long long lines;        /* ended here: dropped ones and empty ones */
+    long long dropped_lines, dropped_bytes;
+    double dropped_at;
+    long long magics, logged;               /* frames */
+    double seconds;         /* that batches took, in sum */
+    unsigned durations[MAX_BOUNDS + 1];     /* batches by bucket of the histogram */
+    long long passed_lines, passed_bytes;   /* that journald has */
+} Tail;
+
+extern PyTypeObject TailType;
+
+/* Log bytes of the batch that is being served, whosever it is: between two batches there are none. */
+extern unsigned char pending[LINE_LIMIT];
+
+/* Once, before all else here. */
+void make_crc_table(void);
+
+/* Bytes that are pending become part of the partial line. -1 and an exception where there is no memory. */
+int append_pending(Tail *tail);
+
+/* Whether the last commit is the one that was offered. Else somebody commits and does not offer, which is a bug; bytes
+ * kept here would belong to no header, so there are none until the next offer. */
+bool in_step(const Tail *tail);
+
+/* Keep what the batch changed so far, where SIGKILL does not reach it. -1 and an exception where there is no memory. */
+int keep(Tail *tail);
+
+/* Tell the domain what changed since it was told last. -1 and an exception if that fails. */
+int catch_up(Tail *tail);
+
+#endif
