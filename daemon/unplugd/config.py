@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from unplugd.attach.settings import AttachConfig
 from unplugd.configkeys import KEYS, SECTIONS, TABLE_LISTS, Check, Wrong, integer
@@ -27,8 +27,7 @@ DEFAULT_DROP_INS = Path("/etc/unplugd/conf.d")
 
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddedDomain:
+class EmbeddedDomain(NamedTuple):
     """A domain of the embedded store."""
 
     domid: int
@@ -36,8 +35,7 @@ class EmbeddedDomain:
     uuid: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class XenstoreConfig:
+class XenstoreConfig(NamedTuple):
     """`[xenstore]`"""
 
     backend: str = "auto"
@@ -45,8 +43,7 @@ class XenstoreConfig:
     domains: tuple[EmbeddedDomain, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class BlacklistConfig:
+class BlacklistConfig(NamedTuple):
     """`[blacklist]`"""
 
     lookup_timeout: float = 1.0
@@ -55,8 +52,7 @@ class BlacklistConfig:
     ranges: tuple[BlacklistRange, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyConfig:
+class PolicyConfig(NamedTuple):
     """`[policy]`; `allow_unplug` as a mask of unplug bits."""
 
     allow_unplug: int = ALL_DEVICES
@@ -64,15 +60,13 @@ class PolicyConfig:
     legacy_unplug: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SocketConfig:
+class SocketConfig(NamedTuple):
     """`[socket]`; `device_model_uids` is None for "auto"."""
 
     device_model_uids: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LogConfig:
+class LogConfig(NamedTuple):
     """`[log]`"""
 
     sinks: tuple[str, ...] = ("journal",)
@@ -84,28 +78,26 @@ class LogConfig:
     max_file_bytes: int = 1048576
 
 
-@dataclass(frozen=True, slots=True)
-class HttpConfig:
+class HttpConfig(NamedTuple):
     """`[http]`; `listen` is (host, port), or None for off."""
 
     listen: tuple[str, int] | None = ("127.0.0.1", 9877)
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(NamedTuple):
     """The whole configuration, checked."""
 
     runtime_dir: Path = Path("/run/unplugd")
     publish: bool = True
     protocol_version: int = 1
-    xenstore: XenstoreConfig = field(default_factory=XenstoreConfig)
-    blacklist: BlacklistConfig = field(default_factory=BlacklistConfig)
-    products: Mapping[str, int] = field(default_factory=dict)
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    socket: SocketConfig = field(default_factory=SocketConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    http: HttpConfig = field(default_factory=HttpConfig)
-    attach: AttachConfig = field(default_factory=AttachConfig)
+    xenstore: XenstoreConfig = XenstoreConfig()
+    blacklist: BlacklistConfig = BlacklistConfig()
+    products: Mapping[str, int] = MappingProxyType({})
+    policy: PolicyConfig = PolicyConfig()
+    socket: SocketConfig = SocketConfig()
+    log: LogConfig = LogConfig()
+    http: HttpConfig = HttpConfig()
+    attach: AttachConfig = AttachConfig()
     """For unplugd-attach, which reads the same files; unplugd only checks it."""
 
 

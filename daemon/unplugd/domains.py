@@ -18,8 +18,7 @@ import functools
 import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from unplugd.errors import NoSuchNode, StoreError
 from unplugd.records import Event
@@ -40,8 +39,7 @@ _PROBED = 256
 _NODES = ("name", "vm", "log-throttling", "image/device-model-kill-uid")
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What xenstore says about a domain."""
 
     name: str = ""
@@ -103,10 +101,11 @@ class _Known:
 
 
 class Domains:
-    """Follows xenstore and tells a Census."""
+    """Follows xenstore and tells a Census. Which xenstore, use() says."""
 
-    def __init__(self, store: Store, census: Census, say: Callable[[Event, str], None]) -> None:
-        self._store = store
+    _store: Store
+
+    def __init__(self, census: Census, say: Callable[[Event, str], None]) -> None:
         self._census = census
         self._say = say
         self._known: dict[int, _Known] = {}
@@ -117,8 +116,13 @@ class Domains:
         self._arming = asyncio.Semaphore(_ARMED_AT_ONCE)
         self._unarmed: list[int] = []
         self.readers: Sequence[Store] = ()
-        """Further connections to the same xenstored, for reading all domains at start: see _reader()."""
+        """See use()."""
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def use(self, store: Store, readers: Sequence[Store] = ()) -> None:
+        """Follow this one. `readers`: more connections to the same xenstored, for reading all domains at start."""
+        self._store = store
+        self.readers = readers
 
     def arm(self) -> None:
         """Watch for comings and goings; once, before the store runs: it arms its watches at every connect."""

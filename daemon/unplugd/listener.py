@@ -209,7 +209,7 @@ class Listener:
 
     def _listen(self) -> None:
         if self._listening is not None:
-            asyncio.get_running_loop().add_reader(self._listening, self._accept)
+            asyncio.get_running_loop().add_reader(self._listening.fileno(), self._accept)
 
     def _accept(self) -> None:
         """Somebody connects. A few at a time: a crowd at one domain's socket does not keep the others waiting."""
@@ -222,7 +222,7 @@ class Listener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:  # no descriptors or no memory: they wait in the queue
-                loop.remove_reader(self._listening)
+                loop.remove_reader(self._listening.fileno())
                 self._retry = loop.call_later(ACCEPT_RETRY, self._listen)
                 loop.call_exception_handler({"message": f"{self.path}: accept", "exception": error})
                 return
@@ -313,7 +313,7 @@ class Listener:
         if self._retry is not None:
             self._retry.cancel()
         if self._listening is not None:
-            asyncio.get_running_loop().remove_reader(self._listening)
+            asyncio.get_running_loop().remove_reader(self._listening.fileno())
             self._listening.close()
             self._listening = None
         for connection in list(self._connections):

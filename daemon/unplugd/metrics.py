@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from unplugd.core.protocol import DEVICES
 from unplugd.standing import Standing
@@ -44,8 +44,7 @@ class Type(Enum):
     INFO = "info"
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
+class Metric(NamedTuple):
     """One metric of the catalogue."""
 
     name: str
@@ -55,7 +54,7 @@ class Metric:
     """One sentence for the HELP line."""
     labels: tuple[str, ...] = ()
     """Names of its labels, in the order in which they are written."""
-    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    values: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """Label values that are known beforehand: a series for each exists from the start, at 0."""
     note: str = ""
     """What else a reader of the documentation wants to know."""

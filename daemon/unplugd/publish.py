@@ -29,20 +29,27 @@ NODES = ("product", "product-name", "build", "blacklisted", "unplugged")
 
 
 class Publisher:
-    """Writes what domains have to tell."""
+    """Writes what domains have to tell, into the store that use() says; before that, nothing."""
 
-    def __init__(self, store: Store, say: Callable[[Event, str], None], *, enabled: bool) -> None:
-        self._store = store
+    _store: Store
+
+    def __init__(self, say: Callable[[Event, str], None], *, enabled: bool) -> None:
         self._say = say
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._tasks: dict[Domain, asyncio.Task[None]] = {}
         self._again: set[Domain] = set()
         self._written: dict[Domain, dict[str, str] | None] = {}
+        self._usable = False
         self.enabled = enabled
+
+    def use(self, store: Store) -> None:
+        """Write into this one. What was to be told before, publish_all() finds."""
+        self._store = store
+        self._usable = True
 
     def changed(self, domain: Domain) -> None:
         """What the domain's nodes should say may have changed."""
-        if not self.enabled:
+        if not (self.enabled and self._usable):
             return
         if domain in self._tasks:
             self._again.add(domain)

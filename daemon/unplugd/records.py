@@ -5,15 +5,14 @@ This room knows the catalogue of events and how an entry of the log is made up. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 ERROR, WARNING, NOTICE, INFO = "3", "4", "5", "6"
 """syslog priorities, as the journal field PRIORITY wants them (syslog(3))."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One record, of a guest or of unplugd itself, on its way to the sinks."""
 
     time: float

@@ -15,11 +15,11 @@ import asyncio
 import gc
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from unplugd import __version__
-from unplugd.config import Config, load
+from unplugd.config import Config, EmbeddedDomain, load
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domain import Domain, Settings
@@ -39,11 +39,13 @@ from unplugd.state import read_note
 from unplugd.status import StatusLine
 from unplugd.systemd import fd_store_works, forget_fd, listen_fds, notify, watchdog_interval
 from unplugd.verdict import Blacklist
-from unplugd.xenstore import EmbeddedStore, open_store
 from unplugd.xenstore.store import Store
 
 HTTP_DELAY = 0.25
 """Seconds that HTTP waits for the guests' sockets at most: without a xenstore there is something to see, too."""
+
+FIRST_ANSWERS = 0.01
+"""Seconds that guests which wait for a restart have to themselves, before what they do not need is loaded."""
 
 READERS = 8
 """Connections to xenstored by which the domains are read at start."""
@@ -67,8 +69,12 @@ class Service:
         self.domains: dict[int, Domain] = {}
         self.standing = Standing(config_path)
         self._config_path = config_path
+        self._follow_configuration: Callable[[Sequence[EmbeddedDomain]], None] = lambda domains: None
+        """What configuration's domains are told to: the store that is in this process, where it is that one."""
         self._listeners: dict[int, Listener] = {}
         self._facts: dict[int, Facts] = {}
+        self._store: Store
+        self._lookups: Store
         self._store_tasks: set[asyncio.Task[None]] = set()
         self._starting: set[asyncio.Task[None]] = set()
         self._awaited = "xenstore"
@@ -89,9 +95,12 @@ class Service:
         loop.set_exception_handler(self._oversight.surprised)
         # what systemd passes, it has kept; and the guests whose sockets these are wait
         self._keep_sockets = any(name.startswith("dom") for name in self._passed)
-        self._take_over()
-        if not self._keep_sockets:
+        if self._keep_sockets:
+            self._take_over()
+            await asyncio.sleep(FIRST_ANSWERS)
+        else:
             self._keep_sockets = await fd_store_works()
+        self._use_xenstore()
         self._say(Event.STARTED, f"unplugd {__version__} started" + (
             "; sockets are kept over restarts" if self._keep_sockets else "") + (
             "; no HTTP by TCP: there is no network here, and no socket was passed"
@@ -134,15 +143,27 @@ class Service:
             self._tcp_sockets = listen_tcp(*config.http.listen)
         self._http = HttpFront(self, config.runtime_dir / "control.sock", self._tcp_sockets)
         self._access = Access(config.socket.device_model_uids)
-        self._store = open_store(config.xenstore)
-        embedded = isinstance(self._store, EmbeddedStore)
-        self._lookups: Store = self._store if embedded else open_store(config.xenstore)
-        self._domains = Domains(self._store, self, self._say)
-        if not embedded:
-            self._domains.readers = [open_store(config.xenstore) for _ in range(READERS)]
-        self._publisher = Publisher(self._store, self._say, enabled=config.publish)
-        self._blacklist = Blacklist(self._store, self._lookups, config.blacklist, self.settings.registry,
-                                    self.counters, self._directory.state, self.settings.boot, self._say)
+        self._domains = Domains(self, self._say)
+        self._publisher = Publisher(self._say, enabled=config.publish)
+        self._blacklist = Blacklist(config.blacklist, self.settings.registry, self.counters, self._directory.state,
+                                    self.settings.boot, self._say)
+
+    def _use_xenstore(self) -> None:
+        # loaded here: guests that wait for a restart are answered before
+        from unplugd.xenstore.choice import open_store
+        from unplugd.xenstore.embedded import EmbeddedStore
+
+        config = self.config.xenstore
+        self._store = self._lookups = open_store(config)
+        readers: list[Store] = []
+        if isinstance(self._store, EmbeddedStore):
+            self._follow_configuration = self._store.follow
+        else:
+            self._lookups = open_store(config)
+            readers = [open_store(config) for _ in range(READERS)]
+        self._domains.use(self._store, readers)
+        self._publisher.use(self._store)
+        self._blacklist.use(self._store, self._lookups)
 
     def _take_over(self) -> None:
         """Serve the guests whose sockets systemd kept before xenstore is asked, by what the last process knew of them.
@@ -370,8 +391,7 @@ class Service:
             self._listeners[domid].configure(self._access, self._facts[domid].device_model_uid)
         self._oversight.spawn(self._publisher.publish_all(list(self.domains.values())))
         self._blacklist.configure(config.blacklist, self.settings.registry)
-        if isinstance(self._store, EmbeddedStore):
-            self._store.follow(config.xenstore.domains)
+        self._follow_configuration(config.xenstore.domains)
         if self._store.connected:
             try:
                 await self._blacklist.put_entries()

@@ -1,9 +1,9 @@
 """The blacklist: what a build number's verdict is, and what configuration puts into xenstore for it.
 
 A verdict asks xenstored itself, on a connection that publishing and scanning do not share. When it does not answer in
-time, or a guest asks too often, the mirror decides (contract section 2). In the state directory, `owned.json` keeps
+time, or a guest asks too often, the mirror decides (contract section 2). In the state directory, `owned` keeps
 what configuration put there, so that a reload after a restart takes out what was unplugd's and nothing else, and
-`mirror.json` the mirror, so that a restart while xenstored is silent forgets no verdict.
+`mirror` the mirror, so that a restart while xenstored is silent forgets no verdict.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ Say = Callable[[Event, str], None]
 
 
 class Blacklist:
-    """The verdicts of all domains."""
+    """The verdicts of all domains. Which xenstore is asked, use() says; who asks before that waits for it."""
 
-    def __init__(self, store: Store, lookups: Store, config: BlacklistConfig, registry: Registry, counters: Counters,
-                 state_directory: Path, boot: bytes, say: Say) -> None:
-        """`lookups` is a connection for verdicts alone (it may be `store` itself where nothing can queue)."""
-        self._store = store
-        self._lookups = SharedReads(lookups)
+    _store: Store
+    _lookups: SharedReads
+
+    def __init__(self, config: BlacklistConfig, registry: Registry, counters: Counters, state_directory: Path,
+                 boot: bytes, say: Say) -> None:
         self._counters = counters
-        self._owned_file = state_directory / "owned.json"
-        self._mirror_file = state_directory / "mirror.json"
+        self._owned_file = state_directory / "owned"
+        self._mirror_file = state_directory / "mirror"
         self._boot = boot.hex()
         self._say = say
         self._mirror = self._load(self._mirror_file)
@@ -62,6 +62,11 @@ class Blacklist:
         self._dirty = asyncio.Event()
         self._owned = self._load(self._owned_file)
         self.configure(config, registry)
+
+    def use(self, store: Store, lookups: Store) -> None:
+        """Ask this one; `lookups` is a connection for verdicts alone (`store` itself where nothing can queue)."""
+        self._store = store
+        self._lookups = SharedReads(lookups)
 
     def configure(self, config: BlacklistConfig, registry: Registry) -> None:
         """Use another configuration; xenstore follows with the next put_entries()."""
@@ -225,30 +230,21 @@ class Blacklist:
     # --- what the next process finds: which nodes are ours, and the mirror
 
     def _load(self, file: Path) -> set[str]:
+        """The paths in a file of ours: the boot that it is of, then a path a line."""
         try:
-            raw = file.read_bytes()
+            boot, *paths = file.read_text("ascii", "surrogateescape").split("\n")
         except OSError:
             return set()
-        import json  # whoever starts without such files does without it
-
-        try:
-            kept = json.loads(raw)
-            if kept["boot"] == self._boot:
-                return {path for path in kept["nodes"] if isinstance(path, str) and path.startswith(ROOT + "/")}
-        except (ValueError, KeyError, TypeError):
-            pass
-        return set()
+        return {path for path in paths if path.startswith(ROOT + "/")} if boot == self._boot else set()
 
     def _save_owned(self) -> None:
         self._save(self._owned_file, self._owned,
                    "a reload after a restart will not take configuration's blacklist entries out of xenstore")
 
     def _save(self, file: Path, paths: set[str], otherwise: str) -> None:
-        import json
-
         new = file.with_suffix(".new")
         try:
-            new.write_text(json.dumps({"boot": self._boot, "nodes": sorted(paths)}))
+            new.write_text("\n".join((self._boot, *sorted(paths), "")), "ascii", "surrogateescape")
             os.replace(new, file)
         except OSError as error:
             self._say(Event.SINK_FAILED, f"{file}: {error.strerror}; {otherwise}")

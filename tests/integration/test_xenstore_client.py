@@ -19,7 +19,9 @@ from tests.lab.xenstored import Xenstored
 from tests.store_behaviour import PATIENCE, Drive, Seen, StoreBehaviour
 from unplugd.config import XenstoreConfig
 from unplugd.errors import NoSuchNode, StoreRefused, StoreUnavailable
-from unplugd.xenstore import Client, Endpoint, connection, open_store, socket_paths
+from unplugd.xenstore import connection
+from unplugd.xenstore.choice import open_store, socket_paths
+from unplugd.xenstore.client import Client, Endpoint
 from unplugd.xenstore.store import Store
 
 UUID = "4f0e0c5e-0000-4000-8000-000000000007"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ from unplugd.metrics import Counters
 from unplugd.records import Event
 from unplugd.sinks.delivery import Delivery
 from unplugd.sinks.journal import Journal
-from unplugd.xenstore import EmbeddedStore
+from unplugd.xenstore.embedded import EmbeddedStore
 
 UUID = "4f0e0c5e-0000-4000-8000-000000000007"
 OTHER_UUID = "4f0e0c5e-0000-4000-8000-000000000008"
@@ -95,7 +94,7 @@ class Host:
         self.published: list[int] = []
         self.said: list[tuple[Event, str]] = []
         self.settings = Settings(
-            dataclasses.replace(config, runtime_dir=directory),
+            config._replace(runtime_dir=directory),
             delivery(config.log, directory / "state", journald=self.journald.path),
             self.counters,
             directory / "state",

@@ -14,7 +14,7 @@ from unplugd.config import EmbeddedDomain
 from unplugd.domains import Domains, Facts
 from unplugd.errors import StoreUnavailable
 from unplugd.records import Event
-from unplugd.xenstore import EmbeddedStore
+from unplugd.xenstore.embedded import EmbeddedStore
 from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN
 
 WEB = EmbeddedDomain(7, "web-01", UUID)
@@ -88,7 +88,8 @@ class World:
         self.store = store
         self.register = Register()
         self.said: list[tuple[Event, str]] = []
-        self.domains = Domains(store, self.register, lambda event, message: self.said.append((event, message)))
+        self.domains = Domains(self.register, lambda event, message: self.said.append((event, message)))
+        self.domains.use(store)
 
     async def settled(self) -> None:
         """Nothing more comes."""

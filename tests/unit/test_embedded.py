@@ -10,7 +10,8 @@ import pytest
 from tests.store_behaviour import PATIENCE, Drive, Seen, StoreBehaviour
 from unplugd.config import EmbeddedDomain, XenstoreConfig
 from unplugd.errors import NoSuchNode, StoreUnavailable
-from unplugd.xenstore import EmbeddedStore, open_store
+from unplugd.xenstore.choice import open_store
+from unplugd.xenstore.embedded import EmbeddedStore
 from unplugd.xenstore.store import Store
 
 UUID = "4f0e0c5e-0000-4000-8000-000000000007"

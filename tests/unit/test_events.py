@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from unplugd.core.events import (
@@ -53,7 +51,6 @@ def test_sentences(event: Event, words: list[str]) -> None:
 
 def test_events_are_facts() -> None:
     for event in (Line(b"x", None, None), WasReset(), Unplugged(1)):
-        assert dataclasses.is_dataclass(event)
         assert not hasattr(event, "__dict__")
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         Unplugged(1).mask = 2  # type: ignore[misc] # it is frozen

@@ -18,7 +18,7 @@ from unplugd.domain import Domain
 from unplugd.errors import NoSuchNode, StoreRefused, TransactionConflict
 from unplugd.publish import ATTEMPTS, Publisher
 from unplugd.records import Event
-from unplugd.xenstore import EmbeddedStore
+from unplugd.xenstore.embedded import EmbeddedStore
 
 HOME = "/local/domain/7"
 BASE = f"{HOME}/unplug"
@@ -30,7 +30,8 @@ class World:
     def __init__(self, one: Host, store: EmbeddedStore, *, enabled: bool) -> None:
         self.host = one
         self.store = store
-        self.publisher = Publisher(store, one.say, enabled=enabled)
+        self.publisher = Publisher(one.say, enabled=enabled)
+        self.publisher.use(store)
         one.settings.published = self.publisher.changed
         self.domain = one.domain()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from unplugd.errors import NoSuchNode, StoreUnavailable
 from unplugd.sharedreads import SharedReads
-from unplugd.xenstore import EmbeddedStore
+from unplugd.xenstore.embedded import EmbeddedStore
 
 PATH = "/mh/driver-blacklist/linux/1"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -317,9 +315,9 @@ def test_no_payload_follows_a_reset() -> None:
 
 
 def test_what_a_frame_waits_for_is_frozen() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         NeedVerdict(1, 1, first=True).build = 2  # type: ignore[misc] # it is frozen
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         NeedTokens(1.0).seconds = 0  # type: ignore[misc] # it is frozen
 
 

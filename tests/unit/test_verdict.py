@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +21,7 @@ from unplugd.domain import Domain
 from unplugd.errors import NoSuchNode, StoreUnavailable
 from unplugd.records import Event
 from unplugd.verdict import LOOKUPS_A_SECOND, Blacklist
-from unplugd.xenstore import EmbeddedStore
+from unplugd.xenstore.embedded import EmbeddedStore
 
 ROOT = "/mh/driver-blacklist"
 CITRIX = f"{ROOT}/xensource-windows/86451"
@@ -56,9 +55,9 @@ class World:
     def another(self, config: BlacklistConfig, boot: bytes = bytes(16)) -> Blacklist:
         """The blacklist of a process that was started anew."""
         registry = Registry({"my-drivers": 0x1234})
-        return Blacklist(
-            self.store, self.store, config, registry, self.host.counters, self.host.directory, boot, self.host.say
-        )
+        blacklist = Blacklist(config, registry, self.host.counters, self.host.directory, boot, self.host.say)
+        blacklist.use(self.store, self.store)
+        return blacklist
 
     async def judge(self, product: int, build: int, seconds: float = 5.0, domain: Domain | None = None) -> Verdict:
         """Look up a build number."""
@@ -91,7 +90,7 @@ def test_a_node_written_by_hand_counts_for_the_next_build_number(tmp_path: Path)
             await it.blacklist.sync()
             assert not (await it.judge(1, 86451)).blacklisted
             await it.store.write(CITRIX, b"by hand")
-            assert await it.judge(1, 86451) == Verdict(blacklisted=True, reason="by hand")
+            assert await it.judge(1, 86451) == Verdict(blacklisted=True, reason="by hand", source="xenstore")
             await it.store.write(CITRIX, b"")
             assert (await it.judge(1, 86451)).blacklisted, "its existence is what counts"
             await it.store.remove(CITRIX)
@@ -122,9 +121,9 @@ def test_who_is_judged_without_xenstore(tmp_path: Path) -> None:
             await it.blacklist.sync()
             reads = it.store.reads
             assert not (await it.judge(0x777, 1)).blacklisted
-            assert await it.judge(4, 7) == Verdict(blacklisted=True, reason="old")
+            assert await it.judge(4, 7) == Verdict(blacklisted=True, reason="old", source="configuration")
             assert not (await it.judge(4, 8)).blacklisted
-            assert await it.judge(0xFFFF, 9) == Verdict(blacklisted=True, reason="beta")
+            assert await it.judge(0xFFFF, 9) == Verdict(blacklisted=True, reason="beta", source="configuration")
             assert it.lookups == {"unknown-product": 1, "blacklisted": 2, "allowed": 1}
             assert it.store.reads == reads
 
@@ -300,20 +299,20 @@ def test_what_is_ours_is_remembered_over_a_restart_but_not_over_a_boot(tmp_path:
             restarted = it.another(BlacklistConfig())
             await restarted.put_entries()
             assert await it.read(CITRIX) is None
-            assert json.loads((tmp_path / "owned.json").read_text())["nodes"] == []
+            assert (tmp_path / "owned").read_text().splitlines()[1:] == []
 
     asyncio.run(main())
 
 
-SAME_BOOT = '{"boot": "00000000000000000000000000000000", "nodes": '
+SAME_BOOT = "0" * 32
 
 
-@pytest.mark.parametrize("content", ["", "[]", "7", '{"boot": 1}', SAME_BOOT + "7}", SAME_BOOT + '["/vm", 3]}'])
+@pytest.mark.parametrize("content", ["", "\n", "/vm\n", "\ud1ff\n/vm\n", SAME_BOOT, f"{SAME_BOOT}\n/vm\n3\n\n"])
 def test_a_memory_that_is_damaged_owns_nothing(tmp_path: Path, content: str) -> None:
     async def main() -> None:
         async with world(tmp_path) as it:
             await it.store.write("/vm", b"precious")
-            (tmp_path / "owned.json").write_text(content)
+            (tmp_path / "owned").write_bytes(content.encode("utf-8", "surrogatepass"))
             await it.another(BlacklistConfig()).put_entries()
             assert await it.read("/vm") == b"precious"
 
@@ -327,7 +326,7 @@ def test_a_memory_that_cannot_be_written_is_said(tmp_path: Path) -> None:
             await it.blacklist.sync()
             assert await it.read(CITRIX) == b"loses data"
             assert it.host.said[0][0] is Event.SINK_FAILED
-            assert "owned.json" in it.host.said[0][1]
+            assert "owned" in it.host.said[0][1]
 
     asyncio.run(main())
 
@@ -432,7 +431,7 @@ def test_who_asks_before_there_was_a_connection_waits_for_it(tmp_path: Path) -> 
             await asyncio.sleep(0.01)
             assert not asked.done()
             await it.blacklist.sync()
-            assert await asked == Verdict(blacklisted=True, reason="by hand")
+            assert await asked == Verdict(blacklisted=True, reason="by hand", source="xenstore")
             assert it.lookups == {"blacklisted": 1}
 
     asyncio.run(main())

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 
 from unplugd import __version__, config, systemd
@@ -17,7 +16,7 @@ from unplugd.attach.supervisor import Supervisor
 from unplugd.errors import ConfigError, HostError
 from unplugd.records import INFO, Entry
 from unplugd.sinks.journal import Journal
-from unplugd.xenstore import open_store
+from unplugd.xenstore.choice import open_store
 
 _UNSENT_LIMIT = 1000
 PRIVCMD = Path("/dev/xen/privcmd")
@@ -87,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = config.load(options.config)
         _require_dom0()
         given = {key: getattr(options, key) for key in ("when_unreachable", "unreachable_after")}
-        attach = replace(settings.attach, **{key: value for key, value in given.items() if value is not None})
+        attach = settings.attach._replace(**{key: value for key, value in given.items() if value is not None})
         asyncio.run(_serve(settings, attach, Records(None if options.stderr else Journal())))
     except (ConfigError, HostError) as error:
         print(f"unplugd-attach: {error}", file=sys.stderr)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 UNREACHABLE = ("absent", "wait")
 """What `when_unreachable` may be."""
 
 
-@dataclass(frozen=True, slots=True)
-class AttachConfig:
+class AttachConfig(NamedTuple):
     """`[attach]`."""
 
     when_unreachable: str = "absent"

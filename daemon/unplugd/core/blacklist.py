@@ -6,7 +6,7 @@ xenstore itself (`/mh/driver-blacklist/<product>/<build>`) is asked elsewhere; h
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from unplugd.core.registry import fits_xenstore
 
@@ -16,8 +16,7 @@ ROOT = "/mh/driver-blacklist"
 LAST_BUILD = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class BlacklistEntry:
+class BlacklistEntry(NamedTuple):
     """One build number of a product."""
 
     product: str
@@ -30,8 +29,7 @@ class BlacklistEntry:
         return node(self.product, self.build)
 
 
-@dataclass(frozen=True, slots=True)
-class BlacklistRange:
+class BlacklistRange(NamedTuple):
     """The build numbers `first` to `last` of a product, both included."""
 
     product: str

@@ -5,13 +5,12 @@ Guest-chosen values in the sentences are numbers; the only guest text is Line.te
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from unplugd.core.protocol import device_names
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A line of the guest's log that the limiter let pass."""
 
     text: bytes
@@ -20,8 +19,7 @@ class Line:
     build: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class LinesDropped:
+class LinesDropped(NamedTuple):
     """The limiter dropped lines; said in the guest's own log."""
 
     lines: int
@@ -31,8 +29,7 @@ class LinesDropped:
         return f"unplugd: {self.lines} lines ({self.bytes} bytes) dropped: rate limit"
 
 
-@dataclass(frozen=True, slots=True)
-class Announced:
+class Announced(NamedTuple):
     """A build number was judged."""
 
     product: int
@@ -49,8 +46,7 @@ class Announced:
         return f"PV driver {name} ({self.product}) build {self.build}: {verdict}"
 
 
-@dataclass(frozen=True, slots=True)
-class Blacklisted:
+class Blacklisted(NamedTuple):
     """The guest's driver became blacklisted: from now on its magic reads 0xd249."""
 
     product: int
@@ -63,8 +59,7 @@ class Blacklisted:
         return f"PV driver {self.product_name} build {self.build} is blacklisted{because}"
 
 
-@dataclass(frozen=True, slots=True)
-class VerdictFallback:
+class VerdictFallback(NamedTuple):
     """A build number was judged without xenstored's word."""
 
     build: int
@@ -74,8 +69,7 @@ class VerdictFallback:
         return f"build {self.build} judged without xenstored: {self.why}"
 
 
-@dataclass(frozen=True, slots=True)
-class Unplugged:
+class Unplugged(NamedTuple):
     """Devices were ordered to be unplugged that had not been since reset."""
 
     mask: int
@@ -85,8 +79,7 @@ class Unplugged:
         return f"unplugs {device_names(self.mask)}"
 
 
-@dataclass(frozen=True, slots=True)
-class UnplugDenied:
+class UnplugDenied(NamedTuple):
     """Policy refused devices that the driver asked to have unplugged."""
 
     mask: int
@@ -98,8 +91,7 @@ class UnplugDenied:
         return f"unplug of {device_names(self.mask)} refused by {key}"
 
 
-@dataclass(frozen=True, slots=True)
-class UndefinedBits:
+class UndefinedBits(NamedTuple):
     """An unplug mask had bits that mean nothing."""
 
     bits: int
@@ -108,8 +100,7 @@ class UndefinedBits:
         return f"undefined bits {self.bits:#06x} of an unplug mask ignored"
 
 
-@dataclass(frozen=True, slots=True)
-class BuildWithoutProduct:
+class BuildWithoutProduct(NamedTuple):
     """A build number came before a product number and was ignored."""
 
     build: int
@@ -118,16 +109,14 @@ class BuildWithoutProduct:
         return f"build number {self.build} ignored: no product number came before it"
 
 
-@dataclass(frozen=True, slots=True)
-class WasReset:
+class WasReset(NamedTuple):
     """The platform device came out of reset: the guest's protocol state is forgotten."""
 
     def __str__(self) -> str:
         return "platform device reset: product, build, verdict and unplugged devices forgotten"
 
 
-@dataclass(frozen=True, slots=True)
-class Throttled:
+class Throttled(NamedTuple):
     """The guest's log ran into its limit."""
 
     delaying: bool
@@ -136,8 +125,7 @@ class Throttled:
         return "guest log over its rate limit: " + ("its accesses wait" if self.delaying else "lines are dropped")
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
+class Resumed(NamedTuple):
     """The guest's log is within its limit again."""
 
     def __str__(self) -> str:

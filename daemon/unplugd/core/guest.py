@@ -6,7 +6,6 @@ All connections of a domain share one Guest. What must survive the process is in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from unplugd.core.events import (
@@ -26,14 +25,13 @@ from unplugd.core.protocol import Effect, Platform, Rules
 from unplugd.core.registry import Registry
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What came of looking a build number up."""
 
     blacklisted: bool
     reason: str = ""
     """Why, in an administrator's words; "" if unknown."""
-    source: str = field(default="", compare=False)
+    source: str = ""
     """Who said so: "xenstore", "configuration", "mirror", "on-error" or "unknown-product"."""
     fallback: str = ""
     """Why xenstored itself was not asked, or did not answer, and what decided instead; "" where it answered."""
@@ -62,8 +60,8 @@ class Guest:
     """The state of one domain and the events that it caused, oldest first, in `events` (the caller takes them)."""
 
     __slots__ = (
-        "_read_magic", "_told", "changed", "events", "grew", "history", "log", "platform", "reason", "registry",
-        "resets",
+        "_announced", "_read_magic", "_told", "changed", "events", "grew", "history", "log", "platform", "reason",
+        "registry", "resets",
     )
 
     def __init__(self, rules: Rules, limits: Limits, registry: Registry, now: float,
@@ -82,6 +80,7 @@ class Guest:
         self._read_magic: bool | None = None
         self.resets = 0
         """How often the platform device was reset: a verdict that was asked for before one counts no more."""
+        self._announced: tuple[int, int, bool] | None = None
         self._told: set[object] = set()
 
     def reset(self, now: float) -> None:
@@ -94,6 +93,7 @@ class Guest:
         self.resets += 1
         self.reason = ""
         self.log.product = (None, None)
+        self._announced = None
         self._told.clear()
         self.log.record(WasReset(), now)
 
@@ -146,9 +146,9 @@ class Guest:
             self.log.record(VerdictFallback(build, verdict.fallback), now)
         self._identify()
         name = self.registry.name(product)
-        key = (product, build, platform.blacklisted)
-        if key not in self._told:
-            self._told = {told for told in self._told if not isinstance(told, tuple)} | {key}
+        announced = product, build, platform.blacklisted
+        if announced != self._announced:
+            self._announced = announced
             self.log.record(Announced(product, name, build, platform.blacklisted, verdict.reason), now)
         if platform.blacklisted and not before:
             self.log.record(Blacklisted(product, name, build, verdict.reason), now)

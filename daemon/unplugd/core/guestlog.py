@@ -8,7 +8,7 @@ costs its own. No I/O, no clock: the caller brings seconds of a clock that survi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from unplugd.core.bucket import TokenBucket
 from unplugd.core.events import Event, Line, LinesDropped, Resumed, Throttled
@@ -27,8 +27,7 @@ _MARGIN = 0.001
 """Seconds that drops_until() is early: more than what is lost in rounding."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What the configuration and the toolstack decide about one guest's log."""
 
     rate: float = 256

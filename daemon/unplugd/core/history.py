@@ -10,8 +10,8 @@ The history is for people: it is not kept over a restart of unplugd. The journal
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
 from unplugd.core.protocol import DEVICES
 
@@ -40,8 +40,7 @@ class Did(Enum):
     """unplugd started anew and took the guest's state over; the steps before are in the journal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One step of a guest's driver."""
 
     did: Did
@@ -59,8 +58,7 @@ class Step:
     """Whose build it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
+class Noted(NamedTuple):
     """A step in the ring."""
 
     step: Step
@@ -85,7 +83,7 @@ class History:
         ring = self._ring
         if ring and ring[-1].step == step:
             last = ring[-1]
-            ring[-1] = replace(last, last=now, times=last.times + times)
+            ring[-1] = last._replace(last=now, times=last.times + times)
             return
         if len(ring) == ring.maxlen:
             self._forgotten += 1

@@ -15,7 +15,6 @@ No I/O and no clock here; who looks a build number up is the caller's business.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import NamedTuple
 
@@ -121,8 +120,7 @@ LEGACY_MASKS: Mapping[tuple[int, int], int] = {
 """Address and value of a legacy write to the mask it stands for; any other value does nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(NamedTuple):
     """What the configuration decides about the protocol."""
 
     protocol_version: int = 1
@@ -145,8 +143,7 @@ class Rules:
         return {(row.read, row.addr, row.size): row.effect for row in self.rows()}
 
 
-@dataclass(frozen=True, slots=True)
-class Ordered:
+class Ordered(NamedTuple):
     """What came of an unplug mask."""
 
     order: int

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Generator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import LINE_LIMIT
@@ -22,8 +22,7 @@ from unplugd.core.protocol import LEGACY_MASKS, MAGIC, MAGIC_BLACKLISTED, Effect
 from unplugd.errors import ClientFault
 
 
-@dataclass(frozen=True, slots=True)
-class NeedVerdict:
+class NeedVerdict(NamedTuple):
     """A build number must be looked up before the frame goes on."""
 
     product: int
@@ -32,8 +31,7 @@ class NeedVerdict:
     """True for the first build number of a frame: all of a frame's lookups share one deadline."""
 
 
-@dataclass(frozen=True, slots=True)
-class NeedTokens:
+class NeedTokens(NamedTuple):
     """The frame's response must wait until the guest's bucket is not negative (`log.on_limit` = delay)."""
 
     seconds: float

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,17 +65,14 @@ def show_configuration(options: Namespace) -> int:
 
 def effective(config: Config) -> dict[str, Any]:
     """Every key with its value, as a document of the same form that the files have."""
-    document: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        document[field.name] = (
-            {key.name: getattr(value, key.name) for key in dataclasses.fields(value)}
-            if dataclasses.is_dataclass(value) else value)
+    document: dict[str, Any] = {
+        key: value._asdict() if hasattr(value, "_asdict") else value for key, value in config._asdict().items()
+    }
     document["runtime_dir"] = str(config.runtime_dir)
     document["products"] = dict(config.products)
     xenstore, blacklist = document["xenstore"], document["blacklist"]
-    xenstore["domain"] = [dataclasses.asdict(domain) for domain in xenstore.pop("domains")]
-    blacklist["entry"] = [dataclasses.asdict(entry) for entry in blacklist.pop("entries")]
+    xenstore["domain"] = [domain._asdict() for domain in xenstore.pop("domains")]
+    blacklist["entry"] = [entry._asdict() for entry in blacklist.pop("entries")]
     blacklist["range"] = [{"product": one.product, "from": one.first, "to": one.last, "reason": one.reason}
                           for one in blacklist.pop("ranges")]
     mask = config.policy.allow_unplug

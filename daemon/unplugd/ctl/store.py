@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from unplugd.core.blacklist import ROOT
 from unplugd.ctl.failure import XENSTORE, Failure
 from unplugd.errors import NoSuchNode, StoreError
-from unplugd.xenstore import open_store
+from unplugd.xenstore.choice import open_store
 from unplugd.xenstore.store import Store
 
 if TYPE_CHECKING:

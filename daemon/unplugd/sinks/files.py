@@ -130,10 +130,6 @@ class GuestFiles:
         self._claimed: set[str] = set()
         """The files of `_guests`."""
         self.reopen()
-        from aiofiles.os import wrap  # who logs to the journal alone starts without it
-
-        self._append_in_thread = wrap(_append)
-        self._rename_in_thread = wrap(_rename)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="guest-files")
 
     def reopen(self) -> None:
@@ -249,15 +245,19 @@ class GuestFiles:
         if not task.cancelled():
             task.exception()  # append() raises it to its caller; one who was cancelled does not want it
 
+    async def _in_thread(self, work: Callable[..., None], *arguments: object) -> None:
+        # not loaded before the first line: the guests that wait while unplugd starts come first
+        from aiofiles.os import wrap
+
+        await wrap(work)(*arguments, executor=self._threads)
+
     async def _append(self, guest: _Guest, lines: list[bytes], ledger: Ledger | None) -> None:
-        await self._append_in_thread(self.directory / guest.file, lines, self.max_bytes, ledger, executor=self._threads)
+        await self._in_thread(_append, self.directory / guest.file, lines, self.max_bytes, ledger)
 
     async def _rename(self, domid: int, guest: _Guest, target: str) -> None:
         source, guest.file = guest.file, target
         try:
-            await self._rename_in_thread(
-                self.directory / source, self.directory / target, self.max_bytes, executor=self._threads
-            )
+            await self._in_thread(_rename, self.directory / source, self.directory / target, self.max_bytes)
         except OSError as error:
             self._rename_failed(domid, error)
 

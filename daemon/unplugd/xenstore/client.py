@@ -12,8 +12,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from unplugd.errors import NoSuchNode, StoreError, StoreRefused, StoreUnavailable
 from unplugd.xenstore import device
@@ -39,8 +38,7 @@ _DIRECTORY_ATTEMPTS = 16
 """How often a large directory is read anew because it changed meanwhile."""
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """Where a xenstored may be reached."""
 
     path: str
