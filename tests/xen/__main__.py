@@ -14,7 +14,7 @@ from tests.xen import images
 from tests.xen.images import PROJECT
 from tests.xen.lab import Lab
 from tests.xen.machine import Dead, Machine
-from tests.xen.scenarios import SCENARIOS, SCENARIOS_C
+from tests.xen.scenarios import SCENARIOS, SCENARIOS_C, configure
 
 SUM = PROJECT / ".cache/xen-tests"
 """Where the last run leaves its count, as the tests and the soak do."""
@@ -40,6 +40,7 @@ def play(lab: Lab, store: str, scenario: Callable[[Lab], str]) -> Row:
     begin = time.monotonic()
     faults = 0
     while True:
+        lab.again = faults > 0
         try:
             saw = scenario(lab) + (f" (attempt {faults + 1})" if faults else "")
             return Row(store, scenario.__name__, "ok", time.monotonic() - begin, saw)
@@ -48,6 +49,7 @@ def play(lab: Lab, store: str, scenario: Callable[[Lab], str]) -> Row:
         count = int(lab.machine.run(f"xl dmesg | grep -c '{EMULATOR_FAULT}'").out or 0)
         if count <= lab.faults or faults + 1 == ATTEMPTS:
             journal = lab.machine.run("journalctl -q --no-pager -o cat -n 15 -t unplugd-attach -t unplugd").out
+            configure(lab, "")  # the next one expects the defaults
             print(f"--- {scenario.__name__}: {text}\n{journal}", flush=True)
             return Row(store, scenario.__name__, "FAILED", time.monotonic() - begin, " ".join(text.split())[:100])
         lab.faults = count

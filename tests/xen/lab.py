@@ -7,7 +7,9 @@ Two kinds: the boot-sector guest (`monitor`), which plays any port access that i
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tests.xen.machine import Machine
 
@@ -83,13 +85,18 @@ class Lab:
         self.machine = machine
         self._number = 0
         self._guests: dict[str, Guest] = {}
+        self._made: dict[str, Callable[[], Guest]] = {}
         self.faults = 0
         """How many faults of the emulator were seen so far."""
+        self.again = False
+        """A scenario is tried again, because the emulator lost a guest: one that is gone is made anew for it."""
 
     def guest(self, name: str) -> Guest:
         """A guest that an earlier scenario made. Raises AssertionError when it did not come to that."""
         if name not in self._guests:
             raise AssertionError(f"there is no guest {name}")
+        if self.again and self.machine.run(f"xl domid {name}").status:
+            return self._made[name]()
         return self._guests[name]
 
     def create(self, kind: str, name: str, *, vcpus: int = 1, boot: str = "run", more: str = "",
@@ -112,6 +119,8 @@ class Lab:
         self.machine.check(f"xl create {name}.cfg", 600)
         guest = Guest(self.machine, name, int(self.machine.check(f"xl domid {name}")))
         self._guests[name] = guest
+        self._made[name] = partial(self.create, kind, name, vcpus=vcpus, boot=boot, more=more, on_reboot=on_reboot,
+                                   phy=phy)
         if kind == "monitor":
             guest.talk("ready", timeout=600)
         return guest

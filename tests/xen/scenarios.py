@@ -186,8 +186,11 @@ def bypass(lab: Lab) -> str:
     for crossing in ("wl cfa d5010000", "ww cfb d500", "wl cf9 01000000"):
         guest.talk("wl cf8 80001010", crossing)
     equal(_bar(guest), 0xD400)
-    # 4 bytes at 0xcf9 are QEMU's and reach the lowest byte of a register: the command, which switches the BAR on
+    # 4 bytes at 0xcf9 are QEMU's; were the last of them the command register's, it would switch the BAR on
     guest.talk("wl cf8 80001004", "ww cfc 2", "wl cf8 80001010", "wl cfc d601", "wl cf8 80001004", "wl cf9 03000000")
+    guest.talk("wb d604 1", "wl d608 2", "ww d607 0100")
+    equal(guest.emulated, {"disk", "nic"})
+    guest.talk("wl cf8 80001004", "ww cfc 3")
     assert "I/O at 0xd600" in guest.monitor("info pci"), guest.monitor("info pci")
     guest.talk("wb d604 1", "wl d608 2", "ww d607 0100")
     equal(guest.emulated, {"disk", "nic"})

@@ -14,8 +14,9 @@ It also owns the platform device's I/O BAR and its configuration space (platform
 from 0xcfa or 0xcfb into the configuration data port is one that Xen does not know for what it is, and would reach the
 configuration space in QEMU. The part below 0xcfc goes to QEMU; the rest finds nothing, as it does while 0xcf8 is not
 set (with it set, Xen makes a configuration access of what begins at 0xcfc or later). Port 0xcf9 must stay QEMU's: it
-resets the machine, and QEMU tells Xen of a reset only when it was the guest that wrote there. So 4 bytes at 0xcf9 reach
-one byte of configuration data, which cannot move the BAR but can switch it on: platform.py reckons with that.
+resets the machine, and QEMU tells Xen of a reset only when it was the guest that wrote there. By address, 4 bytes at
+0xcf9 end in one byte of configuration data, which could not move the BAR but switch it on. QEMU 7.2 gives them all to
+its reset control; platform.py does not rely on that.
 
 Only ports and registers are known here; nothing of processes, sockets or the Xen libraries belongs here.
 """

@@ -81,7 +81,7 @@ class Platform:
     async def write(self, port: int, size: int, value: int) -> None:
         """Write such a port, unless the BAR came there meanwhile.
 
-        4 bytes at port 0xcf9 can switch the BAR on without our knowledge (plan.py): nothing is written either that
+        4 bytes at port 0xcf9 might switch the BAR on without our knowledge (plan.py): nothing is written either that
         would unplug if that were so.
         """
         async with self._lock:
