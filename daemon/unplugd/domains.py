@@ -83,10 +83,15 @@ class Census(Protocol):
         """A domain has gone."""
 
 
+def _paths(domid: int) -> list[str]:
+    """The nodes of a domain that are read and watched, in the order of _NODES."""
+    return [f"/local/domain/{domid}/{name}" for name in _NODES]
+
+
 class _Known:
     """A domain that was introduced."""
 
-    __slots__ = ("callbacks", "confirmed", "facts", "meeting", "restored", "told")
+    __slots__ = ("callback", "confirmed", "facts", "meeting", "restored", "told")
 
     def __init__(self) -> None:
         self.confirmed = True
@@ -97,7 +102,8 @@ class _Known:
         """Its facts are an earlier process's."""
         self.meeting = False
         """It is being read right now."""
-        self.callbacks: dict[str, Callable[[str], None]] = {}
+        self.callback: Callable[[str], None] | None = None
+        """What watches of its nodes call; None where they are not watched."""
 
 
 class Domains:
@@ -205,9 +211,8 @@ class Domains:
         unarmed, self._unarmed = self._unarmed, []
         for domid in unarmed:
             known = self._known.get(domid)
-            if known is not None and not known.callbacks:
-                for name in _NODES:
-                    known.callbacks[f"/local/domain/{domid}/{name}"] = functools.partial(self._changed, domid)
+            if known is not None and known.callback is None:
+                known.callback = functools.partial(self._changed, domid)
                 self._spawn(self._watch(domid, known))
         return found
 
@@ -245,7 +250,7 @@ class Domains:
 
     def _release(self, domid: int) -> None:
         known = self._known.pop(domid)
-        self._unwatch_all(known)
+        self._unwatch_all(domid, known)
         if known.told:
             self._census.released(domid)
 
@@ -270,24 +275,27 @@ class Domains:
     async def _watch(self, domid: int, known: _Known) -> None:
         """Watch a domain's nodes, then read them again: what changed before they were watched was no event."""
         async with self._arming:
+            callback = known.callback
+            if callback is None:
+                return  # it went meanwhile
             try:
-                await asyncio.gather(*(self._store.watch(path, call) for path, call in known.callbacks.items()))
+                await asyncio.gather(*(self._store.watch(path, callback) for path in _paths(domid)))
             except StoreError as error:
-                self._unwatch_all(known)  # to be armed anew by the scan after the next connect
+                self._unwatch_all(domid, known)  # to be armed anew by the scan after the next connect
                 if self._known.get(domid) is known:
                     self._say(Event.STORE_REFUSED, f"domain {domid} is not watched: {error}")
             if self._known.get(domid) is known:
                 await self._look_again(domid)
 
-    def _unwatch_all(self, known: _Known) -> None:
-        for path, callback in known.callbacks.items():
-            self._spawn(self._unwatch(path, callback))
-        known.callbacks = {}
+    def _unwatch_all(self, domid: int, known: _Known) -> None:
+        callback, known.callback = known.callback, None
+        if callback is not None:
+            for path in _paths(domid):
+                self._spawn(self._unwatch(path, callback))
 
     async def _read(self, domid: int) -> Facts:
-        home = f"/local/domain/{domid}"
         reader = self._reader(domid)
-        values = await asyncio.gather(*(reader.read(f"{home}/{name}") for name in _NODES), return_exceptions=True)
+        values = await asyncio.gather(*(reader.read(path) for path in _paths(domid)), return_exceptions=True)
         name, vm, throttling, uid = (self._text(value) for value in values)
         uuid = vm.removeprefix("/vm/") if vm.startswith("/vm/") else ""
         if not uuid.isascii() or len(uuid) > 64 or not uuid.replace("-", "").isalnum():

@@ -88,6 +88,8 @@ class Service:
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit status. Raises HostError where the host won't have it."""
+        if not gc.isenabled():
+            gc.freeze()  # what is loaded stays for good; domains come and go
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         self._served = loop.create_future()
@@ -182,10 +184,10 @@ class Service:
 
     @staticmethod
     def _loaded() -> None:
-        """The start is over: the garbage collector goes on (see program.py), without what was loaded for good."""
+        """The start is over: the garbage collector goes on (see program.py), first with what the start left behind."""
         if not gc.isenabled():
-            gc.freeze()
             gc.enable()
+            gc.collect()
 
     def _end(self, status: int) -> None:
         if not self._ended.done():

@@ -9,7 +9,6 @@ The history is for people: it is not kept over a restart of unplugd. The journal
 
 from __future__ import annotations
 
-from collections import deque
 from enum import Enum
 from typing import NamedTuple
 
@@ -72,10 +71,11 @@ class Noted(NamedTuple):
 class History:
     """The last steps of one guest, oldest first."""
 
-    __slots__ = ("_forgotten", "_ring")
+    __slots__ = ("_forgotten", "_limit", "_ring")
 
     def __init__(self, limit: int = LIMIT) -> None:
-        self._ring: deque[Noted] = deque(maxlen=limit)
+        self._ring: list[Noted] = []  # a deque has room for 64 from the start on, and most domains need none
+        self._limit = limit
         self._forgotten = 0
 
     def note(self, step: Step, now: float, times: int = 1) -> None:
@@ -85,8 +85,9 @@ class History:
             last = ring[-1]
             ring[-1] = last._replace(last=now, times=last.times + times)
             return
-        if len(ring) == ring.maxlen:
+        if len(ring) == self._limit:
             self._forgotten += 1
+            del ring[0]
         ring.append(Noted(step, now, now, times))
 
     @property

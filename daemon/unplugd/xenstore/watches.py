@@ -39,15 +39,15 @@ class Watch:
     def __init__(self, path: str, callback: Callable[[str], None], armed: asyncio.Future[None]) -> None:
         self.path = path
         self.callback = callback
-        self.armed = armed
-        """What the registrant waits for: done when it was armed for the first time."""
+        self.armed: asyncio.Future[None] | None = armed
+        """What the registrant waits for: done when it was armed for the first time, and forgotten then."""
         self.connection: Connection | None = None
         self.token = ""
         self.acknowledged = False
         self.first = True
         """Whether the event that xenstored sends at registration has yet to come."""
         self.settled: asyncio.Future[None] | None = None
-        """Done when it is armed on this connection."""
+        """Done when it is armed on this connection, and forgotten then: thousands of watches are kept."""
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -175,12 +175,17 @@ class Watches:
 
     def _settled(self, watch: Watch, settled: asyncio.Future[None]) -> None:
         error = settled.exception()
-        if watch.settled is settled and watch.timer:
+        if watch.settled is not settled:
+            return
+        watch.settled = None
+        if watch.timer:
             watch.timer.cancel()
             watch.timer = None
-        if watch.settled is not settled or watch.armed.done() or isinstance(error, StoreUnavailable):
+        if isinstance(error, StoreUnavailable):
             return
         _settle(watch.armed, error)
+        if not error:
+            watch.armed = None
 
     def _fail_unsettled(self, connection: Connection, reason: str) -> None:
         for watch in self._watches.values():
@@ -223,5 +228,5 @@ def _settle(future: asyncio.Future[None] | None, error: BaseException | None) ->
             future.set_result(None)
 
 
-def _has_failed(future: asyncio.Future[None]) -> bool:
-    return future.done() and (future.cancelled() or future.exception() is not None)
+def _has_failed(future: asyncio.Future[None] | None) -> bool:
+    return future is not None and future.done() and (future.cancelled() or future.exception() is not None)
