@@ -52,21 +52,12 @@ def _times(name: str, ours: list[float], theirs: list[float], goal: float) -> Fi
 
 
 def thousand(rounds: int, progress: Progress) -> Iterator[Figure]:
-    """A thousand connected domains: the cost of an access, scrapes, memory, idling."""
+    """A thousand connected domains: the cost of an access, scrapes, idling."""
     with daemon(embedded(1)) as small, daemon(embedded(THOUSAND)) as trial:
         one = sockets(small, 1, 1)
-        with beside(portload(one, "-n", "90000000", "-p", "magic")):
-            time.sleep(0.5)
-        fetch(small.directory / "run" / "control.sock", "/metrics")
-        base = resident(small.pid)
         everyone = sockets(trial, 1, THOUSAND)
         yield from _flat(rounds, progress, one, everyone)
         yield from _scrapes(rounds, progress, trial, everyone)
-        with beside(portload(everyone, "-p", "magic", "-n", "90000000", "-w", "0")):
-            time.sleep(1.0)
-            connected = resident(trial.pid)
-        yield Figure("resident memory, 1,000 connected domains", (connected / 1024,), 64.0, "MiB")
-        yield Figure("resident memory, a further domain", ((connected - base) / (THOUSAND - 1),), 16.0, "KiB")
         progress("idling")
         time.sleep(6)  # what the connections left behind is over
         before, since = activity(trial.pid), time.monotonic()
@@ -109,6 +100,31 @@ def _scrapes(rounds: int, progress: Progress, trial: Trial, everyone: list[str])
             scraped.append(json.loads(client.stdout.read())["p99_us"])
     yield _times("p99 of 1,000 domains scraped ten times a second / not scraped", scraped, alone, 2.0)
     yield Figure("a scrape of 1,000 domains", tuple(took), 50.0, "ms")
+
+
+def memory(rounds: int, progress: Progress) -> Iterator[Figure]:
+    """What connected domains cost, whose xenstored is a process of its own."""
+    del rounds
+    progress("memory")
+    amounts: list[int] = []
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
+        for domains in (1, THOUSAND):
+            try:
+                xenstored = Xenstored("c", Path(name) / f"xenstored-{domains}")
+            except LabError:
+                return
+            with xenstored:
+                for domid in range(1, domains + 1):
+                    xenstored.create(domid, f"vm{domid}", uuid_of(domid))
+                with daemon(external(xenstored.socket)) as trial:
+                    time.sleep(3)  # domains' nodes are watched behind READY=1
+                    with beside(portload(sockets(trial, 1, domains), "-p", "magic", "-n", "90000000", "-w", "0")):
+                        fetch(trial.directory / "run" / "control.sock", "/metrics")
+                        time.sleep(1.0)
+                        amounts.append(resident(trial.pid))
+    one, thousand_of_them = amounts
+    yield Figure("resident memory, 1,000 connected domains", (thousand_of_them / 1024,), 64.0, "MiB")
+    yield Figure("resident memory, a further domain", ((thousand_of_them - one) / (THOUSAND - 1),), 16.0, "KiB")
 
 
 def resident(pid: int) -> int:
@@ -169,7 +185,7 @@ def starts(rounds: int, progress: Progress) -> Iterator[Figure]:
         )  # fmt: skip
 
 
-PARTS: tuple[Callable[[int, Progress], Iterator[Figure]], ...] = (starts, neighbours, thousand)
+PARTS: tuple[Callable[[int, Progress], Iterator[Figure]], ...] = (starts, memory, neighbours, thousand)
 
 
 def measure(rounds: int, progress: Progress) -> Iterator[Figure]:
