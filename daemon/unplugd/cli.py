@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unplugd import __version__
 from unplugd.config import files, load
 from unplugd.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    import argparse
 
 EPILOG = """\
 Without --config, /etc/unplugd/unplugd.toml and /etc/unplugd/conf.d/*.toml are read; with it, FILE and FILE.d/*.toml.
@@ -23,6 +26,8 @@ configuration that cannot be used, or a host that does not give what the service
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of `unplugd`."""
+    import argparse  # guests wait for a restart: what a unit passes is understood without this
+
     result = argparse.ArgumentParser(
         prog="unplugd",
         description="Serves the HVM emulated device unplug protocol to Xen guests: unplug, driver blacklist, logs.",
@@ -37,11 +42,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `unplugd`; returns the exit status."""
-    options = parser().parse_args(arguments)
+    match sys.argv[1:] if arguments is None else arguments:
+        case []:
+            file, check = None, False
+        case ["--config", str(name)] if not name.startswith("-"):
+            file, check = Path(name), False
+        case others:
+            options = parser().parse_args(others)
+            file, check = options.config, options.check
     try:
-        config = load(options.config)
-        if options.check:
-            read = ", ".join(str(path) for path in files(options.config)) or "no file, the defaults"
+        config = load(file)
+        if check:
+            read = ", ".join(str(path) for path in files(file)) or "no file, the defaults"
             print(f"configuration is valid: {read}")
             return 0
         # what --check does not need is not loaded for it
@@ -49,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from unplugd.service import Service
 
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return runner.run(Service(config, options.config).run())
+            return runner.run(Service(config, file).run())
     except ConfigError as error:
         print(f"unplugd: {error}", file=sys.stderr)
         return 2

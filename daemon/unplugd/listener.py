@@ -13,7 +13,7 @@ import pwd
 import resource
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -103,6 +103,18 @@ def _inode_suffix(inode: tuple[int, int] | None) -> str:
     return "" if inode is None else "@{:x}.{}".format(*inode)
 
 
+Passed = dict[str, list[tuple[str, socket.socket]]]
+"""Sockets that systemd passed, each with its name, by what the name begins with: all before the inode's suffix."""
+
+
+def passed_sockets(named: Mapping[str, Sequence[socket.socket]]) -> Passed:
+    """The sockets that systemd passed, given by name (systemd.listen_fds())."""
+    passed: Passed = {}
+    for name, sockets in named.items():
+        passed.setdefault(name.partition("@")[0], []).extend((name, one) for one in sockets)
+    return passed
+
+
 class Listener:
     """The socket of one domain and its connections."""
 
@@ -125,27 +137,28 @@ class Listener:
         self._inode: tuple[int, int] | None = None
         self._connections: set[Connection] = set()
 
-    def start(self, device_model_uid: int | None, passed: dict[str, list[socket.socket]]) -> None:
-        """Listen, on the socket that an earlier process left with systemd or on a new one.
+    def start(self, device_model_uid: int | None, passed: Passed) -> bool:
+        """Listen, on the socket that an earlier process left with systemd (True) or on a new one (False).
 
-        `passed` are the sockets that systemd passed, by name; what is taken is taken out. Raises HostError.
+        What is taken of `passed` is taken out. Raises HostError.
         """
         self._known_uid = device_model_uid
-        listening = self._adopt(passed)
-        if listening is None:
-            listening = self._bind()
+        adopted = self._adopt(passed)
+        listening = adopted or self._bind()
+        if adopted is None:
             name = self._names()[0] + _inode_suffix(self._inode)
             if self._keep and store_fd(name, listening.fileno()):
                 self._stored = name
         self._listening = listening
         self._listen()
+        return adopted is not None
 
     def _names(self) -> list[str]:
         """What names of the socket in systemd's store begin with: the uuid's, or without one while there was none."""
         plain = f"dom{self.domain.domid}"
         return [f"{plain}-{self.domain.uuid}", plain] if self.domain.uuid else [plain]
 
-    def _adopt(self, passed: dict[str, list[socket.socket]]) -> socket.socket | None:
+    def _adopt(self, passed: Passed) -> socket.socket | None:
         """A socket that is listened on already: whoever connected meanwhile waits in its queue."""
         inode = None
         with contextlib.suppress(OSError):
@@ -153,12 +166,11 @@ class Listener:
             inode = status.st_dev, status.st_ino
         found = None
         for begin in self._names():
-            for name in [name for name in passed if name.partition("@")[0] == begin]:
-                for listening in passed.pop(name):
-                    if found is None and name == begin + _inode_suffix(inode) and self._owned():
-                        found, self._stored, self._inode = listening, name, inode
-                    else:
-                        listening.close()
+            for name, listening in passed.pop(begin, ()):
+                if found is None and name == begin + _inode_suffix(inode) and self._owned():
+                    found, self._stored, self._inode = listening, name, inode
+                else:
+                    listening.close()
                 if name != self._stored:
                     forget_fd(name)
         return found

@@ -27,7 +27,7 @@ from unplugd.domains import Domains, Facts
 from unplugd.errors import ConfigError, HostError, StoreError
 from unplugd.httpfront import HttpFront
 from unplugd.httpsockets import listen_tcp
-from unplugd.listener import Access, Listener
+from unplugd.listener import Access, Listener, passed_sockets
 from unplugd.metrics import Counters
 from unplugd.oversight import Oversight
 from unplugd.publish import Publisher
@@ -46,6 +46,9 @@ HTTP_DELAY = 0.25
 
 FIRST_ANSWERS = 0.01
 """Seconds that guests which wait for a restart have to themselves, before what they do not need is loaded."""
+
+WORDS_AFTER = 1.0
+"""Seconds after which it is said who was taken over, at the latest: without a xenstore, too."""
 
 READERS = 8
 """Connections to xenstored by which the domains are read at start."""
@@ -103,6 +106,12 @@ class Service:
         else:
             self._keep_sockets = await fd_store_works()
         self._use_xenstore()
+        self._blacklist.arm()
+        self._domains.arm()
+        for store in {id(store): store for store in (self._lookups, self._store)}.values():
+            self._store_tasks.add(self._oversight.keep_running(self._run_store(store)))
+        for store in self._domains.readers:
+            self._oversight.spawn(store.run(lambda: None, lambda reason: None))
         self._say(Event.STARTED, f"unplugd {__version__} started" + (
             "; sockets are kept over restarts" if self._keep_sockets else "") + (
             "; no HTTP by TCP: there is no network here, and no socket was passed"
@@ -110,12 +119,6 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, 0)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._oversight.spawn(self._reload()))
-        self._blacklist.arm()
-        self._domains.arm()
-        for store in {id(store): store for store in (self._store, self._lookups)}.values():
-            self._store_tasks.add(self._oversight.keep_running(self._run_store(store)))
-        for store in self._domains.readers:
-            self._oversight.spawn(store.run(lambda: None, lambda reason: None))
         self._oversight.keep_running(self._domains.follow())
         self._oversight.keep_running(self._blacklist.follow())
         interval = watchdog_interval()
@@ -138,8 +141,9 @@ class Service:
         self._delivery.on_problem = self._status.soon
         self.settings = Settings(config, self._delivery, self.counters, self._directory.state, self._published)
         self.settings.throttling = self._status.soon
-        self._passed = listen_fds()
-        self._http_passed = self._passed.pop("http", [])
+        named = listen_fds()
+        self._http_passed = named.pop("http", [])
+        self._passed = passed_sockets(named)
         self._tcp_sockets = self._http_passed
         if not self._http_passed and config.http.listen is not None:
             self._tcp_sockets = listen_tcp(*config.http.listen)
@@ -162,7 +166,8 @@ class Service:
             self._follow_configuration = self._store.follow
         else:
             self._lookups = open_store(config)
-            readers = [open_store(config) for _ in range(READERS)]
+            if not self.domains:  # those that were taken over are served already
+                readers = [open_store(config) for _ in range(READERS)]
         self._domains.use(self._store, readers)
         self._publisher.use(self._store)
         self._blacklist.use(self._store, self._lookups)
@@ -174,11 +179,11 @@ class Service:
         """
         found = {}
         for name in self._passed:
-            domid, _, rest = name.removeprefix("dom").partition("-")
+            domid, _, uuid = name.removeprefix("dom").partition("-")
             if domid.isdigit():
                 note = read_note(self._directory.state / f"dom{domid}", self.settings.boot)
                 facts = Facts.unpack(note) if note is not None else None
-                if facts is not None and facts.uuid and facts.uuid == rest.partition("@")[0]:
+                if facts is not None and facts.uuid and facts.uuid == uuid:
                     found[int(domid)] = facts
         self._domains.restore(found)
 
@@ -272,9 +277,9 @@ class Service:
 
     def _remove_stale_files(self) -> None:
         """Sockets and state of domains that went while no unplugd ran."""
-        for name, sockets in self._passed.items():
-            forget_fd(name)
-            for left in sockets:
+        for sockets in self._passed.values():
+            for name, left in sockets:
+                forget_fd(name)
                 left.close()
         self._passed.clear()
         self._directory.remove_stale(self.domains)
@@ -307,7 +312,7 @@ class Service:
         said = False
         while self._listeners.get(domid) is listener:
             try:
-                listener.start(self._facts[domid].device_model_uid, self._passed)
+                adopted = listener.start(self._facts[domid].device_model_uid, self._passed)
             except HostError as error:
                 if not said:
                     said = True
@@ -316,8 +321,13 @@ class Service:
                     listener.domain.records.own(Event.SINK_FAILED, f"no socket: {error}; trying again")
                 await asyncio.sleep(SOCKET_RETRY)
                 continue
-            listener.domain.records.own(Event.INTRODUCED, f"served at {listener.path}")
+            self._oversight.spawn(self._introduce(listener, adopted=adopted))
             return
+
+    async def _introduce(self, listener: Listener, *, adopted: bool) -> None:
+        if adopted:  # guests that wait for a restart come before the words about them
+            await asyncio.wait({self._served, self._ended}, timeout=WORDS_AFTER)
+        listener.domain.records.own(Event.INTRODUCED, f"served at {listener.path}")
 
     def changed(self, domid: int, facts: Facts) -> None:
         """xenstore says something else about a domain."""

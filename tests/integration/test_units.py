@@ -31,14 +31,20 @@ UNITS = sorted(path for path in (ROOT / "systemd").iterdir() if path.suffix in {
 PROGRAMS = Path(sys.executable).parent
 UNIT = "unplugd.service"
 
-LAB = f"""
+
+def lab(programs: Path = PROGRAMS) -> str:
+    """What differs from a dom0."""
+    return f"""
 [Unit]
 ConditionPathExists=
 [Service]
 ExecStart=
-ExecStart={PROGRAMS}/unplugd --config {INSIDE}/unplugd.toml
+ExecStart={programs}/unplugd --config {INSIDE}/unplugd.toml
 {bindings()}
 """
+
+
+LAB = lab()
 
 CONFIGURATION = """
 [xenstore]

@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.integration.test_units import LAB, UNIT, Host
+from tests.integration.test_units import PROGRAMS, UNIT, Host, lab
 from tests.lab.daemon import toml, uuid
 from tests.lab.systemd import LAB as INSIDE
 from tests.lab.systemd import Systemd
 from tests.lab.xenstored import Kind, Xenstored
+from tests.soak import installed
 from tests.soak.load import BLACKLISTED_BUILD, Guest, Load
 from tests.soak.timeline import Gap, Victim
 
@@ -40,8 +41,8 @@ _JOURNAL = "[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\nRuntimeMaxUse=1G
 
 
 @contextmanager
-def machine(guests: int, kind: Kind = "c") -> Iterator[tuple[Host, Xenstored]]:
-    """A booted host with xenstored, so many guests and unplugd, which scripts/setup.sh has compiled."""
+def machine(guests: int, kind: Kind = "c", programs: Path = PROGRAMS) -> Iterator[tuple[Host, Xenstored]]:
+    """A booted host with xenstored, so many guests and unplugd, of whose commands `programs` is the directory."""
     # A unix socket's path is at most 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="u-"))
     try:
@@ -51,7 +52,7 @@ def machine(guests: int, kind: Kind = "c") -> Iterator[tuple[Host, Xenstored]]:
             for domid in range(1, guests + 1):
                 xenstored.create(domid, f"vm{domid}", uuid(domid))
             host = Host(systemd)
-            systemd.drop_in(UNIT, "lab", LAB)
+            systemd.drop_in(UNIT, "lab", lab(programs))
             host.configuration.write_text(toml({
                 "xenstore": {"backend": "socket", "socket": f"{INSIDE}/xs/run/socket"},
                 "blacklist": {"entry": [{"product": "linux", "build": BLACKLISTED_BUILD}]},
@@ -70,7 +71,8 @@ def run(kills: int, guests: int = 50, *, gap: float = GAP) -> tuple[dict[str, st
     problems: list[str] = []
     waits: list[Gap] = []
     gaps: list[Gap] = []
-    with machine(guests) as (host, xenstored):
+    commands, python = installed.programs()
+    with machine(guests, programs=commands) as (host, xenstored):
         interval = max(0.25, kills * 3 / (BUDGET / 64))
         load = Load([
             Guest(domid, host.path(f"dom{domid}.sock"), blacklisted=domid % 5 == 0, interval=interval)
@@ -112,6 +114,7 @@ def run(kills: int, guests: int = 50, *, gap: float = GAP) -> tuple[dict[str, st
         if slowest.own > limit:
             problems.append(f"a guest waited {slowest}, without that {slowest.own:.2f} of {limit} s")
     figures = {
+        "Python": python,
         "kills": str(kills),
         "guests": str(guests),
         "seconds": f"{seconds:.0f}",

@@ -1,0 +1,35 @@
+"""unplugd as a package installs it: for the distribution's Python, without what the tests need.
+
+The checkout's .venv may be of a Python that was built otherwise, and loads hooks of the tests' tools at every start.
+How long guests wait for a restart is measured with what a dom0 has.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.integration.test_units import PROGRAMS, ROOT
+
+SYSTEM = Path("/usr/bin/python3")
+_SUITS = "import sys; sys.exit(sys.version_info < (3, 11))"
+_PLACE = ROOT / ".cache/installed"
+
+
+def programs() -> tuple[Path, str]:
+    """The directory of the commands and whose Python runs them: the checkout's where the system has none that suits."""
+    if not SYSTEM.exists() or subprocess.run([SYSTEM, "-c", _SUITS], check=False).returncode:
+        return PROGRAMS, "the checkout's"
+    subprocess.run([SYSTEM, "-m", "venv", "--clear", "--without-pip", _PLACE], check=True)
+    python = str(_PLACE / "bin/python")
+    install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--python", python, "install",
+               "--retries", "5"]  # fmt: skip
+    said = ""
+    for what in (f"{ROOT}[systemd]", str(ROOT)):  # the former takes a compiler
+        done = subprocess.run([*install, what], capture_output=True, text=True, check=False, timeout=600)
+        if done.returncode == 0:
+            version = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+            return _PLACE / "bin", f"the system's {version}"
+        said = done.stderr
+    raise RuntimeError(f"unplugd could not be installed for {SYSTEM}:\n{said}")
