@@ -1,8 +1,8 @@
 """What unplugd counts and shows: the catalogue of metrics, the counters of the hot path, and the views of its state.
 
-The catalogue is data: exposition.py serves it, docs/metrics.md is generated from it (scripts/metrics-docs.py), and a
+The catalogue is data: http/exposition.py serves it, docs/metrics.md is generated from it (scripts/metrics-docs.py); a
 test holds both to it. The hot path increments plain integers of Counters. No I/O here, no metrics library and no text
-format (exposition.py). Source of names, labels and label values: contract section 4.
+format (http/exposition.py). Source of names, labels and label values: contract section 4.
 """
 
 from __future__ import annotations

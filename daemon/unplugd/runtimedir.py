@@ -1,7 +1,7 @@
 """The runtime directory: made, taken for this process alone, and cleared of what domains left that are gone.
 
 What is in its files is state.py's, sinks/spool.py's and verdict.py's; its sockets are listener.py's and
-httpsockets.py's.
+http/sockets.py's.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from unplugd.core.stream import NeedVerdict
 from unplugd.domain import Domain, Settings
 from unplugd.domains import Domains, Facts
 from unplugd.errors import ConfigError, HostError, StoreError
-from unplugd.httpfront import HttpFront
-from unplugd.httpsockets import listen_tcp
+from unplugd.http.front import HttpFront
+from unplugd.http.sockets import listen_tcp
 from unplugd.listener import Access, Listener, passed_sockets
 from unplugd.metrics import Counters
 from unplugd.oversight import Oversight

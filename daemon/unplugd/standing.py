@@ -1,6 +1,6 @@
 """How the service stands: since when it runs, which configuration holds and since when, which one was refused last.
 
-Told by service.py at start and at each reload, shown by /api/v1/status (pages.py). It judges no configuration.
+Told by service.py at start and at each reload, shown by /api/v1/status (http/pages.py). It judges no configuration.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import pytest
 
 from tests.lab.hostview import StandInDomain, StandInHost, many
 from tests.lab.prometheus import PATIENCE, Prometheus, lint
-from unplugd.exposition import OPENMETRICS, TEXT
-from unplugd.http import HttpServer
+from unplugd.http.exposition import OPENMETRICS, TEXT
+from unplugd.http.server import HttpServer
 
 UUID = "4f0e0c5e-0000-4000-8000-000000000007"
 

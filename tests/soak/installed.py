@@ -6,6 +6,7 @@ How long guests wait for a restart is measured with what a dom0 has.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ def programs() -> tuple[Path, str]:
     if not SYSTEM.exists() or subprocess.run([SYSTEM, "-c", _SUITS], check=False).returncode:
         return PROGRAMS, "the checkout's"
     subprocess.run([SYSTEM, "-m", "venv", "--clear", "--without-pip", _PLACE], check=True)
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # what an earlier build left there would be installed, too
     python = str(_PLACE / "bin/python")
     install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--python", python, "install",
                "--retries", "5"]  # fmt: skip

@@ -13,7 +13,7 @@ from tests.lab.control import blacklisted, domain, serving, status
 from tests.lab.hostview import StandInHost
 from unplugd.ctl.cli import main
 from unplugd.ctl.status import changed, ids, lasting
-from unplugd.pages import Pages
+from unplugd.http.pages import Pages
 
 
 def shape(value: Any) -> Any:

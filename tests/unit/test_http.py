@@ -17,12 +17,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.lab.hostview import StandInDomain, StandInHost, many
-from unplugd import http
 from unplugd.errors import HostError
-from unplugd.exposition import OPENMETRICS, TEXT
-from unplugd.http import CONNECTIONS, HEAD_LINES, REQUEST_LIMIT, HttpServer, State
-from unplugd.landing import TYPE as HTML
-from unplugd.pages import PLAIN
+from unplugd.http import server as http
+from unplugd.http.exposition import OPENMETRICS, TEXT
+from unplugd.http.landing import TYPE as HTML
+from unplugd.http.pages import PLAIN
+from unplugd.http.server import CONNECTIONS, HEAD_LINES, REQUEST_LIMIT, HttpServer, State
 
 PATIENCE = 20.0
 

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from tests.lab.hostview import StandInDomain, StandInHost, many
-from unplugd.exposition import OPENMETRICS, TEXT
-from unplugd.landing import TYPE as HTML
-from unplugd.pages import JSON, PLAIN, Page, Pages
+from unplugd.http.exposition import OPENMETRICS, TEXT
+from unplugd.http.landing import TYPE as HTML
+from unplugd.http.pages import JSON, PLAIN, Page, Pages
 
 OPEN = ("/metrics", "/-/healthy", "/-/ready", "/")
 PRIVATE = ("/api/v1/domains", "/api/v1/domains/7", "/api/v1/status")

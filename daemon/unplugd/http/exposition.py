@@ -2,7 +2,7 @@
 
 prometheus_client writes what is there once. It takes 12 us a line, so the series that every domain has are written
 here: 12 lines a domain, a thousand domains in some 6 ms, and the loop runs on after each
-slice. What is counted is not here (metrics.py), nor how the text is sent (http.py).
+slice. What is counted is not here (metrics.py), nor how the text is sent (server.py).
 
 Sources: prometheus.io "Exposition formats"; OpenMetrics 1.0 (github.com/prometheus/OpenMetrics).
 """

@@ -1,6 +1,6 @@
 """What the HTTP server answers: the routes of contract section 4 and the text of their answers.
 
-A page is made from a HostView and knows nothing of connections and deadlines (http.py), of the format of metrics
+A page is made from a HostView and knows nothing of connections and deadlines (server.py), of the format of metrics
 (exposition.py) nor of HTML (landing.py). All that a guest or dom0 chose is escaped for the format that it goes into.
 """
 
@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from unplugd import landing
-from unplugd.exposition import Exposition, choose, legible
+from unplugd.http import landing
+from unplugd.http.exposition import Exposition, choose, legible
 from unplugd.metrics import HostView
 
 PLAIN = "text/plain; charset=utf-8"

@@ -28,9 +28,9 @@ from urllib.parse import urlsplit
 import h11
 
 from unplugd.errors import HostError
-from unplugd.httpsockets import listen_control, why
+from unplugd.http.pages import Page, Pages, fault
+from unplugd.http.sockets import listen_control, why
 from unplugd.metrics import HostView
-from unplugd.pages import Page, Pages, fault
 
 CONNECTIONS = 64
 """Clients of one listener at a time."""
@@ -351,7 +351,7 @@ class HttpServer:
         await self.start_control(listen_control(path), path)
 
     async def start_control(self, bound: socket.socket, path: Path) -> None:
-        """Serves everything on a socket that httpsockets.listen_control() made at `path`."""
+        """Serves everything on a socket that sockets.listen_control() made at `path`."""
         listener = Listener(self._pages, everything=True)
         self._listeners.append((await _serve(bound, listener), listener))
         self._control_file = (path, _inode(path))

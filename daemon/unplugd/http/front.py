@@ -1,7 +1,7 @@
 """HTTP as the service has it: sockets that listen from the start, and a server that is loaded when somebody asks.
 
 HTTP and its libraries take a tenth of a second and 10 MiB, which no guest should wait for and no host should give that
-nobody scrapes. Until the first client they are not there; that one waits a little longer. What is said is http.py's.
+nobody scrapes. Until the first client they are not there; that one waits a little longer. What is said is server.py's.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unplugd.httpsockets import listen_control
+from unplugd.http.sockets import listen_control
 from unplugd.metrics import HostView
 
 if TYPE_CHECKING:
-    from unplugd.http import HttpServer
+    from unplugd.http.server import HttpServer
 
 
 class HttpFront:
@@ -64,8 +64,8 @@ class HttpFront:
             if self._servers is None:
                 self._wait_no_more()
                 # in a thread, so that guests wait for a slice of it only
-                await asyncio.to_thread(importlib.import_module, "unplugd.http")
-                from unplugd.http import HttpServer
+                await asyncio.to_thread(importlib.import_module, "unplugd.http.server")
+                from unplugd.http.server import HttpServer
 
                 control, public = HttpServer(self._host), HttpServer(self._host)
                 await control.start_control(self._listening, self._path)
@@ -77,7 +77,7 @@ class HttpFront:
     async def prepare(self, listen: tuple[str, int] | None) -> HttpServer:
         """A server at another TCP address, or at none, for replace(). Raises HostError if that is not to be had."""
         await self._open()
-        from unplugd.http import HttpServer
+        from unplugd.http.server import HttpServer
 
         server = HttpServer(self._host)
         if listen is not None:

@@ -14,8 +14,8 @@ import pytest
 from tests.lab.host import until
 from tests.lab.hostview import StandInHost
 from unplugd.errors import HostError
-from unplugd.httpfront import HttpFront
-from unplugd.httpsockets import listen_tcp
+from unplugd.http.front import HttpFront
+from unplugd.http.sockets import listen_tcp
 
 READY = b"GET /-/healthy HTTP/1.0\r\n\r\n"
 
