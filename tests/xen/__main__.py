@@ -14,7 +14,7 @@ from tests.xen import images
 from tests.xen.images import PROJECT
 from tests.xen.lab import Lab
 from tests.xen.machine import Dead, Machine
-from tests.xen.scenarios import SCENARIOS, SCENARIOS_C, configure
+from tests.xen.scenarios import SCENARIOS, SCENARIOS_C, put_right
 
 SUM = PROJECT / ".cache/xen-tests"
 """Where the last run leaves its count, as the tests and the soak do."""
@@ -49,12 +49,14 @@ def play(lab: Lab, store: str, scenario: Callable[[Lab], str]) -> Row:
         count = int(lab.machine.run(f"xl dmesg | grep -c '{EMULATOR_FAULT}'").out or 0)
         if count <= lab.faults or faults + 1 == ATTEMPTS:
             journal = lab.machine.run("journalctl -q --no-pager -o cat -n 15 -t unplugd-attach -t unplugd").out
-            configure(lab, "")  # the next one expects the defaults
+            put_right(lab)
             print(f"--- {scenario.__name__}: {text}\n{journal}", flush=True)
             return Row(store, scenario.__name__, "FAILED", time.monotonic() - begin, " ".join(text.split())[:100])
         lab.faults = count
         faults += 1
-        print(f"--- {scenario.__name__}: {EMULATOR_FAULT}: the emulator's, tried again", flush=True)
+        dump = lab.machine.run(f"xl dmesg | grep -A 15 '{EMULATOR_FAULT}' | tail -n 16").out
+        print(f"--- {scenario.__name__}: {EMULATOR_FAULT}: the emulator's, tried again\n{dump}", flush=True)
+        put_right(lab)
 
 
 def boot(store: str, scenarios: Sequence[Callable[[Lab], str]]) -> list[Row]:

@@ -115,6 +115,8 @@ class Lab:
             serial=f"unix:/run/{name}.serial,server=on,wait=off" if kind == "monitor" else "none",
         )  # fmt: skip
         self.machine.put(f"/root/{name}.cfg", config)
+        if self.again:
+            self.machine.run(f"xl destroy {name}")
         self.machine.check(f"cp {image}.img {name}.img; rm -f /var/log/xen/console/guest-{name}.log")
         self.machine.check(f"xl create {name}.cfg", 600)
         guest = Guest(self.machine, name, int(self.machine.check(f"xl domid {name}")))

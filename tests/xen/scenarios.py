@@ -27,6 +27,12 @@ def configure(lab: Lab, text: str) -> None:
     lab.machine.check("systemctl reload unplugd")
 
 
+def put_right(lab: Lab) -> None:
+    """What a scenario expects, after one that stopped in the middle."""
+    lab.machine.run("pkill talk.py; systemctl start unplugd unplugd-attach", 600)
+    configure(lab, "")
+
+
 def attached(lab: Lab, guest: Guest) -> None:
     """Wait until the guest's process has said so."""
     lab.machine.until(f"journalctl -q -o cat -t unplugd-attach XEN_DOMID={guest.domid} | grep -q attached", 240)
@@ -287,6 +293,7 @@ def handed_back(lab: Lab) -> str:
     """A clean stop under fire: the guest reads on, and QEMU answers."""
     guest = lab.guest("mon2")
     attached(lab, guest)
+    guest.talk("ww 12 3", "ww 10 2")
     equal(guest.emulated, {"disk"})
     lab.machine.check("(setsid ./talk.py --timeout 480 /run/mon2.serial 't 10 400' >pending 2>&1 &); sleep 1")
     lab.machine.check("systemctl stop unplugd-attach", 240)
