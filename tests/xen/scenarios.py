@@ -419,7 +419,8 @@ def packaged(lab: Lab) -> str:
     lab.machine.check("systemctl start unplugd unplugd-attach", 600)
     lab.machine.until(f"[ -e /run/unplugd/attach/dom{guest.domid}.json ]", 240)
     equal(guest.talk("ww 12 3", "wl 10 1", "rw 10"), ["ok", "ok", "= 49d2"])
-    equal(guest.node("unplug/product"), "3")
+    # what the toolstack is told follows soon after
+    lab.machine.until(f"[ $(xenstore-read /local/domain/{guest.domid}/unplug/product) = 3 ]", 60)
     guest.destroy()
     return f"removed in {removed:.0f} s, the guest goes on; installed in {installed:.0f} s, it is served again"
 
