@@ -15,11 +15,11 @@ import asyncio
 import gc
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unplugd import __version__
-from unplugd.config import Config, EmbeddedDomain, load
+from unplugd.config import Config, load
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domain import Domain, Settings
@@ -27,7 +27,8 @@ from unplugd.domains import Domains, Facts
 from unplugd.errors import ConfigError, HostError, StoreError
 from unplugd.http.front import HttpFront
 from unplugd.http.sockets import listen_tcp
-from unplugd.listener import Access, Listener, passed_sockets
+from unplugd.inheritance import Inheritance
+from unplugd.listener import Access, Listener
 from unplugd.metrics import Counters
 from unplugd.oversight import Oversight
 from unplugd.publish import Publisher
@@ -35,11 +36,10 @@ from unplugd.records import Entry, Event
 from unplugd.runtimedir import RuntimeDirectory
 from unplugd.sinks.delivery import Delivery
 from unplugd.standing import Standing
-from unplugd.state import read_note
 from unplugd.status import StatusLine
-from unplugd.systemd import fd_store_works, forget_fd, listen_fds, notify, watchdog_interval
+from unplugd.stores import Stores
+from unplugd.systemd import fd_store_works, notify, watchdog_interval
 from unplugd.verdict import Blacklist
-from unplugd.xenstore.store import Store
 
 HTTP_DELAY = 0.25
 """Seconds that HTTP waits for the guests' sockets at most: without a xenstore there is something to see, too."""
@@ -49,9 +49,6 @@ FIRST_ANSWERS = 0.01
 
 WORDS_AFTER = 1.0
 """Seconds after which it is said who was taken over, at the latest: without a xenstore, too."""
-
-READERS = 8
-"""Connections to xenstored by which the domains are read at start."""
 
 LOADED_AFTER = 10.0
 """Seconds after which the start counts as over, also without a xenstore."""
@@ -72,12 +69,9 @@ class Service:
         self.domains: dict[int, Domain] = {}
         self.standing = Standing(config_path)
         self._config_path = config_path
-        self._follow_configuration: Callable[[Sequence[EmbeddedDomain]], None] = lambda domains: None
-        """What configuration's domains are told to: the store that is in this process, where it is that one."""
         self._listeners: dict[int, Listener] = {}
         self._facts: dict[int, Facts] = {}
-        self._store: Store
-        self._lookups: Store
+        self._stores: Stores
         self._store_tasks: set[asyncio.Task[None]] = set()
         self._starting: set[asyncio.Task[None]] = set()
         self._awaited = "xenstore"
@@ -99,19 +93,13 @@ class Service:
         self._prepare()
         loop.set_exception_handler(self._oversight.surprised)
         # what systemd passes, it has kept; and the guests whose sockets these are wait
-        self._keep_sockets = any(name.startswith("dom") for name in self._passed)
+        self._keep_sockets = self._inherited.has_guests
         if self._keep_sockets:
-            self._take_over()
+            self._domains.restore(self._inherited.domains(self._directory.state, self.settings.boot))
             await asyncio.sleep(FIRST_ANSWERS)
         else:
             self._keep_sockets = await fd_store_works()
         self._use_xenstore()
-        self._blacklist.arm()
-        self._domains.arm()
-        for store in {id(store): store for store in (self._lookups, self._store)}.values():
-            self._store_tasks.add(self._oversight.keep_running(self._run_store(store)))
-        for store in self._domains.readers:
-            self._oversight.spawn(store.run(lambda: None, lambda reason: None))
         self._say(Event.STARTED, f"unplugd {__version__} started" + (
             "; sockets are kept over restarts" if self._keep_sockets else "") + (
             "; no HTTP by TCP: there is no network here, and no socket was passed"
@@ -141,11 +129,9 @@ class Service:
         self._delivery.on_problem = self._status.soon
         self.settings = Settings(config, self._delivery, self.counters, self._directory.state, self._published)
         self.settings.throttling = self._status.soon
-        named = listen_fds()
-        self._http_passed = named.pop("http", [])
-        self._passed = passed_sockets(named)
-        self._tcp_sockets = self._http_passed
-        if not self._http_passed and config.http.listen is not None:
+        self._inherited = Inheritance()
+        self._tcp_sockets = self._inherited.http
+        if not self._inherited.http and config.http.listen is not None:
             self._tcp_sockets = listen_tcp(*config.http.listen)
         self._http = HttpFront(self, config.runtime_dir / "control.sock", self._tcp_sockets)
         self._access = Access(config.socket.device_model_uids)
@@ -155,37 +141,17 @@ class Service:
                                     self.settings.boot, self._say)
 
     def _use_xenstore(self) -> None:
-        # loaded here: guests that wait for a restart are answered before
-        from unplugd.xenstore.choice import open_store
-        from unplugd.xenstore.embedded import EmbeddedStore
-
-        config = self.config.xenstore
-        self._store = self._lookups = open_store(config)
-        readers: list[Store] = []
-        if isinstance(self._store, EmbeddedStore):
-            self._follow_configuration = self._store.follow
-        else:
-            self._lookups = open_store(config)
-            if not self.domains:  # those that were taken over are served already
-                readers = [open_store(config) for _ in range(READERS)]
-        self._domains.use(self._store, readers)
-        self._publisher.use(self._store)
-        self._blacklist.use(self._store, self._lookups)
-
-    def _take_over(self) -> None:
-        """Serve the guests whose sockets systemd kept before xenstore is asked, by what the last process knew of them.
-
-        Whether they are still there, the first scan says.
-        """
-        found = {}
-        for name in self._passed:
-            domid, _, uuid = name.removeprefix("dom").partition("-")
-            if domid.isdigit():
-                note = read_note(self._directory.state / f"dom{domid}", self.settings.boot)
-                facts = Facts.unpack(note) if note is not None else None
-                if facts is not None and facts.uuid and facts.uuid == uuid:
-                    found[int(domid)] = facts
-        self._domains.restore(found)
+        # those that were taken over are served already: reading them is not urgent
+        stores = self._stores = Stores(self.config.xenstore, quick=not self.domains)
+        self._domains.use(stores.main, stores.readers)
+        self._publisher.use(stores.main)
+        self._blacklist.use(stores.main, stores.lookups)
+        self._blacklist.arm()
+        self._domains.arm()
+        for running in stores.run(self._connected, self._lost):
+            self._store_tasks.add(self._oversight.keep_running(running))
+        for running in stores.run_readers():
+            self._oversight.spawn(running)
 
     @staticmethod
     def _loaded() -> None:
@@ -212,9 +178,7 @@ class Service:
             domain.stop()
         self._say(Event.STOPPED, "unplugd stopped")
         await self._delivery.stop()
-        await self._store.close()
-        if self._lookups is not self._store:
-            await self._lookups.close()
+        await self._stores.close()
 
     def _say(self, event: Event, message: str) -> None:
         self._delivery.record(Entry(time.time(), message.encode("utf-8", "surrogateescape"), (
@@ -223,14 +187,8 @@ class Service:
 
     # --- xenstore comes and goes
 
-    async def _run_store(self, store: Store) -> None:
-        if store is self._store:
-            await store.run(self._connected, self._lost)
-        else:
-            await store.run(lambda: None, lambda reason: None)
-
     def _connected(self) -> None:
-        self.counters.xenstore_reconnects = self._store.reconnects
+        self.counters.xenstore_reconnects = self._stores.main.reconnects
         self._synchronizing = self._oversight.spawn(self._synchronize())
 
     def _lost(self, reason: str) -> None:
@@ -252,7 +210,7 @@ class Service:
                 await self._domains.scan(after_release=not self.ready)
                 break
             except StoreError as error:
-                if not self._store.connected:
+                if not self._stores.main.connected:
                     return  # _connected() is called again
                 self._say(Event.STORE_REFUSED, f"xenstore could not be read: {error}; trying again")
                 await asyncio.sleep(1.0)
@@ -277,11 +235,7 @@ class Service:
 
     def _remove_stale_files(self) -> None:
         """Sockets and state of domains that went while no unplugd ran."""
-        for sockets in self._passed.values():
-            for name, left in sockets:
-                forget_fd(name)
-                left.close()
-        self._passed.clear()
+        self._inherited.let_go()
         self._directory.remove_stale(self.domains)
 
     # --- domains come and go (domains.Census)
@@ -312,7 +266,7 @@ class Service:
         said = False
         while self._listeners.get(domid) is listener:
             try:
-                adopted = listener.start(self._facts[domid].device_model_uid, self._passed)
+                adopted = listener.start(self._facts[domid].device_model_uid, self._inherited.sockets)
             except HostError as error:
                 if not said:
                     said = True
@@ -382,7 +336,7 @@ class Service:
     async def _apply(self, config: Config) -> None:
         """Follow a new configuration. Raises before anything has changed."""
         self._refuse_what_needs_a_restart(config)
-        moved = config.http != self.config.http and not self._http_passed
+        moved = config.http != self.config.http and not self._inherited.http
         http = await self._http.prepare(config.http.listen) if moved else None
         try:
             self._delivery.configure(config.log)
@@ -403,8 +357,8 @@ class Service:
             self._listeners[domid].configure(self._access, self._facts[domid].device_model_uid)
         self._oversight.spawn(self._publisher.publish_all(list(self.domains.values())))
         self._blacklist.configure(config.blacklist, self.settings.registry)
-        self._follow_configuration(config.xenstore.domains)
-        if self._store.connected:
+        self._stores.follow_configuration(config.xenstore.domains)
+        if self._stores.main.connected:
             try:
                 await self._blacklist.put_entries()
             except StoreError as error:
@@ -431,7 +385,7 @@ class Service:
     @property
     def xenstore_up(self) -> bool:
         """Whether xenstore is connected."""
-        return self._store.connected
+        return self._stores.main.connected
 
     @property
     def blacklist_entries(self) -> int:
