@@ -35,7 +35,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* struct ioreq of Xen, as it is on the socket: 32 bytes, little-endian. */
+/* struct ioreq of Xen, as it is on the socket: 32 bytes, little-endian. Not daemon/fastpath's: who checks the answers has
+ * a definition of his own. */
 struct frame {
     uint64_t addr;
     uint64_t data;

@@ -33,23 +33,22 @@ class Publisher:
 
     _store: Store
 
-    def __init__(self, say: Callable[[Event, str], None], *, enabled: bool) -> None:
+    def __init__(self, say: Callable[[Event, str], None]) -> None:
         self._say = say
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._tasks: dict[Domain, asyncio.Task[None]] = {}
         self._again: set[Domain] = set()
         self._written: dict[Domain, dict[str, str] | None] = {}
-        self._usable = False
-        self.enabled = enabled
+        self.enabled = False
 
-    def use(self, store: Store) -> None:
-        """Write into this one. What was to be told before, publish_all() finds."""
+    def use(self, store: Store, *, enabled: bool) -> None:
+        """Write into this one, if `enabled`. What was to be told before, publish_all() finds."""
         self._store = store
-        self._usable = True
+        self.enabled = enabled
 
     def changed(self, domain: Domain) -> None:
         """What the domain's nodes should say may have changed."""
-        if not (self.enabled and self._usable):
+        if not self.enabled:
             return
         if domain in self._tasks:
             self._again.add(domain)

@@ -136,7 +136,7 @@ class Service:
         self._http = HttpFront(self, config.runtime_dir / "control.sock", self._tcp_sockets)
         self._access = Access(config.socket.device_model_uids)
         self._domains = Domains(self, self._say)
-        self._publisher = Publisher(self._say, enabled=config.publish)
+        self._publisher = Publisher(self._say)
         self._blacklist = Blacklist(config.blacklist, self.settings.registry, self.counters, self._directory.state,
                                     self.settings.boot, self._say)
 
@@ -144,7 +144,7 @@ class Service:
         # those that were taken over are served already: reading them is not urgent
         stores = self._stores = Stores(self.config.xenstore, quick=not self.domains)
         self._domains.use(stores.main, stores.readers)
-        self._publisher.use(stores.main)
+        self._publisher.use(stores.main, enabled=self.config.publish)
         self._blacklist.use(stores.main, stores.lookups)
         self._blacklist.arm()
         self._domains.arm()
@@ -281,7 +281,8 @@ class Service:
     async def _introduce(self, listener: Listener, *, adopted: bool) -> None:
         if adopted:  # guests that wait for a restart come before the words about them
             await asyncio.wait({self._served, self._ended}, timeout=WORDS_AFTER)
-        listener.domain.records.own(Event.INTRODUCED, f"served at {listener.path}")
+        if self._listeners.get(listener.domain.domid) is listener:  # else it went meanwhile, which was said
+            listener.domain.records.own(Event.INTRODUCED, f"served at {listener.path}")
 
     def changed(self, domid: int, facts: Facts) -> None:
         """xenstore says something else about a domain."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.integration.test_units import PROGRAMS, ROOT
 
 SYSTEM = Path("/usr/bin/python3")
-_SUITS = "import sys; sys.exit(sys.version_info < (3, 11))"
+_SUITS = "import sys, venv; sys.exit(sys.version_info < (3, 11))"
 _PLACE = ROOT / ".cache/installed"
 
 

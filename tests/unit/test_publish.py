@@ -30,8 +30,8 @@ class World:
     def __init__(self, one: Host, store: EmbeddedStore, *, enabled: bool) -> None:
         self.host = one
         self.store = store
-        self.publisher = Publisher(one.say, enabled=enabled)
-        self.publisher.use(store)
+        self.publisher = Publisher(one.say)
+        self.publisher.use(store, enabled=enabled)
         one.settings.published = self.publisher.changed
         self.domain = one.domain()
 

@@ -52,6 +52,23 @@ async def turn() -> None:
         await asyncio.sleep(0)
 
 
+def test_a_watch_given_up_as_it_is_armed_is_not_left_there() -> None:
+    async def scenario(watches: Watches) -> None:
+        store = Xenstored(watches)
+        await watches.arm_all(store.connection)
+        arming = watches.add("/vm", lambda path: None)
+        ((number, payload),) = await store.asked(1)
+        store.acknowledge(number)
+        await turn()
+        store.event(b"/vm", payload.split(b"\0")[1])
+        arming.cancel()  # before anybody was told that it is armed
+        await store.asked(2)
+        await turn()
+        assert store.pipe.sent[1][0] == Op.UNWATCH
+
+    run(scenario)
+
+
 def test_armed_is_acknowledged_and_the_first_event_there() -> None:
     # xenstored queues no event twice: until the first one is there, that of a change may have vanished behind it.
     async def scenario(watches: Watches) -> None:

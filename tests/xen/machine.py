@@ -19,7 +19,7 @@ ACCELERATOR = "tcg,thread=multi,tb-size=1024"
 PROCESSOR = "qemu64,+svm,+npt"
 """AMD's virtualization is what QEMU emulates; with `max`, dom0 dies of SMAP."""
 MEMORY = "3500M"
-"""All of it below 4 GiB: of two guests that QEMU's nested virtualization lost, one was seen with its VMCB above."""
+"""All of it below 4 GiB: a guest that QEMU's nested virtualization lost had its VMCB above. Others were lost since."""
 XEN_OPTIONS = (
     "console=com1 com1=115200,8n1 dom0_mem=2G,max:2G dom0_max_vcpus=2 loglvl=warning guest_loglvl=warning "
     "sched=credit2 spec-ctrl=no"

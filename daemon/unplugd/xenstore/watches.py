@@ -184,7 +184,7 @@ class Watches:
         if isinstance(error, StoreUnavailable):
             return
         _settle(watch.armed, error)
-        if not error:
+        if not error and not _has_failed(watch.armed):  # a cancelled one is about to be forgotten for that
             watch.armed = None
 
     def _fail_unsettled(self, connection: Connection, reason: str) -> None:
