@@ -16,7 +16,9 @@ if [ ${#missing[@]} -gt 0 ]; then
         echo "deb.sh: an administrator adds what is missing: apt-get install ${missing[*]}" >&2
         exit 2
     fi
-    DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=300 install --no-install-recommends "${missing[@]}"
+    # a new machine has no lists at all
+    apt-get -qy -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 update
+    DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 install --no-install-recommends "${missing[@]}"
 fi
 
 mkdir -p .cache/deb dist

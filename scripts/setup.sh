@@ -63,6 +63,9 @@ survey() {
         need gcc 'no compiled fast path, no systemd-python, and no xenstored in the tests'
         need libc6-dev 'as gcc'
     }
+    command -v g++ >/dev/null || need g++ 'whether the C client is C++ too is not tried'
+    command -v man >/dev/null && command -v lexgrog >/dev/null || need man-db 'manual pages are not tried'
+    command -v groff >/dev/null || need groff 'as man-db'
     "$python" -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
         need python3-dev 'no compiled fast path and no systemd-python'

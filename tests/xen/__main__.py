@@ -98,7 +98,7 @@ def main() -> int:
         return 77
     if lacks := images.missing():
         print("installing " + " ".join(lacks), flush=True)
-        images.run("apt-get", "-y", "-q", "install", "--no-install-recommends", *lacks)
+        images.install(lacks)
     # The emulated machine must not outlive the test.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begin = time.monotonic()

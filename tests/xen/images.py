@@ -82,6 +82,13 @@ def missing() -> list[str]:
     return lacks
 
 
+def install(packages: list[str]) -> None:
+    """Install Debian packages on this machine, by today's lists: old ones name files that the mirror no longer has."""
+    apt = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", "-q", "-o", "DPkg::Lock::Timeout=300")
+    run(*apt, "-o", "Acquire::Retries=3", "update")
+    run(*apt, "-o", "Acquire::Retries=3", "install", "--no-install-recommends", *packages)
+
+
 # --- packages ---------------------------------------------------------------------------------------------------------
 
 
