@@ -28,12 +28,12 @@ struct frame {
 };
 _Static_assert(sizeof(struct frame) == FRAME, "struct ioreq has 32 bytes");
 
-enum { OTHER, MAGIC, LOG, LOG_STRING };
+enum kind { OTHER, MAGIC, LOG, LOG_STRING, VERSION, PRODUCT, UNPLUG };
 enum { REQUEST = 1, RESPONSE = 3, STRING = 0x10, READ = 0x20 };
-enum { PORT_MAGIC = 0x10, PORT_LOG = 0x12, BAR_LOG = 0x10008 };
-enum { MAGIC_ALLOWED = 0x49d2, MAGIC_DENIED = 0xd249 };
+enum { PORT_MAGIC = 0x10, PORT_LOG = 0x12, BAR_LOG = 0x10008 };     /* and product, version: 0x12; unplug: 0x10 */
+enum { MAGIC_ALLOWED = 0x49d2, MAGIC_DENIED = 0xd249, ALL_DEVICES = 0xf };
 
-static inline int recognize(const struct frame *frame)
+static inline enum kind recognize(const struct frame *frame)
 {
     if (frame->type != 0)
         return OTHER;
@@ -42,8 +42,13 @@ static inline int recognize(const struct frame *frame)
             return LOG;
         if (frame->flags == (REQUEST | STRING) && frame->count >= 1 && frame->count <= PAYLOAD_LIMIT)
             return LOG_STRING;
-    } else if (frame->flags == (REQUEST | READ) && frame->count == 1 && frame->size == 2 && frame->addr == PORT_MAGIC) {
-        return MAGIC;
+        if (frame->flags == (REQUEST | READ) && frame->count == 1 && frame->addr == PORT_LOG)
+            return VERSION;
+    } else if (frame->size == 2 && frame->count == 1) {
+        if (frame->addr == PORT_MAGIC)
+            return frame->flags == (REQUEST | READ) ? MAGIC : frame->flags == REQUEST ? UNPLUG : OTHER;
+        if (frame->addr == PORT_LOG && frame->flags == REQUEST)
+            return PRODUCT;
     }
     return OTHER;
 }

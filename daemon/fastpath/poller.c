@@ -22,6 +22,8 @@
  */
 #include "poller.h"
 
+#include <structmember.h>
+
 #include <errno.h>
 #include <math.h>
 #include <string.h>
@@ -35,7 +37,7 @@
 enum {
     EVENTS = 256,           /* descriptors looked at in one round */
     BUDGET = 500,           /* turns.BUDGET, microseconds: what one domain may take of a round */
-    ROUNDS = 256,           /* rounds after which Python has a turn even where nothing asks for it */
+    ROUNDS = 4096,          /* rounds after which Python has a turn even where nothing asks for it */
 };
 
 static double now(void)    /* time.monotonic() */
@@ -46,20 +48,22 @@ static double now(void)    /* time.monotonic() */
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-static int catch_up_all(Poller *self)
+/* What cannot be told (for want of memory, say) is said and ends nothing: it was answered, and it is kept. */
+static void catch_up_all(Poller *self)
 {
-    int result = 0;
-
     while (self->touched != NULL) {
         Tail *tail = self->touched;
+        bool stepped = tail->steps > 0 && tail->owner != NULL;
 
         self->touched = tail->next;
         tail->touched = false;
-        if (result == 0)
-            result = catch_up(tail);
+        if (catch_up(tail) < 0 || (stepped && call(self, tail, "settle", now()) < 0)) {
+            if (PyErr_Occurred())
+                PyErr_WriteUnraisable((PyObject *)Py_TYPE(tail));
+            tail->logging = false;  /* until Python has settled */
+        }
         Py_DECREF(tail);
     }
-    return result;
 }
 
 /* Make answers of the frames at the beginning of `size` bytes, up to the first that is Python's, with all that they
@@ -79,18 +83,25 @@ static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *
         struct frame frame;     /* behind a string write, the next one is not aligned */
         unsigned char byte;
         size_t payload = 0;
-        int kind;
+        enum kind kind;
 
         memcpy(&frame, self->buffer + at, FRAME);
         kind = recognize(&frame);
         if (kind == MAGIC) {
             magics++;
+            if (tail->logging)
+                note_magic(tail, began);
             frame.data = magic;
             frame.flags = RESPONSE | READ;
             goto answered;
         }
         if (kind == OTHER || !tail->logging)
             break;
+        if (kind == VERSION || kind == PRODUCT || kind == UNPLUG) {
+            if (!take_step(tail, kind, &frame, began))
+                break;
+            goto answered;
+        }
         if (kind == LOG_STRING) {
             const unsigned char *data = self->buffer + at + FRAME;
 
@@ -130,6 +141,7 @@ answered:
         return -1;
     touch(self, tail);
     tail->changed = true;
+    self->stepped |= tail->steps > 0;
     if (logged > 0)
         tail->heard = began;
     tail->magics += magics;
@@ -164,12 +176,22 @@ static bool over(const Poller *self, Tail *tail)
     return tail->spent * 1e6 >= BUDGET;
 }
 
+int hand_over(PyObject *handed, PyObject *callback, int fd, const void *unsent, Py_ssize_t unsent_size,
+              const void *data, Py_ssize_t size)
+{
+    PyObject *item = Py_BuildValue(data == NULL ? "(Oiy#s)" : "(Oiy#y#)", callback, fd,
+                                   unsent == NULL ? "" : unsent, unsent_size, data, size);
+    int result = item == NULL ? -1 : PyList_Append(handed, item);
+
+    Py_XDECREF(item);
+    return result;
+}
+
 /* Read and answer what came on a connection. 1: nothing was done, the event is Python's; 0: done, or handed over. */
 static int serve(Poller *self, int fd, PyObject *handed)
 {
     struct link *link = &self->links[fd];
     Tail *tail = link->tail;
-    PyObject *callback, *item;
     Py_ssize_t size, served, answered = 0, sent = 0;
 
     if (over(self, tail))
@@ -177,8 +199,12 @@ static int serve(Poller *self, int fd, PyObject *handed)
     size = recv(fd, self->buffer, (size_t)link->window, MSG_DONTWAIT);
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
-    if (size <= 0)
-        return 1;
+    if (size <= 0) {
+        if (link->kind != HELD)
+            return 1;
+        close_held(self, fd);
+        return 0;
+    }
     Py_INCREF(tail);
     served = answer(self, tail, size, &answered, now());
     link = &self->links[fd];        /* Python code may have run */
@@ -186,8 +212,11 @@ static int serve(Poller *self, int fd, PyObject *handed)
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_RuntimeError, "a domain went while it was being served");
         cut(tail, fd);
-        if (link->tail == tail)
+        if (link->tail == tail) {
             link->window = 0;
+            if (link->kind == HELD)
+                close_held(self, fd);
+        }
         Py_DECREF(tail);
         return 0;
     }
@@ -195,6 +224,11 @@ static int serve(Poller *self, int fd, PyObject *handed)
         do
             sent = send(fd, self->buffer, (size_t)answered, MSG_DONTWAIT | MSG_NOSIGNAL);
         while (sent < 0 && errno == EINTR);
+        if (sent < 0 && errno != EAGAIN && link->tail == tail && link->kind == HELD) {
+            close_held(self, fd);
+            Py_DECREF(tail);
+            return 0;
+        }
         if (sent < 0)
             sent = 0;       /* full, or gone: Python finds out which */
     }
@@ -207,21 +241,15 @@ static int serve(Poller *self, int fd, PyObject *handed)
         return 0;
     }
     link->window = 0;
-    callback = link->handed;
-    item = Py_BuildValue("(Oy#y#)", callback, self->buffer + sent, answered - sent,
-                         self->buffer + served, size - served);
-    if (item == NULL || PyList_Append(handed, item) < 0) {
-        Py_XDECREF(item);
-        return -1;
-    }
-    Py_DECREF(item);
-    return 0;
+    return hand_over(handed, link->handed, fd, self->buffer + sent, answered - sent, self->buffer + served,
+                     size - served);
 }
 
 /* One round: wait, serve, and collect what is Python's. How many descriptors were ready, -1 and an exception if
  * something fails. */
 static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject *handed)
 {
+    static const struct link nobody;
     struct epoll_event ready[EVENTS];
     int count;
 
@@ -241,10 +269,22 @@ static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject 
     }
     for (int i = 0; i < count; i++) {
         int fd = ready[i].data.fd, result = 1;
-        bool ours = fd < self->room && self->links[fd].tail != NULL && self->links[fd].window > 0;
+        const struct link *link = fd < self->room ? &self->links[fd] : &nobody;
+        bool alone = ready[i].events == EPOLLIN;
 
-        if (ours && ready[i].events == EPOLLIN && self->links[fd].tail->owner != NULL)
-            result = serve(self, fd, handed);
+        if (link->kind == HELD && link->tail->owner == NULL) {  /* the domain has gone */
+            close_held(self, fd);
+            result = 0;
+        } else if (link->tail != NULL && link->tail->owner != NULL) {
+            if (link->kind == HELD && link->window == 0) {
+                mute(self, fd);
+                result = 0;
+            } else if (link->kind == LISTENING && alone) {
+                result = accept_some(self, fd, handed);
+            } else if (link->window > 0 && (alone || link->kind == HELD)) {
+                result = serve(self, fd, handed);
+            }
+        }
         if (result == 1) {
             PyObject *event = Py_BuildValue("(iI)", fd, ready[i].events);
 
@@ -276,18 +316,45 @@ static PyObject *Poller_poll(Poller *self, PyObject *timeout)
         /* as selectors.EpollSelector: rounded up, so that a timer is due when this returns */
         int milliseconds = left <= 0 ? 0 : left > 1e6 ? -1 : (int)ceil(left * 1e3);
 
+        if (self->stepped && milliseconds != 0)     /* guests first, then what is to be said of them */
+            milliseconds = 1;
         count = one_round(self, milliseconds, events, handed);
         if (count <= 0 || self->called || PyList_GET_SIZE(events) > 0 || PyList_GET_SIZE(handed) > 0)
             break;
         if (deadline < INFINITY && (left = deadline - now()) <= 0)
             break;
     }
-    if (catch_up_all(self) == 0 && count >= 0)
+    self->stepped = false;
+    if (count >= 0) {
+        catch_up_all(self);
         result = PyTuple_Pack(2, events, handed);
+    }
 end:
     Py_XDECREF(events);
     Py_XDECREF(handed);
     return result;
+}
+
+int make_room(Poller *self, int fd)
+{
+    int room = fd < 64 ? 128 : 2 * fd;
+    struct link *links;
+
+    if (fd < 0) {
+        PyErr_SetString(PyExc_ValueError, "not a descriptor");
+        return -1;
+    }
+    if (fd < self->room)
+        return 0;
+    links = PyMem_Realloc(self->links, (size_t)room * sizeof *links);
+    if (links == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    memset(links + self->room, 0, (size_t)(room - self->room) * sizeof *links);
+    self->links = links;
+    self->room = room;
+    return 0;
 }
 
 static PyObject *Poller_attach(Poller *self, PyObject *args)
@@ -297,20 +364,8 @@ static PyObject *Poller_attach(Poller *self, PyObject *args)
 
     if (!PyArg_ParseTuple(args, "iO!O:attach", &fd, &TailType, &tail, &handed))
         return NULL;
-    if (fd < 0) {
-        PyErr_SetString(PyExc_ValueError, "not a descriptor");
+    if (make_room(self, fd) < 0)
         return NULL;
-    }
-    if (fd >= self->room) {
-        int room = fd < 64 ? 128 : 2 * fd;
-        struct link *links = PyMem_Realloc(self->links, (size_t)room * sizeof *links);
-
-        if (links == NULL)
-            return PyErr_NoMemory();
-        memset(links + self->room, 0, (size_t)(room - self->room) * sizeof *links);
-        self->links = links;
-        self->room = room;
-    }
     Py_INCREF(tail);
     Py_INCREF(handed);
     Py_XDECREF((PyObject *)self->links[fd].tail);
@@ -330,7 +385,7 @@ static PyObject *Poller_arm(Poller *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static void unlink_connection(struct link *link)
+void unlink_connection(struct link *link)
 {
     PyObject *tail = (PyObject *)link->tail, *handed = link->handed;
 
@@ -372,7 +427,10 @@ static int Poller_traverse(Poller *self, visitproc visit, void *arg)
 static int Poller_clear(Poller *self)
 {
     for (int fd = 0; fd < self->room; fd++)
-        unlink_connection(&self->links[fd]);
+        if (self->links[fd].kind == HELD)
+            close_held(self, fd);
+        else
+            unlink_connection(&self->links[fd]);
     return 0;
 }
 
@@ -409,8 +467,19 @@ static PyMethodDef Poller_methods[] = {
     {"attach", (PyCFunction)Poller_attach, METH_VARARGS, "A descriptor is a connection of a domain; not armed yet."},
     {"arm", (PyCFunction)Poller_arm, METH_VARARGS, "Serve a connection so many bytes at a time, or (0) leave it to Python."},
     {"journal", (PyCFunction)Poller_journal, METH_O, "The socket that is connected to journald; -1: there is none now."},
+    {"listen", (PyCFunction)Poller_listen, METH_VARARGS, "A descriptor is a domain's socket: accept, and hold them."},
+    {"answer", (PyCFunction)Poller_answer, METH_VARARGS, "Answer a held connection and go on; how much was sent."},
+    {"take", (PyCFunction)Poller_take, METH_O, "A held connection is Python's from now on."},
+    {"cut", (PyCFunction)Poller_cut, METH_O, "Close a held connection."},
+    {"hang_up", (PyCFunction)Poller_hang_up, METH_O, "Close all held connections of a domain."},
     {"detach", (PyCFunction)Poller_detach, METH_O, "A connection is gone."},
     {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef Poller_members[] = {
+    {"held", T_INT, offsetof(Poller, held), READONLY, "Connections of all domains that it holds."},
+    {"others", T_INT, offsetof(Poller, others), 0, "Connections of all domains that Python has."},
+    {NULL, 0, 0, 0, NULL},
 };
 
 static PyTypeObject PollerType = {
@@ -425,6 +494,7 @@ static PyTypeObject PollerType = {
     .tp_traverse = (traverseproc)Poller_traverse,
     .tp_clear = (inquiry)Poller_clear,
     .tp_methods = Poller_methods,
+    .tp_members = Poller_members,
 };
 
 static struct PyModuleDef module = {

@@ -12,11 +12,20 @@ enum {
     RECORD_COST = 64,       /* core.guestlog.RECORD_COST: the least that a line costs */
 };
 
-struct link {               /* a connection, by its descriptor */
-    Tail *tail;             /* NULL: not attached */
-    PyObject *handed;       /* called with (responses that could not be sent, bytes from the first frame on that is
-                               Python's); from then on the connection is Python's until it arms it again */
+enum link_kind {
+    ATTACHED,               /* a connection of Python's, which is served here while Python arms it */
+    HELD,                   /* a connection of the Poller's own, see held.c */
+    LISTENING,              /* a domain's socket */
+};
+
+struct link {               /* by its descriptor */
+    Tail *tail;             /* NULL: there is none */
+    PyObject *handed;       /* called with (descriptor, responses that could not be sent, bytes from the first frame on
+                               that is Python's); from then on it is Python's until armed again. Called with None in
+                               place of the bytes: somebody has connected of whom Python must say if he may */
     int window;             /* bytes to read at a time; 0: not armed */
+    enum link_kind kind;
+    bool muted;             /* held, and not in the epoll: there was something while Python was at it */
 };
 
 typedef struct {
@@ -28,10 +37,36 @@ typedef struct {
     int bounds;
     double bound[MAX_BOUNDS];
     bool called;            /* Python code ran: there may be new timers and callbacks */
+    bool stepped;           /* a domain waits to be told of its driver's steps */
+    int held, others;       /* connections of all domains: held here, and Python's */
+    int most;
     unsigned long long round;
     int journal;            /* sinks.journal.Journal's socket, connected to journald; -1: it has none */
     unsigned char buffer[READ_SIZE] __attribute__((aligned(8)));
 } Poller;
+
+/* A link for every descriptor up to this one. -1 and an exception where there is no memory. */
+int make_room(Poller *self, int fd);
+
+void unlink_connection(struct link *link);
+
+/* Have `callback` called with a descriptor and bytes (`data` NULL: None). -1 and an exception if that fails. */
+int hand_over(PyObject *handed, PyObject *callback, int fd, const void *unsent, Py_ssize_t unsent_size,
+              const void *data, Py_ssize_t size);
+
+/* Accept at a domain's socket. As serve(): 1: the event is Python's; 0: done; -1 and an exception. */
+int accept_some(Poller *self, int fd, PyObject *handed);
+
+/* Something came on a held connection while Python is at it: not to be looked at until that is done. */
+void mute(Poller *self, int fd);
+
+void close_held(Poller *self, int fd);
+
+PyObject *Poller_listen(Poller *self, PyObject *args);
+PyObject *Poller_answer(Poller *self, PyObject *args);
+PyObject *Poller_take(Poller *self, PyObject *arg);
+PyObject *Poller_cut(Poller *self, PyObject *arg);
+PyObject *Poller_hang_up(Poller *self, PyObject *arg);
 
 /* Remember that a tail's domain must be told. */
 void touch(Poller *self, Tail *tail);

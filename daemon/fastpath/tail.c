@@ -4,6 +4,8 @@
  */
 #include "tail.h"
 
+#include <structmember.h>
+
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
@@ -12,7 +14,7 @@
 
 unsigned char pending[LINE_LIMIT];
 
-static uint32_t crc_table[256];
+static uint32_t crc_table[8][256];     /* what a byte becomes, with so many bytes behind it */
 
 void make_crc_table(void)
 {
@@ -21,16 +23,28 @@ void make_crc_table(void)
 
         for (int bit = 0; bit < 8; bit++)
             crc = crc & 1 ? crc >> 1 ^ 0xEDB88320u : crc >> 1;
-        crc_table[n] = crc;
+        crc_table[0][n] = crc;
     }
+    for (int behind = 1; behind < 8; behind++)
+        for (uint32_t n = 0; n < 256; n++)
+            crc_table[behind][n] = crc_table[behind - 1][n] >> 8 ^ crc_table[0][crc_table[behind - 1][n] & 0xFF];
 }
 
-static uint32_t crc32(const void *data, size_t size)   /* zlib.crc32 */
+static uint32_t crc32(const struct header *header)     /* zlib.crc32, eight bytes at a time */
 {
+    const char *data = (const char *)header;
     uint32_t crc = 0xFFFFFFFFu;
 
-    for (const unsigned char *p = data; size-- > 0; p++)
-        crc = crc >> 8 ^ crc_table[(crc ^ *p) & 0xFF];
+    _Static_assert(sizeof *header % 8 == 0, "nothing is left over");
+    for (size_t at = 0; at < sizeof *header; at += 8) {
+        uint64_t word;
+
+        memcpy(&word, data + at, sizeof word);
+        word ^= crc;
+        crc = 0;
+        for (int byte = 0; byte < 8; byte++)
+            crc ^= crc_table[7 - byte][word >> 8 * byte & 0xFF];
+    }
     return ~crc;
 }
 
@@ -81,9 +95,11 @@ static PyObject *Tail_offer(Tail *self, PyObject *args)
 {
     unsigned long long sequence;
     int area, blacklisted, logging;
+    int noted;
     double begin_from, drop_until;
 
-    if (!PyArg_ParseTuple(args, "Kippdd:offer", &sequence, &area, &blacklisted, &logging, &begin_from, &drop_until))
+    if (!PyArg_ParseTuple(args, "Kippddi:offer", &sequence, &area, &blacklisted, &logging, &begin_from, &drop_until,
+                          &noted))
         return NULL;
     self->sequence = sequence;
     self->area = area & 1;
@@ -91,6 +107,7 @@ static PyObject *Tail_offer(Tail *self, PyObject *args)
     self->logging = logging;
     self->begin_from = begin_from;
     self->drop_until = drop_until;
+    self->noted = noted;
     Py_CLEAR(self->fields);
     Py_RETURN_NONE;
 }
@@ -112,6 +129,13 @@ static PyObject *Tail_offer_lines(Tail *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *Tail_rules(Tail *self, PyObject *args)
+{
+    if (!PyArg_ParseTuple(args, "iII:rules", &self->version, &self->allowed, &self->allowed_blacklisted))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *Tail_close(Tail *self, PyObject *Py_UNUSED(ignored))
 {
     Tail_clear(self);
@@ -121,8 +145,15 @@ static PyObject *Tail_close(Tail *self, PyObject *Py_UNUSED(ignored))
 static PyMethodDef Tail_methods[] = {
     {"offer", (PyCFunction)Tail_offer, METH_VARARGS, "The domain is settled, and this is how it may go on."},
     {"offer_lines", (PyCFunction)Tail_offer_lines, METH_VARARGS, "After offer(): lines may go to journald, and cost that."},
+    {"rules", (PyCFunction)Tail_rules, METH_VARARGS, "What the configuration decides about the protocol."},
     {"close", (PyCFunction)Tail_close, METH_NOARGS, "Let go of the domain and its state."},
     {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef Tail_members[] = {
+    {"held", T_INT, offsetof(Tail, held), READONLY, "Connections that the Poller has."},
+    {"others", T_INT, offsetof(Tail, others), 0, "Connections that Python has."},
+    {NULL, 0, 0, 0, NULL},
 };
 
 PyTypeObject TailType = {
@@ -137,6 +168,7 @@ PyTypeObject TailType = {
     .tp_traverse = (traverseproc)Tail_traverse,
     .tp_clear = (inquiry)Tail_clear,
     .tp_methods = Tail_methods,
+    .tp_members = Tail_members,
 };
 
 int append_pending(Tail *tail)
@@ -161,14 +193,32 @@ bool in_step(const Tail *tail)
     return last->sequence == tail->sequence && other->sequence < tail->sequence;
 }
 
+/* The header that counts, for a change. */
+static struct slot current(const Tail *tail)
+{
+    struct slot slot;
+
+    memcpy(&slot, (const char *)tail->state.buf + (tail->sequence & 1) * SLOT, sizeof slot);
+    return slot;
+}
+
+/* From now on this one counts; `length` bytes of the partial line belong to it. */
+static void publish(Tail *tail, struct slot *slot, Py_ssize_t length)
+{
+    slot->header.sequence = ++tail->sequence;
+    slot->header.area = tail->area;
+    slot->header.length = length;
+    slot->checksum = crc32(&slot->header);
+    atomic_signal_fence(memory_order_seq_cst);
+    memcpy((char *)tail->state.buf + (tail->sequence & 1) * SLOT, slot,
+           offsetof(struct slot, checksum) + sizeof slot->checksum);
+}
+
 /* StateFile.commit() of a guest of which only the partial line, the balance and what was dropped have changed. */
 static void commit(Tail *tail, Py_ssize_t length)
 {
-    char *map = tail->state.buf;
-    struct slot slot;
+    struct slot slot = current(tail);
 
-    memcpy(&slot, map + (tail->sequence & 1) * SLOT, sizeof slot);
-    slot.header.sequence = ++tail->sequence;
     slot.header.unsaid_lines += tail->unsaid_lines;
     slot.header.unsaid_bytes += tail->unsaid_bytes;
     if (tail->paid) {
@@ -177,12 +227,8 @@ static void commit(Tail *tail, Py_ssize_t length)
         tail->paid = false;
     }
     slot.header.charged = 0;    /* by the frames of a line that has ended */
-    slot.header.area = tail->area;
-    slot.header.length = length;
-    slot.checksum = crc32(&slot.header, sizeof slot.header);
     tail->unsaid_lines = tail->unsaid_bytes = 0;
-    atomic_signal_fence(memory_order_seq_cst);
-    memcpy(map + (tail->sequence & 1) * SLOT, &slot, offsetof(struct slot, checksum) + sizeof slot.checksum);
+    publish(tail, &slot, length);
 }
 
 int keep(Tail *tail)
@@ -208,12 +254,76 @@ int keep(Tail *tail)
     return 0;
 }
 
+static void add_step(Tail *tail, enum kind kind, unsigned value, double time)
+{
+    tail->step[tail->steps++] = (struct step){ kind, value, time };
+    tail->changed = true;
+}
+
+/* Guest.write() and Platform of core/: the same change of the same state. The history, records and what is published
+ * follow when the domain is told. */
+bool take_step(Tail *tail, enum kind kind, struct frame *frame, double time)
+{
+    struct slot slot;
+    unsigned value = (uint16_t)frame->data;
+    uint64_t order = 0;
+
+    if (tail->version == 0 || tail->steps == MAX_STEPS || tail->waiting > 0 || tail->ended || tail->unsettled)
+        return false;
+    if (kind != VERSION)
+        slot = current(tail);
+    if (kind == PRODUCT && (int64_t)value != (slot.header.product < 0 ? 0 : slot.header.product)) {
+        slot.header.product = value == 0 ? -1 : (int64_t)value;
+        slot.header.build = -1;
+        publish(tail, &slot, PyByteArray_GET_SIZE(tail->partial));
+    } else if (kind == UNPLUG) {
+        order = value & ALL_DEVICES & (tail->blacklisted ? tail->allowed_blacklisted : tail->allowed);
+        if (order & ~(uint64_t)slot.header.unplugged) {
+            slot.header.unplugged |= (int64_t)order;
+            publish(tail, &slot, PyByteArray_GET_SIZE(tail->partial));
+        }
+    }
+    atomic_signal_fence(memory_order_seq_cst);
+    frame->data = kind == VERSION ? (uint64_t)tail->version : order;
+    frame->flags = kind == VERSION ? RESPONSE | READ : RESPONSE;
+    if (kind != VERSION)    /* lines name the product, and come behind what is to be said of this */
+        Py_CLEAR(tail->fields);
+    add_step(tail, kind, value, time);
+    return true;
+}
+
+void note_magic(Tail *tail, double time)
+{
+    if (tail->noted != tail->blacklisted && tail->steps < MAX_STEPS) {
+        tail->noted = tail->blacklisted;
+        add_step(tail, MAGIC, 0, time);
+    }
+}
+
+static PyObject *told_steps(const Tail *tail)
+{
+    PyObject *steps = PyTuple_New(tail->steps);
+
+    for (int i = 0; steps != NULL && i < tail->steps; i++) {
+        PyObject *step = Py_BuildValue("(iId)", tail->step[i].kind, tail->step[i].value, tail->step[i].time);
+
+        if (step == NULL)
+            Py_CLEAR(steps);
+        else
+            PyTuple_SET_ITEM(steps, i, step);
+    }
+    return steps;
+}
+
 int catch_up(Tail *tail)
 {
-    PyObject *durations, *done;
+    PyObject *durations, *steps, *done;
 
     if (!tail->changed || tail->owner == NULL)
         return 0;
+    steps = told_steps(tail);
+    if (steps == NULL)
+        return -1;
     durations = PyList_New(0);
     for (int i = 0; durations != NULL && i <= MAX_BOUNDS; i++)
         if (tail->durations[i] > 0) {
@@ -223,13 +333,15 @@ int catch_up(Tail *tail)
                 Py_CLEAR(durations);
             Py_XDECREF(pair);
         }
-    if (durations == NULL)
+    if (durations == NULL) {
+        Py_DECREF(steps);
         return -1;
-    done = PyObject_CallMethod(tail->owner, "caught_up", "((dLLLd)(Ki)(LLdN)(LLdd))",
+    }
+    done = PyObject_CallMethod(tail->owner, "caught_up", "((dLLLd)(Ki)(LLdN)(LLdd)N)",
                                tail->heard, tail->lines, tail->dropped_lines, tail->dropped_bytes, tail->dropped_at,
                                (unsigned long long)tail->sequence, tail->area,
                                tail->magics, tail->logged, tail->seconds, durations,
-                               tail->passed_lines, tail->passed_bytes, tail->balance, tail->balance_at);
+                               tail->passed_lines, tail->passed_bytes, tail->balance, tail->balance_at, steps);
     memset(&tail->changed, 0, sizeof *tail - offsetof(Tail, changed));
     if (done == NULL)
         return -1;

@@ -10,9 +10,18 @@
 
 #include <stdbool.h>
 
+#include "frame.h"
+
 enum {
     LINE_LIMIT = 4095,      /* core.guestlog.LINE_LIMIT: the byte that fills a line is Python's */
     MAX_BOUNDS = 32,
+    MAX_STEPS = 8,          /* of a driver that comes up, before the domain is told of them */
+};
+
+struct step {               /* what a driver did beside logging, to be told to the domain */
+    int kind;               /* enum kind */
+    unsigned value;         /* that it wrote */
+    double time;
 };
 
 typedef struct tail {
@@ -30,6 +39,15 @@ typedef struct tail {
     PyObject *fields;       /* bytes: journal fields of its lines, which may go to journald here; NULL: they may not */
     bool limited;           /* by the balance that follows: core.bucket.TokenBucket */
     double balance, balance_at, rate, burst;
+    int version;            /* that the protocol has; 0: product numbers are Python's */
+    unsigned allowed;       /* what may be unplugged, before and once it is blacklisted */
+    unsigned allowed_blacklisted;
+    int noted;              /* the magic number's last read that is in the history: 0, 1 (blacklisted), or -1 */
+    /* Its connections. */
+    long long uid;          /* of its device model; -1: root's alone */
+    int held;               /* that the Poller has */
+    int others;             /* that Python has */
+    int most;
     /* Of the batch that is being served. */
     Py_ssize_t waiting;     /* bytes in `pending`, behind those of `partial` */
     bool ended;             /* a line ended here: the rest belongs into the other area, under a new header */
@@ -50,6 +68,8 @@ typedef struct tail {
     double seconds;         /* that batches took, in sum */
     unsigned durations[MAX_BOUNDS + 1];     /* batches by bucket of the histogram */
     long long passed_lines, passed_bytes;   /* that journald has */
+    int steps;
+    struct step step[MAX_STEPS];
 } Tail;
 
 extern PyTypeObject TailType;
@@ -69,6 +89,12 @@ bool in_step(const Tail *tail);
 
 /* Keep what the batch changed so far, where SIGKILL does not reach it. -1 and an exception where there is no memory. */
 int keep(Tail *tail);
+
+/* Serve a step of a driver that comes up: the answer is in the frame, what it changes is kept. False: it is Python's. */
+bool take_step(Tail *tail, enum kind kind, struct frame *frame, double time);
+
+/* The magic number is read: a step where the history does not have it yet. */
+void note_magic(Tail *tail, double time);
 
 /* Tell the domain what changed since it was told last. -1 and an exception if that fails. */
 int catch_up(Tail *tail);

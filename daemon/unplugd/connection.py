@@ -39,14 +39,17 @@ _buffer = memoryview(bytearray(READ_SIZE))
 class Connection(asyncio.BufferedProtocol):
     """One accepted connection to a domain's socket."""
 
-    def __init__(self, domain: Domain, judge: Judge, closed: Callable[[Connection], None]) -> None:
+    def __init__(self, domain: Domain, judge: Judge, closed: Callable[[Connection], None],
+                 stream: IoreqStream | None = None, begin: Callable[[Connection], None] | None = None) -> None:
+        """`stream` is where somebody else got to with it, and `begin` is called once there is a transport."""
         self.domain = domain
         self.made = False
         """It has its transport and all that it needs; what went wrong before leaves it False."""
         self._judge = judge
         self._closed = closed
         self._counters = domain.settings.counters
-        self._stream = IoreqStream(domain.guest, domain.settings.dispatch, self._counters.ioreqs)
+        self._stream = stream or IoreqStream(domain.guest, domain.settings.dispatch, self._counters.ioreqs)
+        self._begin = begin
         self._transport: asyncio.Transport | None = None
         self._full = False
         self._paused = False
@@ -62,22 +65,42 @@ class Connection(asyncio.BufferedProtocol):
         self._poller = poller()
         self._descriptor = -1
 
+        self._attached = False
+        if stream is not None:
+            self._attach()  # it was counted as somebody else's until now
+
+    def _attach(self) -> None:
+        if not self._attached:
+            self._attached = True
+            self.domain.attached += 1
+
+    def detach(self) -> None:
+        """It is none of the domain's connections any more."""
+        if self._attached:
+            self._attached = False
+            self.domain.attached -= 1
+
     # --- asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client that may connect has connected."""
         self._transport = cast(asyncio.Transport, transport)
-        self.domain.connections += 1
+        self._attach()
+        self.made = True
+        if self._closing:
+            self._transport.abort()
+            return
         if self._poller is not None and self.domain.tail is not None:
             self._descriptor = self._transport.get_extra_info("socket").fileno()
             self._poller.attach(self._descriptor, self.domain.tail, self._handed)
         self._share()
-        self.made = True
+        begin, self._begin = self._begin, None
+        if begin is not None:
+            begin(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone. The domain's state stays as it is."""
-        if self._transport is not None:
-            self.domain.connections -= 1
+        self.detach()
         self._transport = None
         if self._poller is not None:
             self._poller.detach(self._descriptor)
@@ -126,13 +149,22 @@ class Connection(asyncio.BufferedProtocol):
                 or self._transport.get_write_buffer_size())
             self._poller.arm(self._descriptor, self._window if ready else 0)
 
-    def _handed(self, unsent: bytes, data: bytes) -> None:
+    def _handed(self, _descriptor: int, unsent: bytes, data: bytes | None) -> None:
         """The fast path has read `data` and goes no further; `unsent` is what was answered before and did not fit."""
+        self.begin(unsent, data or b"")
+
+    def begin(self, unsent: bytes, data: bytes) -> None:
+        """Go on with what was answered before and not sent, and what was read and not looked at."""
         if self._transport is None or self._closing:
             return
         if unsent:
             self._transport.write(unsent)
         self._receive(data)
+
+    def go_on(self, out: bytes, since: float) -> None:
+        """Go on with what the stream has answered; it was read at `since`."""
+        self._since = since
+        self._answer(out, time.monotonic())
 
     # --- answers
 
@@ -274,9 +306,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Close once the client has read what was answered, at the latest after CLOSE_TIMEOUT."""
+        if self._closing:
+            return
+        self._closing = True
         transport = self._transport
-        if transport is not None and not self._closing:
-            self._closing = True
+        if transport is not None:  # else connection_made() finds it closing
             self._share()
             if self._task is not None:
                 self._task.cancel()

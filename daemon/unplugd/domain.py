@@ -31,11 +31,11 @@ from unplugd.core.events import (
 from unplugd.core.events import Event as CoreEvent
 from unplugd.core.guest import Guest
 from unplugd.core.guestlog import Limits
-from unplugd.core.protocol import DEVICES, Rules
+from unplugd.core.protocol import DEVICES, Effect, Rules
 from unplugd.core.registry import Registry
 from unplugd.core.stream import Dispatch
 from unplugd.domainrecords import DomainRecords
-from unplugd.fastpath import tail_of
+from unplugd.fastpath import STEPS, tail_of
 from unplugd.labels import Labels
 from unplugd.metrics import Counters
 from unplugd.records import Event
@@ -100,7 +100,8 @@ class Domain:
         self.domid = domid
         self.uuid = uuid
         self.settings = settings
-        self.connections = 0
+        self.attached = 0
+        """Device model connections that Python has; see `connections`."""
         self.turns = Turns()
         self.unlimited = False
         self.log_lines = 0
@@ -125,6 +126,7 @@ class Domain:
         self._labels.follow(platform.product, platform.build)
         self.tail = tail_of(self)
         """What of it the fast path may change, where there is one; offered anew whenever all is settled."""
+        self._follow_rules()
         self.settle(now)
 
     def _open_state(self, uuid: str, now: float) -> StateFile:
@@ -196,6 +198,11 @@ class Domain:
     def unplugged(self) -> int:
         """Mask of all that was ordered since reset."""
         return self.guest.platform.unplugged
+
+    @property
+    def connections(self) -> int:
+        """Device model connections that are open."""
+        return self.attached + (self.tail.held if self.tail is not None else 0)
 
     @property
     def label_product(self) -> str:
@@ -303,23 +310,32 @@ class Domain:
         if self.tail is not None:
             log = self.guest.log
             begin_from = inf if self._timer is None else self._timer.when() - log.limits.flush_after
-            self.tail.offer(*self.state.place, self.blacklisted, not log.limits.delay, begin_from, log.drops_until(now))
+            noted = self.guest.magic_noted
+            self.tail.offer(*self.state.place, self.blacklisted, not log.limits.delay, begin_from, log.drops_until(now),
+                            -1 if noted is None else noted)
             if log.passes and self.settings.delivery.direct(self.outbox):
                 bucket = log.bucket
                 self.tail.offer_lines(self.records.line_fields(*log.product), not log.limits.unlimited,
                                       bucket.balance, bucket.at, bucket.rate, bucket.burst)
 
+    def _follow_rules(self) -> None:
+        if self.tail is not None:
+            rules = self.settings.rules
+            self.tail.rules(rules.protocol_version, rules.allowed(blacklisted=False), rules.allowed(blacklisted=True))
+
     def caught_up(self, log: tuple[float, int, int, int, float], place: tuple[int, int],
-                  count: tuple[int, int, float, list[tuple[int, int]]], passed: tuple[int, int, float, float]) -> None:
-        """The fast path has served: what it did to the log, where it kept that, what it counted (_fastpath.pyi)."""
+                  count: tuple[int, int, float, list[tuple[int, int]]], passed: tuple[int, int, float, float],
+                  steps: tuple[tuple[int, int, float], ...]) -> None:
+        """The fast path has served: what it did to the log, where it kept that, what it counted (_fastpath.pyi).
+
+        Where there were `steps`, it calls settle() then.
+        """
         self.guest.log.caught_up(*log)
-        if log[0]:
+        if log[0] or steps:
             self.state.follow(place, self.guest)
         magics, logged, seconds, durations = count
         counters = self.settings.counters
-        if magics:
-            counters.ioreqs["magic"] += magics
-            self.guest.read_magic(time.monotonic())
+        counters.ioreqs["magic"] += magics
         counters.ioreqs["log"] += logged
         counters.duration_sum += seconds
         for bucket, batches in durations:
@@ -329,6 +345,28 @@ class Domain:
             self.log_lines += lines
             self.log_bytes += size
             self.guest.log.bucket.balance, self.guest.log.bucket.at = balance, at
+        if steps:
+            self._repeat(steps)
+        if magics:
+            self.guest.read_magic(time.monotonic())
+
+    def _repeat(self, steps: tuple[tuple[int, int, float], ...]) -> None:
+        """Do what the guest did, which is answered and kept already."""
+        guest, tally = self.guest, self.settings.counters.ioreqs
+        changed = guest.changed
+        for kind, value, at in steps:
+            effect = STEPS[kind]
+            if effect is Effect.MAGIC:
+                guest.read_magic(at)
+                continue
+            tally[effect.kind] += 1
+            if effect is Effect.VERSION:
+                guest.read_version(at)
+            else:
+                guest.write(effect, value, at)
+        if not guest.events:
+            guest.changed = changed  # it is kept as it is
+            self._compare()
 
     def line_ended(self, now: float) -> None:
         """A newline came by the fast path, which calls settle() before it answers."""
@@ -386,6 +424,7 @@ class Domain:
         self.guest.platform.rules = settings.rules
         self.guest.registry = settings.registry
         self._identify_records()
+        self._follow_rules()
         now = time.monotonic()
         self.guest.log.configure(settings.limits(unlimited=self.unlimited), now)
         self._arm(now)

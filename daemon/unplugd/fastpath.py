@@ -1,8 +1,8 @@
 """The event loop with the compiled part in it: unplugd._fastpath, where it was built, else asyncio's own.
 
-The compiled part changes speed alone. It stands where the loop waits: while it waits, it answers magic reads and log
-bytes, and hands everything else over to a Connection (sources: daemon/fastpath). UNPLUGD_PURE=1 in the environment does
-without it.
+The compiled part changes speed alone. It stands where the loop waits: while it waits, it accepts device models, answers
+what a driver's start and its log are made of, and hands everything else over (held.py; sources: daemon/fastpath).
+UNPLUGD_PURE=1 in the environment does without it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ import selectors
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from unplugd.core.protocol import Effect
 from unplugd.metrics import DURATION_BOUNDS
 
 if TYPE_CHECKING:
     from unplugd._fastpath import Poller, Tail
     from unplugd.domain import Domain
 
-Handed = Callable[[bytes, bytes], None]
-"""Takes a connection over: responses that could not be sent, and bytes from a frame on that is not the fast path's."""
+STEPS = {1: Effect.MAGIC, 4: Effect.VERSION, 5: Effect.PRODUCT, 6: Effect.UNPLUG}
+"""What the compiled part calls the steps of a driver that comes up (fastpath/frame.h)."""
+
+Handed = Callable[[int, bytes, bytes | None], None]
+"""Takes a connection over: its descriptor, responses that could not be sent, and bytes from a frame on that is not the
+fast path's; None in their place for somebody who has just connected."""
 
 
 class Selector(selectors.EpollSelector):
@@ -30,14 +35,14 @@ class Selector(selectors.EpollSelector):
     def __init__(self, poller: Callable[[int, tuple[float, ...]], Poller]) -> None:
         super().__init__()
         self.poller = poller(self.fileno(), DURATION_BOUNDS)
-        self.hand: Callable[[Handed, bytes, bytes], object] = lambda callback, unsent, data: callback(unsent, data)
+        self.hand: Callable[[Handed, int, bytes, bytes | None], object] = _at_once
         """Has a connection taken over soon, before anything that select() returns."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Wait for what is Python's, at most `timeout` seconds."""
         events, handed = self.poller.poll(timeout)
-        for callback, unsent, data in handed:
-            self.hand(callback, unsent, data)
+        for item in handed:
+            self.hand(*item)
         if not events:
             return []
         keys = self.get_map()
@@ -49,6 +54,10 @@ class Selector(selectors.EpollSelector):
                     event & ~select.EPOLLOUT and selectors.EVENT_READ)
                 ready.append((key, mask & key.events))
         return ready
+
+
+def _at_once(callback: Handed, descriptor: int, unsent: bytes, data: bytes | None) -> None:
+    callback(descriptor, unsent, data)
 
 
 class Loop(asyncio.SelectorEventLoop):

@@ -13,15 +13,20 @@ import pwd
 import resource
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from unplugd.connection import Connection, Judge
+from unplugd.core.stream import IoreqStream
 from unplugd.domain import Domain
 from unplugd.errors import HostError
+from unplugd.fastpath import poller
 from unplugd.records import Event
 from unplugd.systemd import forget_fd, store_fd
+
+if TYPE_CHECKING:
+    from unplugd.held import Held
 
 BACKLOG = 512
 """Who may wait to be accepted at one socket."""
@@ -136,6 +141,16 @@ class Listener:
         self._retry: asyncio.TimerHandle | None = None
         self._inode: tuple[int, int] | None = None
         self._connections: set[Connection] = set()
+        self._held = self._hold()
+
+    def _hold(self) -> Held | None:
+        """Where there is a compiled part, it holds the ordinary connections."""
+        holder, tail = poller(), self.domain.tail
+        if holder is None or tail is None:
+            return None
+        from unplugd.held import Held
+
+        return Held(self.domain, holder, tail, self._judge, self._arrived, self._serve)
 
     def start(self, device_model_uid: int | None, passed: Passed) -> bool:
         """Listen, on the socket that an earlier process left with systemd (True) or on a new one (False).
@@ -216,12 +231,17 @@ class Listener:
                 self._own(self.path)
         except OSError as error:
             self.domain.records.own(Event.SINK_FAILED, f"{self.path}: its owner could not be set: {error.strerror}")
+        if self._held is not None:
+            self._listen()
         for connection in self._connections:
             connection.configure()
 
     def _listen(self) -> None:
         if self._listening is not None:
             asyncio.get_running_loop().add_reader(self._listening.fileno(), self._accept)
+            if self._held is not None:
+                uid = self._access.device_model_uid(self.domain.domid, self._known_uid)
+                self._held.listen(self._listening.fileno(), uid, *self._most())
 
     def _accept(self) -> None:
         """Somebody connects. A few at a time: a crowd at one domain's socket does not keep the others waiting."""
@@ -238,18 +258,38 @@ class Listener:
                 self._retry = loop.call_later(ACCEPT_RETRY, self._listen)
                 loop.call_exception_handler({"message": f"{self.path}: accept", "exception": error})
                 return
-            try:
-                connection = self._admit(peer)
-                if connection is None:
-                    peer.close()
-                    continue
-                arriving = loop.create_task(self._arrive(connection, peer))
-            except MemoryError as error:
-                peer.close()
-                self._deny(Event.CONNECTION_LIMIT, f"connection closed: there is no memory for it: {error!r}")
-                continue
-            self._arriving.add(arriving)
-            arriving.add_done_callback(self._arriving.discard)
+            self._arrived(peer)
+
+    def _arrived(self, peer: socket.socket) -> None:
+        """Somebody has connected: serve him if he may, else close."""
+        if self._listening is not None and self._admit(peer):
+            self._serve(peer)
+        else:
+            peer.close()
+
+    def _serve(self, peer: socket.socket, stream: IoreqStream | None = None,
+               begin: Callable[[Connection], None] | None = None) -> None:
+        """A client who may connect; `stream` and `begin` as for Connection."""
+        try:
+            connection = Connection(self.domain, self._judge, self._closed, stream, begin)
+            arriving = asyncio.get_running_loop().create_task(self._arrive(connection, peer))
+        except MemoryError as error:
+            peer.close()
+            self._deny(Event.CONNECTION_LIMIT, f"connection closed: there is no memory for it: {error!r}")
+            return
+        self._arriving.add(arriving)
+        arriving.add_done_callback(self._arriving.discard)
+        self._connections.add(connection)
+        self._count(1)
+
+    def _count(self, more: int) -> None:
+        """So many connections more are Python's."""
+        Listener._open += more
+        holder, tail = poller(), self.domain.tail
+        if holder is not None:
+            holder.others = Listener._open
+        if tail is not None:
+            tail.others = len(self._connections)
 
     async def _arrive(self, connection: Connection, peer: socket.socket) -> None:
         """From now on asyncio serves it. Where that cannot be had, this one is closed and the others are served."""
@@ -267,6 +307,7 @@ class Listener:
                 transport.abort()
             else:
                 peer.close()
+                connection.detach()
                 self._closed(connection)
             self._deny(Event.CONNECTION_LIMIT, f"connection closed: there is no memory for it: {error!r}")
 
@@ -275,34 +316,36 @@ class Listener:
         self.domain.settings.counters.denied_connections += 1
         self.domain.records.complain(event, message)
 
-    def _admit(self, peer: socket.socket) -> Connection | None:
-        """The protocol for a new connection, or None where it must be closed at once."""
+    def _most(self) -> tuple[int, int]:
+        """How many connections there may be: of the domain, and of all."""
+        in_all = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE
+        return min(CONNECTIONS_A_DOMAIN, in_all // 4), in_all
+
+    def _admit(self, peer: socket.socket) -> bool:
+        """Whether a client may connect; where not, that is said."""
         domain = self.domain
         try:
             pid, uid, _gid = _CREDENTIALS.unpack(
                 peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         except OSError:
-            return None
+            return False
         if not self._access.allows(uid & 0xFFFFFFFF, domain.domid, self._known_uid):
             self._deny(Event.CONNECTION_DENIED, f"connection of uid {uid & 0xFFFFFFFF} (pid {pid}) refused: it is"
                                                 " not root, nor this domain's device model")
-            return None
-        in_all = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE
-        most = min(CONNECTIONS_A_DOMAIN, in_all // 4)
-        if len(self._connections) >= most:
+            return False
+        most, in_all = self._most()
+        holder = poller()
+        if len(self._connections) + (domain.tail.held if domain.tail is not None else 0) >= most:
             self._deny(Event.CONNECTION_LIMIT, f"connection refused: the domain has {most} already")
-            return None
-        if Listener._open >= in_all:
+            return False
+        if Listener._open + (holder.held if holder is not None else 0) >= in_all:
             self._deny(Event.CONNECTION_LIMIT, f"connection refused: all domains have {in_all} already")
-            return None
-        connection = Connection(domain, self._judge, self._closed)
-        self._connections.add(connection)
-        Listener._open += 1
-        return connection
+            return False
+        return True
 
     def _closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
-        Listener._open -= 1
+        self._count(-1)
 
     def close(self) -> None:
         """The domain is gone: no socket, no connections."""
@@ -324,6 +367,8 @@ class Listener:
     def _hang_up(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
+        if self._held is not None:
+            self._held.close(None if self._listening is None else self._listening.fileno())
         if self._listening is not None:
             asyncio.get_running_loop().remove_reader(self._listening.fileno())
             self._listening.close()

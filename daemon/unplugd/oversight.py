@@ -7,6 +7,7 @@ are no faults here; errors.py has the tree.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import traceback
 from collections.abc import Callable, Coroutine
@@ -61,7 +62,7 @@ class Oversight:
             self._say(Event.INTERNAL, f"unplugd ends because of a fault of its own: {_traceback(task.exception())}")
             self._end(1)
 
-    def surprised(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    def surprised(self, _loop: asyncio.AbstractEventLoop | None, context: dict[str, object]) -> None:
         """An exception that nobody caught: unplugd's own fault. It is recorded, and the service goes on."""
         if "accept" in str(context.get("message")):
             self._full(context.get("exception"))
@@ -69,6 +70,11 @@ class Oversight:
         self._surprises += 1
         if self._surprises <= SURPRISES:
             self._say(Event.INTERNAL, f"{context.get('message')}: {_traceback(context.get('exception'))}")
+
+    def unraisable(self, fault: sys.UnraisableHookArgs) -> None:
+        """An exception in the compiled part, or where an object ends, that nobody could have caught (sys)."""
+        message = fault.err_msg or f"exception ignored in {fault.object!r}"
+        self.surprised(None, {"message": message, "exception": fault.exc_value})
 
     def _full(self, error: object) -> None:
         """asyncio could not accept a connection, and says so for each of them: one record a minute is enough."""

@@ -14,7 +14,7 @@ from unplugd.errors import NoSuchNode, StoreError, StoreUnavailable, Transaction
 from unplugd.records import Event
 from unplugd.xenstore.store import Store
 
-FIRST = 0.1
+FIRST = 0.25
 """Seconds before the first one: a driver that comes up tells all that it has to tell within a few milliseconds, which
 is one transaction then; and where many guests boot at once, these go on first."""
 INTERVAL = 1.0
@@ -36,6 +36,7 @@ class Publisher:
     def __init__(self, say: Callable[[Event, str], None]) -> None:
         self._say = say
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._soon: dict[Domain, asyncio.TimerHandle] = {}
         self._tasks: dict[Domain, asyncio.Task[None]] = {}
         self._again: set[Domain] = set()
         self._written: dict[Domain, dict[str, str] | None] = {}
@@ -52,8 +53,12 @@ class Publisher:
             return
         if domain in self._tasks:
             self._again.add(domain)
-        else:
-            self._tasks[domain] = asyncio.get_running_loop().create_task(self._follow(domain))
+        elif domain not in self._soon:
+            self._soon[domain] = asyncio.get_running_loop().call_later(FIRST, self._begin, domain)
+
+    def _begin(self, domain: Domain) -> None:
+        del self._soon[domain]
+        self._tasks[domain] = asyncio.get_running_loop().create_task(self._follow(domain))
 
     async def publish_all(self, domains: Iterable[Domain]) -> None:
         """After a connect: what domains have to tell, and nodes of one that has nothing to tell any more removed."""
@@ -81,12 +86,17 @@ class Publisher:
         """The domain is gone."""
         self._again.discard(domain)
         self._written.pop(domain, None)
+        soon = self._soon.pop(domain, None)
+        if soon is not None:
+            soon.cancel()
         task = self._tasks.pop(domain, None)
         if task is not None:
             task.cancel()
 
     async def stop(self) -> None:
         """Finish what is being written."""
+        for soon in self._soon.values():
+            soon.cancel()
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -94,7 +104,6 @@ class Publisher:
 
     async def _follow(self, domain: Domain) -> None:
         try:
-            await asyncio.sleep(FIRST)
             while True:
                 self._again.discard(domain)
                 async with self._slots:

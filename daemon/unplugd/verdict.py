@@ -13,6 +13,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from unplugd.config import BlacklistConfig
@@ -22,20 +23,28 @@ from unplugd.core.guest import Verdict
 from unplugd.core.registry import Registry
 from unplugd.core.stream import NeedVerdict
 from unplugd.domain import Domain
-from unplugd.errors import NoSuchNode, StoreError
+from unplugd.errors import NoSuchNode, StoreError, StoreUnavailable
 from unplugd.metrics import Counters
 from unplugd.records import Event
-from unplugd.sharedreads import SharedReads
+from unplugd.sharedreads import Answer, SharedReads
 from unplugd.xenstore.store import Store
 
 LOOKUPS_A_SECOND = 32
 """Lookups that one domain may cause in xenstored; beyond, the mirror answers."""
+
+LEAST_WAIT = 0.001
+"""Seconds that xenstored has at least, however late it is."""
 
 REASON_LIMIT = 120
 """Characters of a reason that are kept and shown."""
 
 SYNC_INTERVAL = 0.1
 """Seconds between two readings of the whole blacklist: a script that adds a thousand entries causes few."""
+
+def _give_up(reply: asyncio.Future[Answer]) -> None:
+    if not reply.done():
+        reply.set_result(StoreUnavailable("no answer in time"))
+
 
 Say = Callable[[Event, str], None]
 
@@ -81,45 +90,67 @@ class Blacklist:
 
     # --- verdicts
 
-    async def judge(self, domain: Domain, need: NeedVerdict, deadline: float) -> Verdict:
-        """The verdict about a build number, at the latest at `deadline` (time.monotonic()). Never raises."""
-        result, verdict = await self._judge(domain, need, deadline)
-        self._counters.blacklist_lookups[result] += 1
-        return verdict
+    def judge(self, domain: Domain, need: NeedVerdict, deadline: float) -> asyncio.Future[Verdict]:
+        """The verdict about a build number, at the latest at `deadline` (time.monotonic()). Never raises.
 
-    async def _judge(self, domain: Domain, need: NeedVerdict, deadline: float) -> tuple[str, Verdict]:
+        A future, and no coroutine, so that a guest that boots does not cost a task.
+        """
         product = self._registry.name(need.product)
         if product is None:
-            return "unknown-product", Verdict(blacklisted=False, source="unknown-product")
+            return self._known("unknown-product", Verdict(blacklisted=False, source="unknown-product"))
         reason = self._configured.decide(product, need.build)
         if reason is not None:
-            return "blacklisted", Verdict(blacklisted=True, reason=reason, source="configuration")
+            return self._known("blacklisted", Verdict(blacklisted=True, reason=reason, source="configuration"))
         path = node(product, need.build)
         if path is None:
-            return "allowed", Verdict(blacklisted=False, source="configuration")
-        now = time.monotonic()
-        if not self._budget(domain).take(1, now):
+            return self._known("allowed", Verdict(blacklisted=False, source="configuration"))
+        if not self._budget(domain).take(1, time.monotonic()):
             # the guest's own doing: what decides when xenstored is silent must not be the guest's to choose
-            return "fallback", self._by_mirror(path, f"it asked more than {LOOKUPS_A_SECOND} times a second")
+            why = f"it asked more than {LOOKUPS_A_SECOND} times a second"
+            return self._known("fallback", self._by_mirror(path, why))
         if not self._tried.is_set():
-            # a guest that goes on right after a restart asks before there was a connection
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._tried.wait(), max(0.001, deadline - now))
+            return asyncio.ensure_future(self._judge_later(path, deadline))
+        return self._ask(path, deadline)
+
+    async def _judge_later(self, path: str, deadline: float) -> Verdict:
+        """A guest that goes on right after a restart asks before there was a connection."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._tried.wait(), max(LEAST_WAIT, deadline - time.monotonic()))
+        return await self._ask(path, deadline)
+
+    def _ask(self, path: str, deadline: float) -> asyncio.Future[Verdict]:
+        """What xenstore says of a node, or what decides in its place."""
         if not self.synced:
-            return "fallback", self._fall_back(path, "xenstored is not connected")
-        try:
-            left = max(0.001, deadline - time.monotonic())
-            async with asyncio.timeout(left):
-                answer = await self._lookups.read(path)
-        except TimeoutError:
-            return "fallback", self._fall_back(path, "no answer in time")
-        match answer:
+            return self._known("fallback", self._fall_back(path, "xenstored is not connected"))
+        loop = asyncio.get_running_loop()
+        verdict: asyncio.Future[Verdict] = loop.create_future()
+        reply = self._lookups.read(path)
+        expiry = loop.call_at(max(deadline, time.monotonic() + LEAST_WAIT), _give_up, reply)
+        reply.add_done_callback(partial(self._answered, path, verdict, expiry))
+        return verdict
+
+    def _answered(self, path: str, verdict: asyncio.Future[Verdict], expiry: asyncio.TimerHandle,
+                  reply: asyncio.Future[Answer]) -> None:
+        expiry.cancel()
+        if verdict.done():
+            return  # nobody waits for it any more
+        match reply.result():
             case NoSuchNode():
-                return "allowed", Verdict(blacklisted=False, source="xenstore")
-            case StoreError():
-                return "fallback", self._fall_back(path, str(answer))
-        reason = answer.decode("utf-8", "replace")[:REASON_LIMIT]
-        return "blacklisted", Verdict(blacklisted=True, reason=reason, source="xenstore")
+                result, said = "allowed", Verdict(blacklisted=False, source="xenstore")
+            case StoreError() as error:
+                result, said = "fallback", self._fall_back(path, str(error))
+            case answer:
+                reason = answer.decode("utf-8", "replace")[:REASON_LIMIT]
+                result, said = "blacklisted", Verdict(blacklisted=True, reason=reason, source="xenstore")
+        self._counters.blacklist_lookups[result] += 1
+        verdict.set_result(said)
+
+    def _known(self, result: str, said: Verdict) -> asyncio.Future[Verdict]:
+        """What needs no word of xenstore's."""
+        self._counters.blacklist_lookups[result] += 1
+        verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        verdict.set_result(said)
+        return verdict
 
     def _budget(self, domain: Domain) -> TokenBucket:
         budget = self._budgets.get(domain.domid)

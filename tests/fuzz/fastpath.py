@@ -84,10 +84,10 @@ def _load() -> None:
 async def _fuzz(seconds: float) -> int:
     from tests.lab.host import Host, host, until
     from unplugd.config import Config, LogConfig, PolicyConfig
-    from unplugd.connection import Connection
     from unplugd.core.guest import Verdict
     from unplugd.core.stream import NeedVerdict
     from unplugd.domain import Domain
+    from unplugd.listener import Access, Listener
 
     loop = asyncio.get_running_loop()
     failed: list[dict[str, object]] = []
@@ -99,9 +99,10 @@ async def _fuzz(seconds: float) -> int:
     async def check(one: Host, domid: int, data: bytes, seed: int) -> None:
         expected = Outcome(0, [data]).out
         domain = one.domain(domid)
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        await loop.connect_accepted_socket(lambda: Connection(domain, judge, lambda _: None), theirs)
+        listener = Listener(domain, one.directory, Access([os.geteuid()]), judge)
+        listener.start(None, {})
+        ours = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        await loop.sock_connect(ours, str(listener.path))
 
         async def send() -> None:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -124,6 +125,7 @@ async def _fuzz(seconds: float) -> int:
                 _, got = await asyncio.gather(send(), receive())
         assert got == expected, (len(got), len(expected))
         await until(lambda: domain.connections == 0)
+        listener.close()
         domain.release()
         one.settings.delivery.close(domain.outbox)
         one.journald.read()

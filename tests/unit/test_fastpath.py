@@ -29,13 +29,14 @@ import unplugd
 from tests.lab.host import Host, host, until
 from tests.lab.portio import RESET, frame
 from unplugd import fastpath, turns
-from unplugd.config import Config, LogConfig
-from unplugd.connection import READ_SIZE, Connection
+from unplugd.config import Config, LogConfig, PolicyConfig
+from unplugd.connection import READ_SIZE, Connection, Judge
 from unplugd.core.guest import Snapshot, Verdict
 from unplugd.core.guestlog import LINE_LIMIT, RECORD_COST
 from unplugd.core.ioreq import PAYLOAD_LIMIT
 from unplugd.core.stream import IoreqStream, NeedVerdict
 from unplugd.domain import Domain
+from unplugd.listener import Access, Listener
 from unplugd.metrics import DURATION_BOUNDS
 from unplugd.records import Event
 from unplugd.state import SIZE, StateFile
@@ -47,6 +48,7 @@ except ImportError:
 
 SOURCES = sorted((Path(unplugd.__file__).parents[1] / "fastpath").glob("*.c"))
 MAGIC = frame(0x10, 2, read=True)
+VERSION = frame(0x12, 1, read=True)
 Loops = Callable[[], asyncio.AbstractEventLoop]
 
 
@@ -60,6 +62,18 @@ def fast() -> asyncio.AbstractEventLoop:
 
 def byte(value: int, addr: int = 0x12, eport: int = 0) -> bytes:
     return frame(addr, 1, data=value, eport=eport)
+
+
+def product(number: int) -> bytes:
+    return frame(0x12, 2, data=number)
+
+
+def build(number: int) -> bytes:
+    return frame(0x10, 4, data=number)
+
+
+def unplug(mask: int) -> bytes:
+    return frame(0x10, 2, data=mask)
 
 
 def text(data: bytes) -> bytes:
@@ -81,6 +95,9 @@ class Peer:
 
     one: Host
     domain: Domain
+    listener: Listener
+    path: Path | None = None
+    """The domain's socket, where it has one; else a connection is made without."""
     clients: dict[int, socket.socket] = field(default_factory=dict)
 
     async def connect(self, number: int) -> None:
@@ -90,6 +107,12 @@ class Peer:
         with contextlib.suppress(KeyError):
             self.clients.pop(number).close()
         await until(lambda: self.domain.connections == before)
+        if self.path is not None:
+            client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            await loop.sock_connect(client, str(self.path))
+            self.clients[number] = client
+            await until(lambda: self.domain.connections == before + 1)
+            return
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setblocking(False)
@@ -125,7 +148,8 @@ class Peer:
     def seen(self) -> dict[str, object]:
         """All that can be seen of it."""
         guest, counters = self.domain.guest, self.one.counters
-        left_out = {"_SOURCE_REALTIME_TIMESTAMP"}
+        # which driver a record of unplugd's own names is as of the end of what is served at once: that differs
+        driver = {"UNPLUG_PRODUCT", "UNPLUG_PRODUCT_NAME", "UNPLUG_BUILD"}
         return {
             "kept": self.kept(),
             "guest": guest.snapshot()._replace(balance_at=0.0),
@@ -135,9 +159,14 @@ class Peer:
             "lines": (self.domain.log_lines, self.domain.log_bytes, guest.log.throttled, guest.log.suppressed),
             "ioreqs": dict(counters.ioreqs),
             "published": self.domain.published,
-            "labels": (self.domain.label_product, self.domain.label_build),
+            "history": [(noted.step, noted.times) for noted in guest.history.steps],
+            # without a build, the product's label is the first that was there at the end of what is served at once
+            "labels": (self.domain.label_build and self.domain.label_product, self.domain.label_build),
             "entries": [
-                {name: value for name, value in entry.items() if name not in left_out}
+                {
+                    name: value for name, value in entry.items() if name != "_SOURCE_REALTIME_TIMESTAMP"
+                    and not (name in driver and entry["SYSLOG_IDENTIFIER"] == "unplugd")
+                }
                 for entry in self.one.journald.read()
             ],
         }
@@ -147,23 +176,31 @@ class Peer:
 LOG = LogConfig(rate=0, burst=700, flush_after=1000)
 
 
-def run(loops: Loops, test: Callable[[Peer], Coroutine[Any, Any, None]], log: LogConfig = LOG) -> None:
-    """A test with one domain in a loop of this kind, in which no callback may fail."""
+def run(
+    loops: Loops, test: Callable[[Peer], Coroutine[Any, Any, None]], log: LogConfig = LOG, *, listening: bool = False,
+    policy: PolicyConfig | None = None, judged: Judge = judge, faults: int = 0,
+) -> None:
+    """A test with one domain in a loop of this kind, in which no callback may fail, but for so many `faults`."""
 
     async def main() -> None:
         failed: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context))
         with tempfile.TemporaryDirectory() as directory:
-            async with host(Path(directory), Config(log=log)) as one:
-                peer = Peer(one, one.domain())
+            async with host(Path(directory), Config(log=log, policy=policy or PolicyConfig())) as one:
+                domain = one.domain()
+                peer = Peer(one, domain, Listener(domain, one.directory, Access([os.geteuid()]), judged))
+                if listening:
+                    peer.listener.start(None, {})
+                    peer.path = peer.listener.path
                 await peer.connect(0)
                 await peer.connect(1)
                 await test(peer)
                 for client in peer.clients.values():
                     client.close()
                 await until(lambda: peer.domain.connections == 0)
+                peer.listener.close()
                 peer.domain.stop()
-        assert failed == []
+        assert len(failed) == faults, failed
 
     with asyncio.Runner(loop_factory=loops) as runner:
         runner.run(main())
@@ -198,9 +235,10 @@ FRAMES = st.one_of(
     st.builds(lambda count, end: text(b"x" * count + end), st.integers(1, 200), st.sampled_from([b"", b"\n", b"\r\n"])),
     st.builds(string, st.binary(min_size=1, max_size=300)),
     st.just(RESET),
-    st.builds(lambda data: frame(0x12, 2, data=data), st.sampled_from([0, 1, 3])),
-    st.builds(lambda data: frame(0x10, 4, data=data), st.sampled_from([1, 13])),
-    st.builds(lambda data: frame(0x10, 2, data=data), st.integers(0, 31)),
+    st.just(VERSION),
+    st.builds(product, st.sampled_from([0, 1, 3])),
+    st.builds(build, st.sampled_from([1, 13])),
+    st.builds(unplug, st.integers(0, 31)),
     st.builds(
         frame, st.sampled_from([0x10, 0x12, 0x11, 0x10000, 0x10008, 0x10010]), st.sampled_from([1, 2, 4, 8]),
         data=st.integers(0, 2**64 - 1), read=st.booleans(), eport=st.integers(0, 2**32 - 1),
@@ -228,7 +266,7 @@ def stories(draw: st.DrawFn) -> list[Step]:
     return steps
 
 
-def play(loops: Loops, steps: list[Step], answered: list[int]) -> list[object]:
+def play(loops: Loops, steps: list[Step], answered: list[int], *, listening: bool = False) -> list[object]:
     """What was to be seen after each step; `answered` is how many bytes come back for each, or is filled in."""
     views: list[object] = []
 
@@ -244,7 +282,7 @@ def play(loops: Loops, steps: list[Step], answered: list[int]) -> list[object]:
                     await peer.connect(number)
             views.append(peer.seen())
 
-    run(loops, story)
+    run(loops, story, listening=listening)
     return views
 
 
@@ -271,11 +309,12 @@ def expect(steps: list[Step]) -> list[int]:
     return expected
 
 
-@given(stories())
-@settings(max_examples=120)
-def test_the_same_bytes_in_the_same_pieces(steps: list[Step]) -> None:
+@given(stories(), st.booleans())
+@settings(max_examples=160)
+def test_the_same_bytes_in_the_same_pieces(steps: list[Step], listening: bool) -> None:
     answered = expect(steps)
-    for one, other in zip(play(pure, steps, answered), play(fast, steps, answered), strict=True):
+    slow, quick = (play(loops, steps, answered, listening=listening) for loops in (pure, fast))
+    for one, other in zip(slow, quick, strict=True):
         assert one == other
 
 
@@ -288,14 +327,20 @@ def test_the_same_bytes_in_the_same_pieces(steps: list[Step]) -> None:
         [text(b"line\n" * 60), text(b"\n\r\n\n"), text(b"end\r\n"), text(b"\r"), byte(0x0A), text(b"more\n")],
         [text(b"x" * 200 + b"\n") * 2, *[text(b"y" * 200 + b"\n")] * 6, text(b"z" * 300), RESET, text(b"after\n")],
         [text(b"first"), frame(0x12, 2, data=3) + frame(0x10, 4, data=13) + MAGIC * 3, MAGIC, RESET + MAGIC, MAGIC],
+        [MAGIC, VERSION, product(3), build(1), MAGIC, unplug(3)],
+        [MAGIC + VERSION + product(3) + build(13) + MAGIC + string(b"a\n"), build(1) + build(13) + product(1) + MAGIC],
+        [product(5), unplug(31), RESET, MAGIC, product(0), unplug(4), unplug(4) + VERSION * 9],
+        [product(1), string(b"1\n"), unplug(1), string(b"2\n"), unplug(2) * 9 + text(b"3\n"), product(2) + text(b"4")],
         [text(b"q\n" * 200), MAGIC * 3 + string(b"1\n2\n3") + MAGIC + text(b"4\n") + MAGIC[:9], MAGIC[9:] + text(b"5")],
     ],
-    ids=["4095 at once", "4095 byte by byte", "4095 in drops", "empty lines", "reset", "blacklisted", "mixed"],
+    ids=["4095 at once", "4095 byte by byte", "4095 in drops", "empty lines", "reset", "blacklisted",
+         "Linux", "all at once", "BSD", "between lines", "mixed"],
 )  # fmt: skip
-def test_stories_that_matter(sent: list[bytes]) -> None:
+@pytest.mark.parametrize("listening", [False, True], ids=["attached", "held"])
+def test_stories_that_matter(sent: list[bytes], listening: bool) -> None:
     steps: list[Step] = [Send(0, byte(0x73)), Send(0, byte(0x0A)), *(Send(n % 2, data) for n, data in enumerate(sent))]
     answered = expect(steps)
-    assert play(pure, steps, answered) == play(fast, steps, answered)
+    assert play(pure, steps, answered, listening=listening) == play(fast, steps, answered, listening=listening)
 
 
 # --- the fast path itself
@@ -324,8 +369,8 @@ def test_python_sees_only_what_is_its_own(received: list[bytes]) -> None:
         await peer.exchange(0, text(b"bc"), 64)
         await peer.exchange(1, text(b"de") + MAGIC, 96)
         assert len(received) == 1
-        await peer.exchange(0, MAGIC + frame(0x12, 1, read=True) + MAGIC, 96)
-        assert received[1:] == [frame(0x12, 1, read=True) + MAGIC]
+        await peer.exchange(0, MAGIC + frame(0x11, 1, read=True) + MAGIC, 96)
+        assert received[1:] == [frame(0x11, 1, read=True) + MAGIC]
         await peer.exchange(0, text(b"f\n"), 64)
         assert len(received) == 2, "the first line's end is Python's, its frame is not"
         assert peer.one.journald.lines == ["abcdef"]
@@ -606,7 +651,7 @@ def test_a_domain_that_goes_leaves_its_connections_to_python(received: list[byte
 
 def test_what_is_kept_follows_a_uuid_that_comes_late() -> None:
     async def story(peer: Peer) -> None:
-        late = Peer(peer.one, peer.one.domain(domid=9, uuid=""))
+        late = Peer(peer.one, peer.one.domain(domid=9, uuid=""), peer.listener)
         await late.connect(0)
         await late.exchange(0, text(b"ab"), 64)
         assert late.domain.identify("4f0e0c5e-0000-4000-8000-000000000009")
@@ -635,18 +680,175 @@ def test_a_commit_that_was_not_offered_is_noticed(received: list[bytes]) -> None
     run(fast, story)
 
 
+def test_of_a_drivers_start_only_the_build_is_pythons(received: list[bytes]) -> None:
+    async def story(peer: Peer) -> None:
+        assert peer.domain.tail is not None
+        for access in (MAGIC, VERSION, product(3), build(1), MAGIC):
+            await peer.exchange(0, access, 32)
+        assert (await peer.exchange(0, unplug(3), 32))[8] == 3
+        assert received == [build(1), b""], "and going on behind its verdict"
+        assert (peer.domain.tail.held, peer.domain.attached) == (2, 0)
+        await until(lambda: [entry["MESSAGE"] for entry in peer.one.journald.read()] == [
+            "web-01 (domain 7): PV driver linux (3) build 1: allowed", "web-01 (domain 7): unplugs ide-disks, nics"])
+        assert [noted.step.did.value for noted in peer.domain.guest.history.steps] == [
+            "magic", "version", "product", "build", "unplug"]
+        assert peer.domain.published == {
+            "product": "3", "product-name": "linux", "build": "1", "blacklisted": "0", "unplugged": "3"}
+
+    run(fast, story, listening=True)
+
+
+@pytest.mark.parametrize("obeyed", [True, False])
+def test_policy_holds_for_what_is_answered_without_python(obeyed: bool) -> None:
+    policy = PolicyConfig(allow_unplug=3, blacklisted_unplug="allow" if obeyed else "deny")
+
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, product(3), 32)
+        assert (await peer.exchange(0, unplug(5), 32))[8] == 1
+        await peer.exchange(0, build(13), 32)
+        assert (await peer.exchange(0, unplug(2), 32))[8] == (2 if obeyed else 0)
+        assert peer.domain.unplugged == (3 if obeyed else 1)
+
+    run(fast, story, listening=True, policy=policy)
+
+
+def test_what_a_reload_changes_holds_from_the_next_frame_on() -> None:
+    async def story(peer: Peer) -> None:
+        assert (await peer.exchange(0, VERSION, 32))[8] == 1
+        peer.one.settings.configure(peer.one.settings.config._replace(protocol_version=0))
+        peer.domain.configure()
+        assert (await peer.exchange(0, VERSION + product(3), 64))[8] == 0
+        assert peer.domain.product is None
+
+    run(fast, story, listening=True)
+
+
+def test_half_a_frame_makes_it_pythons_for_good() -> None:
+    async def story(peer: Peer) -> None:
+        assert peer.domain.tail is not None
+        await peer.exchange(0, MAGIC + MAGIC[:5], 32)
+        await until(lambda: (peer.domain.tail and peer.domain.tail.held, peer.domain.attached) == (1, 1))
+        await peer.exchange(0, MAGIC[5:] + build(1), 64)
+        await peer.exchange(1, MAGIC, 32)
+        assert peer.domain.connections == 2
+
+    run(fast, story, listening=True)
+
+
+def test_a_fault_of_the_client_closes_it() -> None:
+    async def story(peer: Peer) -> None:
+        peer.clients[0].send(MAGIC + frame(0x10, 2, state=2))
+        await until(lambda: peer.domain.connections == 1)
+        assert peer.one.counters.protocol_errors["bad-state"] == 1
+        assert len(peer.clients[0].recv(100)) == 32, "what came before is answered"
+
+    run(fast, story, listening=True)
+
+
+def test_who_goes_while_a_verdict_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict: list[asyncio.Future[Verdict]] = []
+
+    def late(domain: Domain, need: NeedVerdict, deadline: float) -> asyncio.Future[Verdict]:
+        verdict.append(asyncio.get_running_loop().create_future())
+        return verdict[-1]
+
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, product(3), 32)
+        peer.clients[0].send(build(13))
+        await until(lambda: verdict)
+        peer.clients.pop(0).close()
+        await asyncio.sleep(0.05)
+        assert peer.domain.connections == 2, "it is at an errand"
+        verdict[0].set_result(Verdict(blacklisted=True))
+        await until(lambda: peer.domain.connections == 1)
+        assert (await peer.exchange(1, MAGIC, 32))[8:10] == b"\x49\xd2", "it counts all the same"
+        peer.clients[1].send(build(1) + MAGIC)
+        await until(lambda: len(verdict) == 2)
+        verdict[1].set_exception(ValueError("a bug"))
+        await until(lambda: peer.domain.connections == 0)
+        assert peer.clients[1].recv(100) == b""
+
+    run(fast, story, listening=True, judged=late, faults=1)
+
+
+def test_a_domain_that_goes_hangs_up() -> None:
+    asked: list[int] = []
+
+    async def never(domain: Domain, need: NeedVerdict, deadline: float) -> Verdict:
+        asked.append(need.build)
+        await asyncio.sleep(1000)
+        raise AssertionError
+
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, product(3), 32)
+        peer.clients[0].send(build(1))
+        await until(lambda: asked)
+        peer.listener.close()
+        assert peer.domain.connections == 0
+        assert [client.recv(100) for client in peer.clients.values()] == [b"", b""]
+
+    run(fast, story, listening=True, judged=never)
+
+
+def test_who_does_not_read_is_taken_over() -> None:
+    async def story(peer: Peer) -> None:
+        client = peer.clients[0]
+        sent = 0
+        while peer.domain.attached == 0:
+            with contextlib.suppress(BlockingIOError):
+                sent += client.send((MAGIC * 512)[sent % 32 :])
+            await asyncio.sleep(0)
+        got = b""
+        deadline = time.monotonic() + 20
+        while len(got) < sent - sent % 32:
+            with contextlib.suppress(BlockingIOError):
+                got += client.recv(1 << 20)
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0)
+        assert got == frame(0x10, 2, read=True, state=3, data=0x49D2) * (sent // 32)
+
+    run(fast, story, listening=True)
+
+
+def test_the_limit_of_connections_holds_for_those_that_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unplugd.listener.CONNECTIONS_A_DOMAIN", 3)
+
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, MAGIC + MAGIC[:5], 32)
+        await until(lambda: peer.domain.attached == 1)
+        await peer.connect(2)
+        refused = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        refused.connect(str(peer.path))
+        await until(lambda: peer.one.counters.denied_connections == 1)
+        assert refused.recv(1) == b""
+        refused.close()
+        peer.clients.pop(1).close()
+        await until(lambda: peer.domain.connections == 2)
+        await peer.connect(1)
+        await peer.exchange(1, MAGIC, 32)
+
+    run(fast, story, listening=True)
+
+
 def test_nonsense_is_refused() -> None:
     poller = _fastpath.Poller(-1, DURATION_BOUNDS)
     with pytest.raises(OSError, match="Bad file descriptor"):
         poller.poll(0.0)
     with pytest.raises(ValueError, match="not a descriptor"):
-        poller.attach(-1, _fastpath.Tail.__new__(_fastpath.Tail), lambda unsent, data: None)
+        poller.attach(-1, _fastpath.Tail.__new__(_fastpath.Tail), lambda fd, unsent, data: None)
     with pytest.raises(ValueError, match="not the mapping of a state"):
         _fastpath.Tail(object(), bytearray(), bytearray(SIZE + 4096))  # type: ignore[arg-type] # that is what is tried
     with pytest.raises(ValueError, match="too many bounds"):
         _fastpath.Poller(0, tuple(map(float, range(100))))
     poller.arm(100000, READ_SIZE)
     poller.detach(100000)
+    for call in (poller.take, poller.cut):
+        with pytest.raises(ValueError, match="not a connection that is held"):
+            call(5)
+    with pytest.raises(ValueError, match="not a connection that is held"):
+        poller.answer(-7, b"")
+    with pytest.raises(TypeError, match="not a Tail"):
+        poller.hang_up(None)  # type: ignore[arg-type] # as above
 
 
 # --- what both must agree on, and which is used

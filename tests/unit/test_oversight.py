@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.lab.host import until
 from unplugd.oversight import SURPRISES, Oversight
 from unplugd.records import Event
@@ -75,6 +77,20 @@ def test_uncaught_exceptions_are_recorded_up_to_a_bound() -> None:
         assert it.ended == []
 
     asyncio.run(main())
+
+
+def test_an_exception_that_nobody_could_catch_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ending:
+        def __del__(self) -> None:
+            raise ValueError("a bug")
+
+    it = Service()
+    monkeypatch.setattr("sys.unraisablehook", it.oversight.unraisable)
+    Ending()
+    ((event, text),) = it.said
+    assert event is Event.INTERNAL
+    assert "__del__" in text
+    assert "ValueError: a bug" in text
 
 
 def test_connections_that_cannot_be_accepted_are_one_record_a_minute() -> None:

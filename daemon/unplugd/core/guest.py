@@ -104,6 +104,17 @@ class Guest:
             self._read_magic = blacklisted
             self.history.note(Step(Did.MAGIC, answer=self.platform.read(Effect.MAGIC, 2)), now)
 
+    @property
+    def magic_noted(self) -> bool | None:
+        """What the magic number said when its reading was noted last (whether blacklisted); None: not since reset."""
+        return self._read_magic
+
+    def read_version(self, now: float) -> int:
+        """The protocol version was read; returns it."""
+        version = self.platform.read(Effect.VERSION, 1)
+        self.history.note(Step(Did.VERSION, answer=version), now)
+        return version
+
     def write(self, effect: Effect, value: int, now: float) -> int:
         """A write whose effect needs nobody else's word; returns what its response carries."""
         match effect:

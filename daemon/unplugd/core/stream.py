@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import LINE_LIMIT
-from unplugd.core.history import Did, Step
 from unplugd.core.ioreq import FRAME_SIZE, Request, decode, pio, response
 from unplugd.core.protocol import LEGACY_MASKS, MAGIC, MAGIC_BLACKLISTED, Effect, Rules
 from unplugd.errors import ClientFault
@@ -145,6 +144,9 @@ class IoreqStream:
             frame = data[position:position + FRAME_SIZE]
             known = seen.get(frame) or recognize(frame)
             if known is None:
+                if magics:
+                    self._read_magic(magics, now)
+                    magics = 0
                 begin = position
                 position = self._slow(data, begin, pieces)
                 if position == begin or self.waiting is not None:
@@ -174,11 +176,14 @@ class IoreqStream:
             self._guest.grew = True
             self._tally["log"] += logged
         if magics:
-            self._tally["magic"] += magics
-            self._guest.read_magic(now)
+            self._read_magic(magics, now)
         if position < len(data) and self.fault is None:
             self._rest = data[position:]
         return b"".join(pieces)
+
+    def _read_magic(self, times: int, now: float) -> None:
+        self._tally["magic"] += times
+        self._guest.read_magic(now)
 
     def proceed(self, now: float) -> bytes:
         """Go on after `stopped`, with what was received before."""
@@ -231,9 +236,10 @@ class IoreqStream:
             effect = Effect.NONE
         self._tally[effect.kind] += 1
         if request.read:
-            answer = guest.platform.read(effect, request.size)
             if effect is Effect.VERSION:
-                guest.history.note(Step(Did.VERSION, answer=answer), self._now)
+                answer = guest.read_version(self._now)
+            else:
+                answer = guest.platform.read(effect, request.size)
             if request.string:
                 return response(request, 0, answer.to_bytes(request.size, "little") * request.count)
             return response(request, answer)
