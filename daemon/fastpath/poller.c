@@ -1,22 +1,19 @@
-/* unplugd._fastpath: the accesses that a talking guest makes all day, served without entering Python.
+/* unplugd._fastpath: what a driver's start and its log are made of, served without entering Python.
  *
- * A Poller stands in the place of select.epoll in the event loop's selector (fastpath.py). When a device model's
- * connection becomes readable, it reads and answers the frames that are a magic read or write guest log, and
- * goes back to waiting. All else is Python's: the first other frame, and everything behind it, is handed over with the
+ * A Poller stands in the place of select.epoll in the event loop's selector (fastpath.py). When a device model connects,
+ * it is accepted (held.c); when its connection becomes readable, the frames are read and answered (serve.c) that are a
+ * read of magic number or version, a product number, an unplug mask (tail.c) or guest log (log.c), and it goes back to
+ * waiting. All else is Python's: the first other frame, and everything behind it, is handed over with the
  * bytes that were read, in order. Nothing here is a second opinion on the protocol: what these frames do is
  * core/stream.py's, what is kept before they are answered is state.py's, and tests/unit/test_fastpath.py holds both to
  * the same bytes, answers, events, counters and state.
  *
  * Who owns what, when. All of this runs on the event loop's thread with the GIL held, so it never runs beside Python,
  * only between two callbacks, when every domain is settled (Domain.settle). A Tail is the part of a domain that may
- * change here: the end of its partial line, its copy in the mapped state, the balance of its limiter, and how many lines
- * were dropped or went to the journal. Python offers it at the end of each settle(); what changed is told to the domain
+ * change here: product and unplugged devices, the end of its partial line, all of that in the mapped state, the balance of
+ * its limiter, and how many lines were dropped or went to the journal. Python offers it at the end of each settle(); what changed is told to the domain
  * (caught_up) before any Python code runs again, be it a callback from here or the return of poll(). So there are never
  * two truths about a domain.
- *
- * "Acknowledged" (contract section 1) is the order of serve(): take the bytes, hand ended lines to journald, store the
- * rest into the mapped state, count, and only then send. Stores are ordered by compiler fences; SIGKILL stops a process
- * between two instructions, and the kernel keeps what was stored.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -28,25 +25,14 @@
 #include <math.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
-#include <time.h>
 
-#include "frame.h"
 #include "state.h"
+
 
 enum {
     EVENTS = 256,           /* descriptors looked at in one round */
-    BUDGET = 500,           /* turns.BUDGET, microseconds: what one domain may take of a round */
     ROUNDS = 4096,          /* rounds after which Python has a turn even where nothing asks for it */
 };
-
-static double now(void)    /* time.monotonic() */
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 /* What cannot be told (for want of memory, say) is said and ends nothing: it was answered, and it is kept. */
 static void catch_up_all(Poller *self)
@@ -64,185 +50,6 @@ static void catch_up_all(Poller *self)
         }
         Py_DECREF(tail);
     }
-}
-
-/* Make answers of the frames at the beginning of `size` bytes, up to the first that is Python's, with all that they
- * do. Returns the bytes that were served, in whose place `answered` bytes of answers are now; -1 and an exception if
- * something fails: nothing may be sent then. */
-static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *answered, double began)
-{
-    Py_ssize_t at = 0, out = 0, have = PyByteArray_GET_SIZE(tail->partial);
-    uint64_t magic = tail->blacklisted ? MAGIC_DENIED : MAGIC_ALLOWED;
-    long long magics = 0, logged = 0;
-    int bucket = 0;
-    double seconds;
-
-    if (tail->logging && !in_step(tail))
-        tail->logging = false;
-    while (at + FRAME <= size) {
-        struct frame frame;     /* behind a string write, the next one is not aligned */
-        unsigned char byte;
-        size_t payload = 0;
-        enum kind kind;
-
-        memcpy(&frame, self->buffer + at, FRAME);
-        kind = recognize(&frame);
-        if (kind == MAGIC) {
-            magics++;
-            if (tail->logging)
-                note_magic(tail, began);
-            frame.data = magic;
-            frame.flags = RESPONSE | READ;
-            goto answered;
-        }
-        if (kind == OTHER || !tail->logging)
-            break;
-        if (kind == VERSION || kind == PRODUCT || kind == UNPLUG) {
-            if (!take_step(tail, kind, &frame, began))
-                break;
-            goto answered;
-        }
-        if (kind == LOG_STRING) {
-            const unsigned char *data = self->buffer + at + FRAME;
-
-            payload = frame.count;
-            if (at + FRAME + (Py_ssize_t)payload > size || !fits(tail, data, payload, began))
-                break;
-            if (take(self, tail, data, payload, began) < 0)
-                return -1;
-            have = PyByteArray_GET_SIZE(tail->partial);
-        } else if ((byte = (unsigned char)frame.data) == '\n') {
-            if (end_line(self, tail, began) < 0)
-                return -1;
-            have = PyByteArray_GET_SIZE(tail->partial);
-        } else {
-            Py_ssize_t length = have + tail->waiting;
-
-            if (length + 1 >= LINE_LIMIT || (length == 0 && began < tail->begin_from))
-                break;
-            pending[tail->waiting++] = byte;
-        }
-        logged++;
-        frame.data = 0;
-        frame.flags = RESPONSE | (frame.flags & STRING);
-answered:
-        memcpy(self->buffer + out, &frame, FRAME);
-        out += FRAME;
-        at += FRAME + (Py_ssize_t)payload;
-    }
-    *answered = out;
-    if (at == 0)
-        return 0;
-    if (tail->unsettled) {
-        tail->unsettled = false;
-        if (append_pending(tail) < 0 || call(self, tail, "settle", began) < 0)
-            return -1;
-    } else if (keep(tail) < 0)
-        return -1;
-    touch(self, tail);
-    tail->changed = true;
-    self->stepped |= tail->steps > 0;
-    if (logged > 0)
-        tail->heard = began;
-    tail->magics += magics;
-    tail->logged += logged;
-    seconds = now() - began;
-    tail->seconds += seconds;
-    tail->spent += seconds;
-    while (bucket < self->bounds && seconds > self->bound[bucket])
-        bucket++;
-    tail->durations[bucket]++;
-    return at;
-}
-
-/* Something of unplugd's own went wrong in the middle of a batch: say so, and cut the connection without an answer, as
- * asyncio does with a protocol that raises. What the batch left undone is not acknowledged. */
-static void cut(Tail *tail, int fd)
-{
-    PyErr_WriteUnraisable((PyObject *)Py_TYPE(tail));
-    tail->waiting = 0;
-    tail->unsettled = tail->ended = tail->paid = false;
-    tail->logging = false;  /* until Python has settled */
-    shutdown(fd, SHUT_RDWR);
-}
-
-/* Whether a domain has had its share of this round: what is left is still there in the next, after the others. */
-static bool over(const Poller *self, Tail *tail)
-{
-    if (tail->round != self->round) {
-        tail->round = self->round;
-        tail->spent = 0;
-    }
-    return tail->spent * 1e6 >= BUDGET;
-}
-
-int hand_over(PyObject *handed, PyObject *callback, int fd, const void *unsent, Py_ssize_t unsent_size,
-              const void *data, Py_ssize_t size)
-{
-    PyObject *item = Py_BuildValue(data == NULL ? "(Oiy#s)" : "(Oiy#y#)", callback, fd,
-                                   unsent == NULL ? "" : unsent, unsent_size, data, size);
-    int result = item == NULL ? -1 : PyList_Append(handed, item);
-
-    Py_XDECREF(item);
-    return result;
-}
-
-/* Read and answer what came on a connection. 1: nothing was done, the event is Python's; 0: done, or handed over. */
-static int serve(Poller *self, int fd, PyObject *handed)
-{
-    struct link *link = &self->links[fd];
-    Tail *tail = link->tail;
-    Py_ssize_t size, served, answered = 0, sent = 0;
-
-    if (over(self, tail))
-        return 0;
-    size = recv(fd, self->buffer, (size_t)link->window, MSG_DONTWAIT);
-    if (size < 0 && (errno == EAGAIN || errno == EINTR))
-        return 0;
-    if (size <= 0) {
-        if (link->kind != HELD)
-            return 1;
-        close_held(self, fd);
-        return 0;
-    }
-    Py_INCREF(tail);
-    served = answer(self, tail, size, &answered, now());
-    link = &self->links[fd];        /* Python code may have run */
-    if (served < 0) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_RuntimeError, "a domain went while it was being served");
-        cut(tail, fd);
-        if (link->tail == tail) {
-            link->window = 0;
-            if (link->kind == HELD)
-                close_held(self, fd);
-        }
-        Py_DECREF(tail);
-        return 0;
-    }
-    if (served > 0) {
-        do
-            sent = send(fd, self->buffer, (size_t)answered, MSG_DONTWAIT | MSG_NOSIGNAL);
-        while (sent < 0 && errno == EINTR);
-        if (sent < 0 && errno != EAGAIN && link->tail == tail && link->kind == HELD) {
-            close_held(self, fd);
-            Py_DECREF(tail);
-            return 0;
-        }
-        if (sent < 0)
-            sent = 0;       /* full, or gone: Python finds out which */
-    }
-    Py_DECREF(tail);
-    if (link->tail != tail)
-        return 0;
-    if (served == size && sent == answered) {     /* quick work: what made Python read in small pieces is over */
-        if (link->window > 0 && link->window <= READ_SIZE / 2)
-            link->window *= 2;
-        return 0;
-    }
-    link->window = 0;
-    return hand_over(handed, link->handed, fd, self->buffer + sent, answered - sent, self->buffer + served,
-                     size - served);
 }
 
 /* One round: wait, serve, and collect what is Python's. How many descriptors were ready, -1 and an exception if

@@ -7,8 +7,11 @@
 
 #include "tail.h"
 
+#include <time.h>
+
 enum {
     READ_SIZE = 16 * 1024,  /* connection.READ_SIZE: at most 512 accesses, then it is somebody else's turn */
+    BUDGET = 500,           /* turns.BUDGET, microseconds: what one domain may take of a round */
     RECORD_COST = 64,       /* core.guestlog.RECORD_COST: the least that a line costs */
 };
 
@@ -44,6 +47,19 @@ typedef struct {
     int journal;            /* sinks.journal.Journal's socket, connected to journald; -1: it has none */
     unsigned char buffer[READ_SIZE] __attribute__((aligned(8)));
 } Poller;
+
+/* time.monotonic() */
+static inline double now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* Read and answer what came on a connection. 1: nothing was done, the event is Python's; 0: done, or handed over; -1 and
+ * an exception. */
+int serve(Poller *self, int fd, PyObject *handed);
 
 /* A link for every descriptor up to this one. -1 and an exception where there is no memory. */
 int make_room(Poller *self, int fd);

@@ -43,6 +43,19 @@ def test_a_build_number_with_its_verdict() -> None:
     assert one.take_events() == []
 
 
+def test_the_magic_number_is_noted_when_it_says_something_else() -> None:
+    one = guest()
+    noted = [one.magic_noted]
+    one.read_magic(1.0)
+    noted.append(one.magic_noted)
+    one.judge(3, 1, Verdict(blacklisted=True), 2.0)
+    one.read_magic(3.0)
+    noted.append(one.magic_noted)
+    one.reset(4.0)
+    noted.append(one.magic_noted)
+    assert noted == [None, False, True, None]
+
+
 def test_a_verdict_that_xenstored_had_no_part_in_is_told() -> None:
     one = guest()
     one.judge(3, 1, Verdict(blacklisted=False, fallback="no answer in time"), 0.0)
