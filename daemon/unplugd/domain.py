@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from math import inf
-from pathlib import Path
 
-from unplugd.config import Config
 from unplugd.core.events import (
     Announced,
     Blacklisted,
@@ -30,17 +27,13 @@ from unplugd.core.events import (
 )
 from unplugd.core.events import Event as CoreEvent
 from unplugd.core.guest import Guest
-from unplugd.core.guestlog import Limits
-from unplugd.core.protocol import DEVICES, Effect, Rules
-from unplugd.core.registry import Registry
-from unplugd.core.stream import Dispatch
+from unplugd.core.protocol import Effect
 from unplugd.domainrecords import DomainRecords
+from unplugd.domainsettings import Settings
 from unplugd.fastpath import STEPS, tail_of
 from unplugd.labels import Labels
-from unplugd.metrics import Counters
 from unplugd.records import Event
-from unplugd.sinks.delivery import Delivery
-from unplugd.state import StateFile, boot_id
+from unplugd.state import StateFile
 from unplugd.turns import Turns
 
 _KINDS: Mapping[type[CoreEvent], Event] = {
@@ -55,41 +48,6 @@ _KINDS: Mapping[type[CoreEvent], Event] = {
     Throttled: Event.THROTTLED,
     Resumed: Event.RESUMED,
 }
-
-
-@dataclass
-class Settings:
-    """What all domains share; `configure` replaces the parts that a reload changes."""
-
-    config: Config
-    delivery: Delivery
-    counters: Counters
-    state_directory: Path
-    published: Callable[[Domain], None]
-    """Called with a domain whose published nodes may be out of date."""
-    throttling: Callable[[], None] = lambda: None
-    """Called when a domain's log came over its limit, or is within it again."""
-    boot: bytes = field(default_factory=boot_id)
-
-    def __post_init__(self) -> None:
-        self.configure(self.config)
-
-    def configure(self, config: Config) -> None:
-        """Take the rules from `config`."""
-        self.config = config
-        self.registry = Registry(config.products)
-        self.rules = Rules(
-            config.protocol_version,
-            config.policy.allow_unplug,
-            config.policy.blacklisted_unplug == "allow",
-            config.policy.legacy_unplug,
-        )
-        self.dispatch = Dispatch(self.rules, delay=config.log.on_limit == "delay")
-
-    def limits(self, *, unlimited: bool) -> Limits:
-        """The limits of a guest's log."""
-        log = self.config.log
-        return Limits(log.rate, log.burst, log.on_limit == "delay", unlimited, log.flush_after)
 
 
 class Domain:
@@ -245,38 +203,6 @@ class Domain:
         nodes["blacklisted"] = str(int(platform.blacklisted))
         nodes["unplugged"] = str(platform.unplugged)
         return nodes
-
-    def describe(self) -> dict[str, object]:
-        """The domain as the API shows it in the list of all (docs/api.md)."""
-        log = self.guest.log
-        return {
-            "domid": self.domid,
-            "name": self.name,
-            "uuid": self.uuid,
-            "product": self.product,
-            "product_name": self.settings.registry.name(self.product),
-            "build": self.build,
-            "blacklisted": self.blacklisted,
-            "blacklist_reason": self.guest.reason,
-            "unplugged": [name for name, bit in DEVICES.items() if self.unplugged & bit],
-            "unplugged_mask": self.unplugged,
-            "connections": self.connections,
-            "log": {
-                "lines": self.log_lines,
-                "bytes": self.log_bytes,
-                "dropped_lines": self.dropped_lines,
-                "dropped_bytes": self.dropped_bytes,
-                "throttled": log.throttled,
-                "limited": not log.limits.unlimited,
-                "rate": log.limits.rate,
-                "burst": log.limits.burst,
-                "balance": int(log.bucket.balance),
-            },
-        }
-
-    def describe_history(self) -> list[dict[str, object]]:
-        """The last steps of the guest's driver, as the API shows them for one domain."""
-        return self.guest.history.describe(time.time() - time.monotonic())
 
     # --- what the guest causes
 

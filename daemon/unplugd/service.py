@@ -23,8 +23,10 @@ from unplugd import __version__
 from unplugd.config import Config, load
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
-from unplugd.domain import Domain, Settings
+from unplugd.domain import Domain
 from unplugd.domains import Domains, Facts
+from unplugd.domainsettings import Settings
+from unplugd.domainview import describe, describe_history
 from unplugd.errors import ConfigError, HostError, StoreError
 from unplugd.http.front import HttpFront
 from unplugd.http.sockets import listen_tcp
@@ -412,11 +414,11 @@ class Service:
 
     def describe(self, domid: int) -> Mapping[str, object]:
         """A domain as the API shows it in the list of all; KeyError if there is none."""
-        return self.domains[domid].describe()
+        return describe(self.domains[domid])
 
     def describe_history(self, domid: int) -> Sequence[Mapping[str, object]]:
         """The last steps of a domain's driver, as the API shows them; KeyError if there is none."""
-        return self.domains[domid].describe_history()
+        return describe_history(self.domains[domid])
 
     def _status_text(self) -> str:
         throttled = sum(domain.throttled for domain in self.domains.values())

@@ -14,7 +14,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 from unplugd.config import Config, LogConfig
-from unplugd.domain import Domain, Settings
+from unplugd.domain import Domain
+from unplugd.domainsettings import Settings
 from unplugd.metrics import Counters
 from unplugd.records import Event
 from unplugd.sinks.delivery import Delivery

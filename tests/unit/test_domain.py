@@ -15,6 +15,7 @@ from unplugd.core.guest import Verdict
 from unplugd.core.protocol import Effect
 from unplugd.domain import Domain
 from unplugd.domainrecords import COMPLAINTS
+from unplugd.domainview import describe
 from unplugd.labels import CHANGES
 from unplugd.records import Event
 
@@ -122,7 +123,7 @@ def test_what_is_shown(tmp_path: Path) -> None:
         say(domain, b"line\n")
         assert (domain.product, domain.build, domain.blacklisted, domain.unplugged) == (1, 86451, True, 3)
         assert (domain.label_product, domain.label_build) == ("1", "86451")
-        shown = domain.describe()
+        shown = describe(domain)
         assert shown["domid"] == 7
         assert shown["name"] == "web-01"
         assert shown["uuid"] == UUID
@@ -131,7 +132,7 @@ def test_what_is_shown(tmp_path: Path) -> None:
         assert shown["unplugged"] == ["ide-disks", "nics"]
         reset(domain)
         assert (domain.product, domain.build, domain.blacklisted, domain.unplugged) == (None, None, False, 0)
-        assert domain.describe()["blacklist_reason"] == ""
+        assert describe(domain)["blacklist_reason"] == ""
 
     run(tmp_path, main)
 
@@ -162,7 +163,7 @@ def test_a_guest_over_its_limit_is_published_and_labelled_all_the_same(tmp_path:
         assert one.journald.of(Event.ANNOUNCED) == []
         assert one.published
         assert (domain.label_product, domain.label_build) == ("3", "1")
-        assert domain.describe()["blacklist_reason"] == "by hand"
+        assert describe(domain)["blacklist_reason"] == "by hand"
         one.published.clear()
         reset(domain)
         assert one.published == [7]
@@ -208,7 +209,7 @@ def test_everything_survives_sigkill(tmp_path: Path) -> None:
         balance = domain.guest.log.bucket.balance
         again = one.domain()
         assert (again.product, again.build, again.blacklisted, again.unplugged) == (1, 86451, True, 3)
-        assert again.describe()["blacklist_reason"] == "loses data"
+        assert describe(again)["blacklist_reason"] == "loses data"
         assert (again.label_product, again.label_build) == ("1", "86451")
         assert again.guest.log.bucket.balance <= balance + 10
         say(again, b"ne\n")
@@ -334,7 +335,7 @@ def test_throttling_is_told_and_ends(tmp_path: Path) -> None:
         await until(lambda: one.journald.lines[-1] == "free")
         assert one.journald.of(Event.LINES_DROPPED)
         domain.limit(unlimited=False)
-        assert domain.describe()["log"]["limited"]  # type: ignore[index] # JSON
+        assert describe(domain)["log"]["limited"]  # type: ignore[index] # JSON
 
     run(tmp_path, main, Config(log=LogConfig(rate=1, burst=1000)))
 

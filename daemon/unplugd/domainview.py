@@ -1,0 +1,42 @@
+"""A domain as the API shows it: its fields are explained in docs/api.md."""
+
+from __future__ import annotations
+
+import time
+
+from unplugd.core.protocol import DEVICES
+from unplugd.domain import Domain
+
+
+def describe(domain: Domain) -> dict[str, object]:
+    """The domain as the API shows it in the list of all (docs/api.md)."""
+    log = domain.guest.log
+    return {
+        "domid": domain.domid,
+        "name": domain.name,
+        "uuid": domain.uuid,
+        "product": domain.product,
+        "product_name": domain.settings.registry.name(domain.product),
+        "build": domain.build,
+        "blacklisted": domain.blacklisted,
+        "blacklist_reason": domain.guest.reason,
+        "unplugged": [name for name, bit in DEVICES.items() if domain.unplugged & bit],
+        "unplugged_mask": domain.unplugged,
+        "connections": domain.connections,
+        "log": {
+            "lines": domain.log_lines,
+            "bytes": domain.log_bytes,
+            "dropped_lines": domain.dropped_lines,
+            "dropped_bytes": domain.dropped_bytes,
+            "throttled": log.throttled,
+            "limited": not log.limits.unlimited,
+            "rate": log.limits.rate,
+            "burst": log.limits.burst,
+            "balance": int(log.bucket.balance),
+        },
+    }
+
+
+def describe_history(domain: Domain) -> list[dict[str, object]]:
+    """The last steps of the guest's driver, as the API shows them for one domain."""
+    return domain.guest.history.describe(time.time() - time.monotonic())
