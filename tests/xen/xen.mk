@@ -1,4 +1,4 @@
-# Included by the Makefile: tests on real Xen (tests/xen). Not part of `make test`: it takes root, some 20 minutes, and a
+# Included by the Makefile: tests on real Xen (tests/xen). Not part of `make test`: it takes root, some 21 minutes, and a
 # gigabyte and a half in .cache/xen. Status 77: it cannot run here. The count is left in .cache/xen-tests.
 
 .PHONY: test-xen
