@@ -146,7 +146,9 @@ class Peer:
             found.close()
 
     def seen(self) -> dict[str, object]:
-        """All that can be seen of it."""
+        """All that can be seen of it, but the metric's labels: they follow what is there at the end of what is served at
+        once, which differs; their own tests are test_domain.py's.
+        """
         guest, counters = self.domain.guest, self.one.counters
         # which driver a record of unplugd's own names is as of the end of what is served at once: that differs
         driver = {"UNPLUG_PRODUCT", "UNPLUG_PRODUCT_NAME", "UNPLUG_BUILD"}
@@ -160,8 +162,6 @@ class Peer:
             "ioreqs": dict(counters.ioreqs),
             "published": self.domain.published,
             "history": [(noted.step, noted.times) for noted in guest.history.steps],
-            # without a build, the product's label is the first that was there at the end of what is served at once
-            "labels": (self.domain.label_build and self.domain.label_product, self.domain.label_build),
             "entries": [
                 {
                     name: value for name, value in entry.items() if name != "_SOURCE_REALTIME_TIMESTAMP"
