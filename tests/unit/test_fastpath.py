@@ -146,9 +146,7 @@ class Peer:
             found.close()
 
     def seen(self) -> dict[str, object]:
-        """All that can be seen of it, but the metric's labels: they follow what is there at the end of what is served at
-        once, which differs; their own tests are test_domain.py's.
-        """
+        """All that can be seen of it, but the metric's labels: they follow the end of what is served at once."""
         guest, counters = self.domain.guest, self.one.counters
         # which driver a record of unplugd's own names is as of the end of what is served at once: that differs
         driver = {"UNPLUG_PRODUCT", "UNPLUG_PRODUCT_NAME", "UNPLUG_BUILD"}
