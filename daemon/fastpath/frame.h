@@ -28,9 +28,9 @@ struct frame {
 };
 _Static_assert(sizeof(struct frame) == FRAME, "struct ioreq has 32 bytes");
 
-enum kind { OTHER, MAGIC, LOG, LOG_STRING, VERSION, PRODUCT, UNPLUG };
+enum kind { OTHER, MAGIC, LOG, LOG_STRING, VERSION, PRODUCT, UNPLUG, BUILD };
 enum { REQUEST = 1, RESPONSE = 3, STRING = 0x10, READ = 0x20 };
-enum { PORT_MAGIC = 0x10, PORT_LOG = 0x12, BAR_LOG = 0x10008 };     /* and product, version: 0x12; unplug: 0x10 */
+enum { PORT_MAGIC = 0x10, PORT_LOG = 0x12, BAR_LOG = 0x10008 };     /* and product, version: 0x12; unplug, build: 0x10 */
 enum { MAGIC_ALLOWED = 0x49d2, MAGIC_DENIED = 0xd249, ALL_DEVICES = 0xf };
 
 static inline enum kind recognize(const struct frame *frame)
@@ -49,6 +49,8 @@ static inline enum kind recognize(const struct frame *frame)
             return frame->flags == (REQUEST | READ) ? MAGIC : frame->flags == REQUEST ? UNPLUG : OTHER;
         if (frame->addr == PORT_LOG && frame->flags == REQUEST)
             return PRODUCT;
+    } else if (frame->size == 4 && frame->count == 1 && frame->addr == PORT_MAGIC && frame->flags == REQUEST) {
+        return BUILD;
     }
     return OTHER;
 }

@@ -107,11 +107,12 @@ PyObject *Poller_listen(Poller *self, PyObject *args)
 {
     int fd, most, in_all;
     long long uid;
-    PyObject *tail, *handed;
+    PyObject *tail, *handed, *asked;
 
-    if (!PyArg_ParseTuple(args, "iO!OLii:listen", &fd, &TailType, &tail, &handed, &uid, &most, &in_all) ||
+    if (!PyArg_ParseTuple(args, "iO!OOLii:listen", &fd, &TailType, &tail, &handed, &asked, &uid, &most, &in_all) ||
         make_room(self, fd) < 0)
         return NULL;
+    Py_XSETREF(((Tail *)tail)->ask, Py_NewRef(asked));
     ((Tail *)tail)->uid = uid;
     ((Tail *)tail)->most = most;
     self->most = in_all;
@@ -122,36 +123,112 @@ PyObject *Poller_listen(Poller *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyObject *Poller_answer(Poller *self, PyObject *args)
+/* Send what a held connection waits for, and read from it again. How much was sent; it is gone if all of it was not and
+ * cannot be. -1 and an exception if it cannot be watched. */
+static Py_ssize_t go_on(Poller *self, int fd, const void *data, Py_ssize_t size)
 {
-    PyObject *which;
-    const char *data;
-    Py_ssize_t size;
+    struct link *link = &self->links[fd];
     ssize_t sent = 0;
-    struct link *link;
-    int fd;
 
-    if (!PyArg_ParseTuple(args, "Oy#:answer", &which, &data, &size) || (fd = held_by(self, which)) < 0)
-        return NULL;
-    link = &self->links[fd];
     if (size > 0) {
         do
             sent = send(fd, data, (size_t)size, MSG_DONTWAIT | MSG_NOSIGNAL);
         while (sent < 0 && errno == EINTR);
         if (sent < 0 && errno != EAGAIN) {      /* it is gone */
             close_held(self, fd);
-            return PyLong_FromSsize_t(size);
+            return size;
         }
         if (sent < size)
-            return PyLong_FromSsize_t(sent < 0 ? 0 : sent);
+            return sent < 0 ? 0 : sent;
     }
     if (link->muted && watch(self, fd) < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
-        return NULL;
+        return -1;
     }
     link->muted = false;
     link->window = READ_SIZE;
-    return PyLong_FromSsize_t(size);
+    return size;
+}
+
+PyObject *Poller_answer(Poller *self, PyObject *args)
+{
+    PyObject *which;
+    const char *data;
+    Py_ssize_t size;
+    int fd;
+
+    if (!PyArg_ParseTuple(args, "Oy#:answer", &which, &data, &size) || (fd = held_by(self, which)) < 0)
+        return NULL;
+    size = go_on(self, fd, data, size);
+    return size < 0 ? NULL : PyLong_FromSsize_t(size);
+}
+
+bool ask(Poller *self, int fd, const struct frame *frame)
+{
+    struct link *link = &self->links[fd];
+    Tail *tail = link->tail;
+    PyObject *answer;
+    bool taken;
+
+    if (recognize(frame) != BUILD || (link->product = product_asked(tail)) < 0)
+        return false;
+    link->question = *frame;
+    link->asked = now();
+    link->asking = true;
+    self->called = true;
+    answer = PyObject_CallFunction(tail->ask, "iLI", fd, (long long)link->product, (unsigned)frame->data);
+    taken = answer == Py_True;
+    if (answer == NULL)
+        PyErr_WriteUnraisable((PyObject *)Py_TYPE(tail));
+    Py_XDECREF(answer);
+    if (!taken)
+        self->links[fd].asking = false;
+    return taken;
+}
+
+/* The descriptor of a connection that asks, -1 and an exception if it does not. */
+static int asked_by(const Poller *self, PyObject *arg)
+{
+    int fd = held_by(self, arg);
+
+    if (fd >= 0 && !self->links[fd].asking) {
+        PyErr_SetString(PyExc_ValueError, "asks for nothing");
+        return -1;
+    }
+    return fd;
+}
+
+PyObject *Poller_allow(Poller *self, PyObject *arg)
+{
+    int fd = asked_by(self, arg);
+    struct link *link;
+    struct frame frame;
+    Py_ssize_t sent;
+    double time = now();
+
+    if (fd < 0)
+        return NULL;
+    link = &self->links[fd];
+    frame = link->question;
+    if (!allow_build(link->tail, link->product, (unsigned)frame.data, time))
+        Py_RETURN_NONE;
+    link->asking = false;
+    touch(self, link->tail);
+    observe(self, link->tail, time - link->asked);
+    frame.data = 0;
+    frame.flags = RESPONSE;
+    sent = go_on(self, fd, &frame, FRAME);
+    return sent < 0 ? NULL : PyBytes_FromStringAndSize((const char *)&frame + sent, FRAME - sent);
+}
+
+PyObject *Poller_question(Poller *self, PyObject *arg)
+{
+    int fd = asked_by(self, arg);
+
+    if (fd < 0)
+        return NULL;
+    self->links[fd].asking = false;
+    return PyBytes_FromStringAndSize((const char *)&self->links[fd].question, FRAME);
 }
 
 PyObject *Poller_take(Poller *self, PyObject *arg)

@@ -9,25 +9,10 @@
 
 #include "journal.h"
 
-void touch(Poller *self, Tail *tail)
-{
-    if (!tail->touched) {
-        tail->touched = true;
-        tail->next = self->touched;
-        self->touched = (Tail *)Py_NewRef((PyObject *)tail);
-    }
-}
-
 int call(Poller *self, Tail *tail, const char *method, double time)
 {
-    PyObject *owner = tail->owner, *done;
-
     self->called = true;
-    Py_INCREF(owner);
-    done = PyObject_CallMethod(owner, method, "d", time);
-    Py_DECREF(owner);
-    Py_XDECREF(done);
-    return done == NULL || tail->owner == NULL ? -1 : 0;
+    return call_owner(tail, method, time);
 }
 
 /* Hand the line that has ended to journald, if it may pass, can be paid for and costs no more than its bytes, as

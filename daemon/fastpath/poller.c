@@ -11,9 +11,10 @@
  * Who owns what, when. All of this runs on the event loop's thread with the GIL held, so it never runs beside Python,
  * only between two callbacks, when every domain is settled (Domain.settle). A Tail is the part of a domain that may
  * change here: product and unplugged devices, the end of its partial line, all of that in the mapped state, the balance of
- * its limiter, and how many lines were dropped or went to the journal. Python offers it at the end of each settle(); what changed is told to the domain
- * (caught_up) before any Python code runs again, be it a callback from here or the return of poll(). So there are never
- * two truths about a domain.
+ * its limiter, and how many lines were dropped or went to the journal. Python offers it at the end of each settle(). What
+ * changed is told to the domain (caught_up) before Python looks at it: Domain.guest asks for that. So there are never two
+ * truths about a domain, and while guests keep coming nobody has to be told of them. What a driver did is told unasked too,
+ * for it is to be recorded and published: once guests are quiet, a slice at a time.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -34,22 +35,58 @@ enum {
     ROUNDS = 4096,          /* rounds after which Python has a turn even where nothing asks for it */
 };
 
-/* What cannot be told (for want of memory, say) is said and ends nothing: it was answered, and it is kept. */
-static void catch_up_all(Poller *self)
-{
-    while (self->touched != NULL) {
-        Tail *tail = self->touched;
-        bool stepped = tail->steps > 0 && tail->owner != NULL;
+static const double QUIET = 0.5e-3;     /* seconds without an access, after which there is time to tell */
+static const double LATEST = 0.1;       /* seconds after which what a driver did is told, however busy others are */
+static const double SLICE = 0.5e-3;     /* seconds of telling after which guests are looked at again */
 
-        self->touched = tail->next;
-        tail->touched = false;
-        if (catch_up(tail) < 0 || (stepped && call(self, tail, "settle", now()) < 0)) {
-            if (PyErr_Occurred())
-                PyErr_WriteUnraisable((PyObject *)Py_TYPE(tail));
-            tail->logging = false;  /* until Python has settled */
-        }
-        Py_DECREF(tail);
+void touch(Poller *self, Tail *tail)
+{
+    if (!tail->touched) {
+        tail->touched = true;
+        tail->next = NULL;
+        if (self->untold == NULL)
+            self->behind = &self->untold;
+        *self->behind = (Tail *)Py_NewRef((PyObject *)tail);
+        self->behind = &tail->next;
     }
+    if (tail->steps > 0 && !self->stepped) {
+        self->stepped = true;
+        self->served = now();
+        self->due = self->served + LATEST;
+    }
+}
+
+static Tail *next_untold(Poller *self)
+{
+    Tail *tail = self->untold;
+
+    if (tail != NULL) {
+        self->untold = tail->next;
+        tail->touched = false;
+    }
+    return tail;
+}
+
+/* Tell of those who wait longest. Whether there are more. */
+static bool tell_some(Poller *self)
+{
+    double until = now() + SLICE;
+    Tail *tail;
+
+    self->called = true;
+    while ((tail = next_untold(self)) != NULL) {
+        tell(tail);
+        Py_DECREF(tail);
+        if (now() >= until)
+            break;
+    }
+    self->stepped = self->untold != NULL;
+    return self->stepped;
+}
+
+static PyObject *Poller_tell(Poller *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(self->untold != NULL && tell_some(self));
 }
 
 /* One round: wait, serve, and collect what is Python's. How many descriptors were ready, -1 and an exception if
@@ -126,16 +163,21 @@ static PyObject *Poller_poll(Poller *self, PyObject *timeout)
         if (self->stepped && milliseconds != 0)     /* guests first, then what is to be said of them */
             milliseconds = 1;
         count = one_round(self, milliseconds, events, handed);
+        if (self->stepped) {
+            double time = now();
+
+            if (count > 0)
+                self->served = time;
+            if (time - self->served >= QUIET || time >= self->due)
+                tell_some(self);
+        }
         if (count <= 0 || self->called || PyList_GET_SIZE(events) > 0 || PyList_GET_SIZE(handed) > 0)
             break;
         if (deadline < INFINITY && (left = deadline - now()) <= 0)
             break;
     }
-    self->stepped = false;
-    if (count >= 0) {
-        catch_up_all(self);
+    if (count >= 0)
         result = PyTuple_Pack(2, events, handed);
-    }
 end:
     Py_XDECREF(events);
     Py_XDECREF(handed);
@@ -228,11 +270,17 @@ static int Poller_traverse(Poller *self, visitproc visit, void *arg)
         Py_VISIT((PyObject *)self->links[fd].tail);
         Py_VISIT(self->links[fd].handed);
     }
+    for (Tail *tail = self->untold; tail != NULL; tail = tail->next)
+        Py_VISIT((PyObject *)tail);
     return 0;
 }
 
 static int Poller_clear(Poller *self)
 {
+    Tail *tail;
+
+    while ((tail = next_untold(self)) != NULL)
+        Py_DECREF(tail);
     for (int fd = 0; fd < self->room; fd++)
         if (self->links[fd].kind == HELD)
             close_held(self, fd);
@@ -276,6 +324,9 @@ static PyMethodDef Poller_methods[] = {
     {"journal", (PyCFunction)Poller_journal, METH_O, "The socket that is connected to journald; -1: there is none now."},
     {"listen", (PyCFunction)Poller_listen, METH_VARARGS, "A descriptor is a domain's socket: accept, and hold them."},
     {"answer", (PyCFunction)Poller_answer, METH_VARARGS, "Answer a held connection and go on; how much was sent."},
+    {"allow", (PyCFunction)Poller_allow, METH_O, "xenstore allows the build number asked for; what could not be sent."},
+    {"question", (PyCFunction)Poller_question, METH_O, "The frame with the build number that was asked for."},
+    {"tell", (PyCFunction)Poller_tell, METH_NOARGS, "Tell domains what they were not told, a slice; whether there is more."},
     {"take", (PyCFunction)Poller_take, METH_O, "A held connection is Python's from now on."},
     {"cut", (PyCFunction)Poller_cut, METH_O, "Close a held connection."},
     {"hang_up", (PyCFunction)Poller_hang_up, METH_O, "Close all held connections of a domain."},

@@ -7,8 +7,6 @@
 
 #include "tail.h"
 
-#include <time.h>
-
 enum {
     READ_SIZE = 16 * 1024,  /* connection.READ_SIZE: at most 512 accesses, then it is somebody else's turn */
     BUDGET = 500,           /* turns.BUDGET, microseconds: what one domain may take of a round */
@@ -29,6 +27,10 @@ struct link {               /* by its descriptor */
     int window;             /* bytes to read at a time; 0: not armed */
     enum link_kind kind;
     bool muted;             /* held, and not in the epoll: there was something while Python was at it */
+    bool asking;            /* held, and `question` is a build number that waits for its verdict */
+    struct frame question;
+    int64_t product;        /* whose build number it is */
+    double asked;           /* when it came */
 };
 
 typedef struct {
@@ -36,11 +38,12 @@ typedef struct {
     int epoll;
     struct link *links;
     int room;               /* how many `links` there are */
-    Tail *touched;          /* tails whose domains must be told, a reference each */
+    Tail *untold, **behind; /* queue of tails whose domains were not told of something, a reference each */
     int bounds;
     double bound[MAX_BOUNDS];
     bool called;            /* Python code ran: there may be new timers and callbacks */
-    bool stepped;           /* a domain waits to be told of its driver's steps */
+    bool stepped;           /* there are some among them whose drivers have done something, which is to be told soon: */
+    double served, due;     /* when nothing has come since `served` for QUIET, and at `due` at the latest */
     int held, others;       /* connections of all domains: held here, and Python's */
     int most;
     unsigned long long round;
@@ -48,18 +51,12 @@ typedef struct {
     unsigned char buffer[READ_SIZE] __attribute__((aligned(8)));
 } Poller;
 
-/* time.monotonic() */
-static inline double now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 /* Read and answer what came on a connection. 1: nothing was done, the event is Python's; 0: done, or handed over; -1 and
  * an exception. */
 int serve(Poller *self, int fd, PyObject *handed);
+
+/* A response, or those of a batch, took so long. */
+void observe(const Poller *self, Tail *tail, double seconds);
 
 /* A link for every descriptor up to this one. -1 and an exception where there is no memory. */
 int make_room(Poller *self, int fd);
@@ -78,13 +75,19 @@ void mute(Poller *self, int fd);
 
 void close_held(Poller *self, int fd);
 
+/* A held connection's next frame is a build number, and nothing is behind it: ask what its verdict is. False: it is to be
+ * handed over; it may be gone after true. */
+bool ask(Poller *self, int fd, const struct frame *frame);
+
 PyObject *Poller_listen(Poller *self, PyObject *args);
 PyObject *Poller_answer(Poller *self, PyObject *args);
+PyObject *Poller_allow(Poller *self, PyObject *arg);
+PyObject *Poller_question(Poller *self, PyObject *arg);
 PyObject *Poller_take(Poller *self, PyObject *arg);
 PyObject *Poller_cut(Poller *self, PyObject *arg);
 PyObject *Poller_hang_up(Poller *self, PyObject *arg);
 
-/* Remember that a tail's domain must be told. */
+/* Remember that a tail's domain was not told of something. */
 void touch(Poller *self, Tail *tail);
 
 /* Call a method of a tail's domain with the time. -1 and an exception if that fails. */

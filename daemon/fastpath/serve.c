@@ -22,7 +22,6 @@ static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *
     Py_ssize_t at = 0, out = 0, have = PyByteArray_GET_SIZE(tail->partial);
     uint64_t magic = tail->blacklisted ? MAGIC_DENIED : MAGIC_ALLOWED;
     long long magics = 0, logged = 0;
-    int bucket = 0;
     double seconds;
 
     if (tail->logging && !in_step(tail))
@@ -43,7 +42,7 @@ static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *
             frame.flags = RESPONSE | READ;
             goto answered;
         }
-        if (kind == OTHER || !tail->logging)
+        if (kind == OTHER || kind == BUILD || !tail->logging)
             break;
         if (kind == VERSION || kind == PRODUCT || kind == UNPLUG) {
             if (!take_step(tail, kind, &frame, began))
@@ -89,18 +88,24 @@ answered:
         return -1;
     touch(self, tail);
     tail->changed = true;
-    self->stepped |= tail->steps > 0;
     if (logged > 0)
         tail->heard = began;
     tail->magics += magics;
     tail->logged += logged;
     seconds = now() - began;
-    tail->seconds += seconds;
     tail->spent += seconds;
+    observe(self, tail, seconds);
+    return at;
+}
+
+void observe(const Poller *self, Tail *tail, double seconds)
+{
+    int bucket = 0;
+
+    tail->seconds += seconds;
     while (bucket < self->bounds && seconds > self->bound[bucket])
         bucket++;
     tail->durations[bucket]++;
-    return at;
 }
 
 /* Something of unplugd's own went wrong in the middle of a batch: say so, and cut the connection without an answer, as
@@ -188,6 +193,9 @@ int serve(Poller *self, int fd, PyObject *handed)
         return 0;
     }
     link->window = 0;
+    if (size - served == FRAME && sent == answered && link->kind == HELD &&
+        ask(self, fd, (const struct frame *)(self->buffer + served)))
+        return 0;
     return hand_over(handed, link->handed, fd, self->buffer + sent, answered - sent, self->buffer + served,
                      size - served);
 }

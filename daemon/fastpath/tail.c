@@ -53,6 +53,7 @@ static int Tail_clear(Tail *self)
     if (self->state.obj != NULL)
         PyBuffer_Release(&self->state);
     Py_CLEAR(self->owner);
+    Py_CLEAR(self->ask);
     Py_CLEAR(self->partial);
     Py_CLEAR(self->fields);
     return 0;
@@ -61,6 +62,7 @@ static int Tail_clear(Tail *self)
 static int Tail_traverse(Tail *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->owner);
+    Py_VISIT(self->ask);
     Py_VISIT(self->partial);
     return 0;
 }
@@ -142,15 +144,23 @@ static PyObject *Tail_close(Tail *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+static PyObject *Tail_tell(Tail *self, PyObject *Py_UNUSED(ignored))
+{
+    tell(self);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef Tail_methods[] = {
     {"offer", (PyCFunction)Tail_offer, METH_VARARGS, "The domain is settled, and this is how it may go on."},
     {"offer_lines", (PyCFunction)Tail_offer_lines, METH_VARARGS, "After offer(): lines may go to journald, and cost that."},
     {"rules", (PyCFunction)Tail_rules, METH_VARARGS, "What the configuration decides about the protocol."},
+    {"tell", (PyCFunction)Tail_tell, METH_NOARGS, "Tell the domain what it was not told yet."},
     {"close", (PyCFunction)Tail_close, METH_NOARGS, "Let go of the domain and its state."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef Tail_members[] = {
+    {"changed", T_BOOL, offsetof(Tail, changed), READONLY, "There is something that the domain was not told."},
     {"held", T_INT, offsetof(Tail, held), READONLY, "Connections that the Poller has."},
     {"others", T_INT, offsetof(Tail, others), 0, "Connections that Python has."},
     {NULL, 0, 0, 0, NULL},
@@ -292,6 +302,27 @@ bool take_step(Tail *tail, enum kind kind, struct frame *frame, double time)
     return true;
 }
 
+int64_t product_asked(const Tail *tail)
+{
+    return tail->ask != NULL && tail->version != 0 && tail->logging && in_step(tail) ? current(tail).header.product : -1;
+}
+
+/* Guest.judge() with a verdict of xenstore's that allows it. */
+bool allow_build(Tail *tail, int64_t product, unsigned build, double time)
+{
+    struct slot slot;
+
+    if (tail->steps == MAX_STEPS || product_asked(tail) != product)
+        return false;
+    slot = current(tail);
+    slot.header.build = build;
+    publish(tail, &slot, PyByteArray_GET_SIZE(tail->partial));
+    atomic_signal_fence(memory_order_seq_cst);
+    Py_CLEAR(tail->fields);
+    add_step(tail, BUILD, build, time);
+    return true;
+}
+
 void note_magic(Tail *tail, double time)
 {
     if (tail->noted != tail->blacklisted && tail->steps < MAX_STEPS) {
@@ -317,7 +348,7 @@ static PyObject *told_steps(const Tail *tail)
 
 int catch_up(Tail *tail)
 {
-    PyObject *durations, *steps, *done;
+    PyObject *durations, *steps, *method, *told, *done = NULL;
 
     if (!tail->changed || tail->owner == NULL)
         return 0;
@@ -337,14 +368,41 @@ int catch_up(Tail *tail)
         Py_DECREF(steps);
         return -1;
     }
-    done = PyObject_CallMethod(tail->owner, "caught_up", "((dLLLd)(Ki)(LLdN)(LLdd)N)",
-                               tail->heard, tail->lines, tail->dropped_lines, tail->dropped_bytes, tail->dropped_at,
-                               (unsigned long long)tail->sequence, tail->area,
-                               tail->magics, tail->logged, tail->seconds, durations,
-                               tail->passed_lines, tail->passed_bytes, tail->balance, tail->balance_at, steps);
-    memset(&tail->changed, 0, sizeof *tail - offsetof(Tail, changed));
-    if (done == NULL)
-        return -1;
-    Py_DECREF(done);
-    return 0;
+    told = Py_BuildValue("((dLLLd)(Ki)(LLdN)(LLdd)N)",
+                         tail->heard, tail->lines, tail->dropped_lines, tail->dropped_bytes, tail->dropped_at,
+                         (unsigned long long)tail->sequence, tail->area,
+                         tail->magics, tail->logged, tail->seconds, durations,
+                         tail->passed_lines, tail->passed_bytes, tail->balance, tail->balance_at, steps);
+    method = told == NULL ? NULL : PyObject_GetAttrString(tail->owner, "caught_up");
+    if (method != NULL) {
+        /* before the call: whoever looks at the domain meanwhile must not be told all of it once more */
+        memset(&tail->changed, 0, sizeof *tail - offsetof(Tail, changed));
+        done = PyObject_CallObject(method, told);
+        Py_DECREF(method);
+    }
+    Py_XDECREF(told);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
+int call_owner(Tail *tail, const char *method, double time)
+{
+    PyObject *owner = tail->owner, *done;
+
+    Py_INCREF(owner);
+    done = PyObject_CallMethod(owner, method, "d", time);
+    Py_DECREF(owner);
+    Py_XDECREF(done);
+    return done == NULL || tail->owner == NULL ? -1 : 0;
+}
+
+void tell(Tail *tail)
+{
+    bool stepped = tail->steps > 0 && tail->owner != NULL;
+
+    if (catch_up(tail) < 0 || (stepped && call_owner(tail, "settle", now()) < 0)) {
+        if (PyErr_Occurred())
+            PyErr_WriteUnraisable((PyObject *)Py_TYPE(tail));
+        tail->logging = false;  /* until Python has settled */
+    }
 }

@@ -9,6 +9,7 @@
 #include <Python.h>
 
 #include <stdbool.h>
+#include <time.h>
 
 #include "frame.h"
 
@@ -27,6 +28,7 @@ struct step {               /* what a driver did beside logging, to be told to t
 typedef struct tail {
     PyObject_HEAD
     PyObject *owner;        /* domain.Domain: caught_up(), line_ended(), settle(); NULL once closed */
+    PyObject *ask;          /* held.Held: what a build number's verdict is, see ask() in held.c; NULL: nobody is there */
     PyObject *partial;      /* GuestLog.partial, a bytearray: appended to and cleared in place */
     Py_buffer state;        /* the mapped StateFile; obj is NULL once closed */
     /* As Python offered it, see Tail_offer. */
@@ -56,7 +58,7 @@ typedef struct tail {
     unsigned long long round;               /* of the Poller, in which it took `spent` seconds */
     double spent;
     bool paid;              /* the balance is another than the header's */
-    bool touched;           /* it is in Poller.touched */
+    bool touched;           /* it is in the Poller's queue */
     struct tail *next;
     /* What the domain was not told yet; zeroed from here on by catch_up(). */
     bool changed;
@@ -73,6 +75,15 @@ typedef struct tail {
 } Tail;
 
 extern PyTypeObject TailType;
+
+/* time.monotonic() */
+static inline double now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
 
 /* Log bytes of the batch that is being served, whosever it is: between two batches there are none. */
 extern unsigned char pending[LINE_LIMIT];
@@ -93,10 +104,23 @@ int keep(Tail *tail);
 /* Serve a step of a driver that comes up: the answer is in the frame, what it changes is kept. False: it is Python's. */
 bool take_step(Tail *tail, enum kind kind, struct frame *frame, double time);
 
+/* The product whose build number may be judged without Python's part of the protocol; -1: there is none. */
+int64_t product_asked(const Tail *tail);
+
+/* A build number of that product may be used. False: nothing was done, it is Python's. */
+bool allow_build(Tail *tail, int64_t product, unsigned build, double time);
+
 /* The magic number is read: a step where the history does not have it yet. */
 void note_magic(Tail *tail, double time);
 
 /* Tell the domain what changed since it was told last. -1 and an exception if that fails. */
 int catch_up(Tail *tail);
+
+/* The same, and let it settle what the driver did. What cannot be told (for want of memory, say) is said and ends
+ * nothing: it was answered, and it is kept. */
+void tell(Tail *tail);
+
+/* Call a method of a tail's domain with the time. -1 and an exception if that fails. */
+int call_owner(Tail *tail, const char *method, double time);
 
 #endif

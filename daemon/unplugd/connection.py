@@ -175,6 +175,7 @@ class Connection(asyncio.BufferedProtocol):
             self._read_or_not()
             self.domain.turns.later(self._catch_up)
             return
+        self.domain.catch_up()
         self._since = now = time.monotonic()
         try:
             self._answer(self._stream.receive(data, now), now)
@@ -189,6 +190,7 @@ class Connection(asyncio.BufferedProtocol):
         """Answer what `take` returns, given the time; `fresh` where the time that this takes counts from now on."""
         if self._transport is None or self._closing:
             return
+        self.domain.catch_up()
         now = time.monotonic()
         if fresh:
             self._since = now

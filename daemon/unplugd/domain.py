@@ -8,25 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from math import inf
+from typing import TYPE_CHECKING
 
-from unplugd.core.events import (
-    Announced,
-    Blacklisted,
-    BuildWithoutProduct,
-    Line,
-    LinesDropped,
-    Resumed,
-    Throttled,
-    UndefinedBits,
-    UnplugDenied,
-    Unplugged,
-    VerdictFallback,
-    WasReset,
-)
 from unplugd.core.events import Event as CoreEvent
-from unplugd.core.guest import Guest
+from unplugd.core.events import Line, LinesDropped
+from unplugd.core.guest import ALLOWED, Guest
 from unplugd.core.protocol import Effect
 from unplugd.domainrecords import DomainRecords
 from unplugd.domainsettings import Settings
@@ -36,18 +23,8 @@ from unplugd.records import Event
 from unplugd.state import StateFile
 from unplugd.turns import Turns
 
-_KINDS: Mapping[type[CoreEvent], Event] = {
-    Announced: Event.ANNOUNCED,
-    Blacklisted: Event.BLACKLISTED,
-    VerdictFallback: Event.VERDICT_FALLBACK,
-    Unplugged: Event.UNPLUGGED,
-    UnplugDenied: Event.UNPLUG_DENIED,
-    UndefinedBits: Event.UNDEFINED_BITS,
-    BuildWithoutProduct: Event.BUILD_WITHOUT_PRODUCT,
-    WasReset: Event.RESET,
-    Throttled: Event.THROTTLED,
-    Resumed: Event.RESUMED,
-}
+if TYPE_CHECKING:
+    from unplugd._fastpath import Tail
 
 
 class Domain:
@@ -60,10 +37,12 @@ class Domain:
         self.settings = settings
         self.attached = 0
         """Device model connections that Python has; see `connections`."""
+        self.tail: Tail | None = None
+        """What of it the fast path may change, where there is one; offered anew whenever all is settled."""
         self.turns = Turns()
         self.unlimited = False
-        self.log_lines = 0
-        self.log_bytes = 0
+        self._log_lines = 0
+        self._log_bytes = 0
         self._sink_lines = 0
         self._sink_bytes = 0
         self._name = name
@@ -73,7 +52,7 @@ class Domain:
         self.records = DomainRecords(domid, settings.delivery)
         self._suppressed = 0
         now = time.monotonic()
-        self.guest = Guest(settings.rules, settings.limits(unlimited=False), settings.registry, now,
+        self._guest = Guest(settings.rules, settings.limits(unlimited=False), settings.registry, now,
                            settings.delivery.cost)
         self._identify_records()
         self._kept_uuid = ""
@@ -83,7 +62,6 @@ class Domain:
         self._compared: object = platform.product, platform.build, platform.blacklisted, platform.unplugged
         self._labels.follow(platform.product, platform.build)
         self.tail = tail_of(self)
-        """What of it the fast path may change, where there is one; offered anew whenever all is settled."""
         self._follow_rules()
         self.settle(now)
 
@@ -138,6 +116,34 @@ class Domain:
     # --- what metrics and the API show
 
     @property
+    def guest(self) -> Guest:
+        """Its guest's state, with all that the fast path has done to it."""
+        self.catch_up()
+        return self._guest
+
+    def catch_up(self) -> None:
+        """Be told what the fast path has done: before anything looks at the domain, or changes it."""
+        if self.tail is not None and self.tail.changed:
+            self.tail.tell()
+
+    @property
+    def resets(self) -> int:
+        """How often the guest's platform device was reset: nobody but Python does that, so it is always known."""
+        return self._guest.resets
+
+    @property
+    def log_lines(self) -> int:
+        """Lines of the guest's log that were recorded."""
+        self.catch_up()
+        return self._log_lines
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes in the lines that were recorded."""
+        self.catch_up()
+        return self._log_bytes
+
+    @property
     def product(self) -> int | None:
         """The product number that the driver gave."""
         return self.guest.platform.product
@@ -165,11 +171,13 @@ class Domain:
     @property
     def label_product(self) -> str:
         """Product number as a label value."""
+        self.catch_up()
         return self._labels.product
 
     @property
     def label_build(self) -> str:
         """Build number as a label value."""
+        self.catch_up()
         return self._labels.build
 
     @property
@@ -184,8 +192,8 @@ class Domain:
 
     @property
     def throttled(self) -> bool:
-        """Whether its log is over the limit."""
-        return self.guest.log.throttled
+        """Whether its log is over the limit. The fast path drops lines, but does not decide that."""
+        return self._guest.log.throttled
 
     @property
     def published(self) -> dict[str, str] | None:
@@ -208,7 +216,7 @@ class Domain:
 
     def settle(self, now: float) -> None:
         """Record what happened and keep the state: to be called before the responses that depend on it are sent."""
-        guest = self.guest
+        guest = self._guest
         if guest.events:
             guest.changed = True
             for event in guest.take_events():
@@ -234,11 +242,11 @@ class Domain:
     def _offer(self, now: float) -> None:
         """The fast path may go on from here; a new line may begin there once the timer is soon enough to flush it."""
         if self.tail is not None:
-            log = self.guest.log
+            log = self._guest.log
             begin_from = inf if self._timer is None else self._timer.when() - log.limits.flush_after
-            noted = self.guest.magic_noted
-            self.tail.offer(*self.state.place, self.blacklisted, not log.limits.delay, begin_from, log.drops_until(now),
-                            -1 if noted is None else noted)
+            noted = self._guest.magic_noted
+            self.tail.offer(*self.state.place, self._guest.platform.blacklisted, not log.limits.delay, begin_from,
+                            log.drops_until(now), -1 if noted is None else noted)
             if log.passes and self.settings.delivery.direct(self.outbox):
                 bucket = log.bucket
                 self.tail.offer_lines(self.records.line_fields(*log.product), not log.limits.unlimited,
@@ -256,9 +264,9 @@ class Domain:
 
         Where there were `steps`, it calls settle() then.
         """
-        self.guest.log.caught_up(*log)
+        self._guest.log.caught_up(*log)
         if log[0] or steps:
-            self.state.follow(place, self.guest)
+            self.state.follow(place, self._guest)
         magics, logged, seconds, durations = count
         counters = self.settings.counters
         counters.ioreqs["magic"] += magics
@@ -268,17 +276,17 @@ class Domain:
             counters.duration_counts[bucket] += batches
         lines, size, balance, at = passed
         if lines:
-            self.log_lines += lines
-            self.log_bytes += size
-            self.guest.log.bucket.balance, self.guest.log.bucket.at = balance, at
+            self._log_lines += lines
+            self._log_bytes += size
+            self._guest.log.bucket.balance, self._guest.log.bucket.at = balance, at
         if steps:
             self._repeat(steps)
         if magics:
-            self.guest.read_magic(time.monotonic())
+            self._guest.read_magic(time.monotonic())
 
     def _repeat(self, steps: tuple[tuple[int, int, float], ...]) -> None:
         """Do what the guest did, which is answered and kept already."""
-        guest, tally = self.guest, self.settings.counters.ioreqs
+        guest, tally = self._guest, self.settings.counters.ioreqs
         changed = guest.changed
         for kind, value, at in steps:
             effect = STEPS[kind]
@@ -288,6 +296,8 @@ class Domain:
             tally[effect.kind] += 1
             if effect is Effect.VERSION:
                 guest.read_version(at)
+            elif effect is Effect.BUILD:
+                guest.judge(guest.platform.product or 0, value, ALLOWED, at)
             else:
                 guest.write(effect, value, at)
         if not guest.events:
@@ -296,24 +306,24 @@ class Domain:
 
     def line_ended(self, now: float) -> None:
         """A newline came by the fast path, which calls settle() before it answers."""
-        self.guest.log.end_line(now)
-        self.guest.grew = True
+        self._guest.log.end_line(now)
+        self._guest.grew = True
 
     def _tell(self, event: CoreEvent) -> None:
         match event:
             case Line(text, product, build):
-                self.log_lines += 1
-                self.log_bytes += len(text)
+                self._log_lines += 1
+                self._log_bytes += len(text)
                 self.records.guest_line(self.outbox, Event.GUEST_LINE, text, product, build)
                 return
             case LinesDropped():
                 self.records.guest_line(self.outbox, Event.LINES_DROPPED, str(event).encode(), self.product, self.build)
                 return
-        self.records.own(_KINDS[type(event)], str(event), self.product, self.build)
+        self.records.happened(event, self.product, self.build)
 
     def _compare(self) -> None:
         """Labels and published nodes follow the state itself: a record of its change may have been suppressed."""
-        platform = self.guest.platform
+        platform = self._guest.platform
         state = platform.product, platform.build, platform.blacklisted, platform.unplugged
         if state != self._compared:
             self._compared = state
@@ -364,6 +374,7 @@ class Domain:
 
     def stop(self) -> None:
         """unplugd stops: all of the state stays for the next process."""
+        self.catch_up()
         if self._timer is not None:
             self._timer.cancel()
         self._close_tail()
@@ -377,6 +388,7 @@ class Domain:
 
     def release(self) -> None:
         """The domain is gone: its partial line is recorded, the rest forgotten."""
+        self.catch_up()
         if self._timer is not None:
             self._timer.cancel()
         self._close_tail()

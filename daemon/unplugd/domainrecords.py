@@ -6,8 +6,22 @@ What happened is core/events.py's, what its driver is domain.py's; here it gets 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from unplugd.core.bucket import TokenBucket
+from unplugd.core.events import (
+    Announced,
+    Blacklisted,
+    BuildWithoutProduct,
+    Resumed,
+    Throttled,
+    UndefinedBits,
+    UnplugDenied,
+    Unplugged,
+    VerdictFallback,
+    WasReset,
+)
+from unplugd.core.events import Event as CoreEvent
 from unplugd.core.registry import Registry
 from unplugd.records import Entry, Event
 from unplugd.sinks.delivery import Delivery
@@ -19,6 +33,19 @@ COMPLAINTS = 20
 COMPLAINT_INTERVAL = 10.0
 
 Fields = tuple[tuple[str, str], ...]
+
+_KINDS: Mapping[type[CoreEvent], Event] = {
+    Announced: Event.ANNOUNCED,
+    Blacklisted: Event.BLACKLISTED,
+    VerdictFallback: Event.VERDICT_FALLBACK,
+    Unplugged: Event.UNPLUGGED,
+    UnplugDenied: Event.UNPLUG_DENIED,
+    UndefinedBits: Event.UNDEFINED_BITS,
+    BuildWithoutProduct: Event.BUILD_WITHOUT_PRODUCT,
+    WasReset: Event.RESET,
+    Throttled: Event.THROTTLED,
+    Resumed: Event.RESUMED,
+}
 
 
 class DomainRecords:
@@ -79,6 +106,10 @@ class DomainRecords:
             ("PRIORITY", kind.priority), ("SYSLOG_IDENTIFIER", "unplugd"), ("MESSAGE_ID", kind.message_id),
             *self._identity, *self._driver(product, build),
         )))
+
+    def happened(self, event: CoreEvent, product: int | None, build: int | None) -> None:
+        """The record of what the guest caused, but for its lines."""
+        self.own(_KINDS[type(event)], str(event), product, build)
 
     def complain(self, kind: Event, message: str) -> None:
         """A record that the domain's device model or a local user can cause: a few at once, then one now and then."""

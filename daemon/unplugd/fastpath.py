@@ -11,7 +11,7 @@ import asyncio
 import os
 import select
 import selectors
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from unplugd.core.protocol import Effect
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unplugd._fastpath import Poller, Tail
     from unplugd.domain import Domain
 
-STEPS = {1: Effect.MAGIC, 4: Effect.VERSION, 5: Effect.PRODUCT, 6: Effect.UNPLUG}
+STEPS = {1: Effect.MAGIC, 4: Effect.VERSION, 5: Effect.PRODUCT, 6: Effect.UNPLUG, 7: Effect.BUILD}
 """What the compiled part calls the steps of a driver that comes up (fastpath/frame.h)."""
 
 Handed = Callable[[int, bytes, bytes | None], None]
@@ -89,6 +89,15 @@ def poller() -> Poller | None:
     except RuntimeError:
         return None
     return loop.poller if isinstance(loop, Loop) else None
+
+
+def tell(domains: int) -> Iterator[None]:
+    """Have so many domains told what was served for them, those first who wait longest, a slice at a time."""
+    holder = poller()
+    for _ in range(domains):    # a slice is one domain at least; those that come meanwhile are not waited for
+        if holder is None or not holder.tell():
+            return
+        yield
 
 
 def tail_of(domain: Domain) -> Tail | None:

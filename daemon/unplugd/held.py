@@ -1,7 +1,8 @@
 """A domain's connections that the compiled part holds: it accepts, reads, answers and closes them (fastpath/held.c).
 
-A frame that is not ordinary comes here as an errand: Python answers it, the connection stays where it is. What an
-errand cannot bring to its end, since half a frame is left, or the client does not read, or has sent what it may not,
+A build number is asked about here; where xenstore has no such entry, the compiled part goes on by itself. Any other
+frame that is not ordinary comes as an errand: Python answers it, the connection stays where it is. What an errand
+cannot bring to its end, since half a frame is left, or the client does not read, or has sent what it may not,
 becomes a Connection, which has all of that.
 """
 
@@ -15,7 +16,7 @@ from functools import partial
 
 from unplugd._fastpath import Poller, Tail
 from unplugd.connection import Connection, Judge
-from unplugd.core.guest import Verdict
+from unplugd.core.guest import ALLOWED, Verdict
 from unplugd.core.stream import IoreqStream, NeedVerdict
 from unplugd.domain import Domain
 
@@ -26,7 +27,7 @@ Begin = Callable[[Connection], None]
 class Errand:
     """What Python does for a held connection until it is answered; nothing is read from it meanwhile."""
 
-    __slots__ = ("deadline", "descriptor", "out", "since", "stream")
+    __slots__ = ("deadline", "descriptor", "known", "out", "since", "stream")
 
     def __init__(self, descriptor: int, stream: IoreqStream) -> None:
         self.descriptor = descriptor
@@ -36,6 +37,8 @@ class Errand:
         self.since = time.monotonic()
         self.deadline = 0.0
         """When a frame's lookups must be over (time.monotonic())."""
+        self.known: tuple[NeedVerdict, Verdict] | None = None
+        """A verdict that is there before the frame has come to need it."""
 
 
 class Held:
@@ -57,7 +60,7 @@ class Held:
 
     def listen(self, descriptor: int, uid: int | None, most: int, in_all: int) -> None:
         """Accept at this socket root and `uid`, up to `most` connections of the domain and `in_all` of all."""
-        self._poller.listen(descriptor, self._tail, self._handed, -1 if uid is None else uid, most, in_all)
+        self._poller.listen(descriptor, self._tail, self._handed, self._asked, -1 if uid is None else uid, most, in_all)
 
     def close(self, listening: int | None) -> None:
         """Close them all, and accept no more at `listening`."""
@@ -78,6 +81,30 @@ class Held:
         else:
             errand = Errand(descriptor, self._stream())
             self._serve(errand, partial(errand.stream.receive, data))
+
+    def _asked(self, descriptor: int, product: int, build: int) -> bool:
+        """A connection waits for a build number's verdict. False: take the frame as an errand."""
+        if self._closed or self._domain.turns.over:
+            return False
+        need = NeedVerdict(product, build, first=True)
+        deadline = time.monotonic() + self._domain.settings.config.blacklist.lookup_timeout
+        self._look_up(descriptor, need, deadline, partial(self._said, descriptor, need, self._domain.resets))
+        return True
+
+    def _said(self, descriptor: int, need: NeedVerdict, resets: int, verdict: Verdict) -> None:
+        """The verdict on what was asked when the guest had been reset so often."""
+        same = resets == self._domain.resets
+        if same and verdict is ALLOWED:
+            unsent = self._poller.allow(descriptor)
+            if unsent == b"":
+                return
+            if unsent is not None:
+                self._take_over(descriptor, self._stream(), lambda connection: connection.begin(unsent, b""))
+                return
+        errand = Errand(descriptor, self._stream())
+        if same:
+            errand.known = need, verdict
+        self._serve(errand, partial(errand.stream.receive, self._poller.question(descriptor)))
 
     def _stream(self) -> IoreqStream:
         settings = self._domain.settings
@@ -117,30 +144,42 @@ class Held:
             self._take_over(errand.descriptor, errand.stream, lambda connection: connection.begin(unsent, b""))
 
     def _ask(self, errand: Errand, need: NeedVerdict) -> None:
-        try:
-            verdict = asyncio.ensure_future(self._judge(self._domain, need, errand.deadline))
-        except Exception as error:  # noqa: BLE001 - as in _serve()
-            self._fail(errand.descriptor, error)
-            return
-        self._waiting[errand.descriptor] = verdict
-        verdict.add_done_callback(partial(self._judged, errand))
+        if errand.known is not None and errand.known[0] == need:
+            self._serve(errand, partial(errand.stream.resume, errand.known[1]))
+        else:
+            self._look_up(errand.descriptor, need, errand.deadline,
+                          lambda verdict: self._serve(errand, partial(errand.stream.resume, verdict)))
 
-    def _judged(self, errand: Errand, verdict: asyncio.Future[Verdict]) -> None:
+    def _look_up(self, descriptor: int, need: NeedVerdict, deadline: float, go_on: Callable[[Verdict], None]) -> None:
+        """Go on with the verdict, when it is there and it is the domain's turn."""
+        try:
+            verdict = asyncio.ensure_future(self._judge(self._domain, need, deadline))
+        except Exception as error:  # noqa: BLE001 - as in _serve()
+            self._fail(descriptor, error)
+            return
+        self._waiting[descriptor] = verdict
+        verdict.add_done_callback(partial(self._judged, descriptor, go_on))
+
+    def _judged(self, descriptor: int, go_on: Callable[[Verdict], None], verdict: asyncio.Future[Verdict]) -> None:
         if verdict.cancelled():
             return  # close() did that
         error = verdict.exception()
         if isinstance(error, Exception):
-            del self._waiting[errand.descriptor]
-            self._fail(errand.descriptor, error)
+            del self._waiting[descriptor]
+            self._fail(descriptor, error)
         elif self._domain.turns.over:
-            self._domain.turns.later(partial(self._resume, errand, verdict.result()))
+            self._domain.turns.later(partial(self._go_on, descriptor, go_on, verdict.result()))
         else:
-            self._resume(errand, verdict.result())
+            self._go_on(descriptor, go_on, verdict.result())
 
-    def _resume(self, errand: Errand, verdict: Verdict) -> None:
-        if not self._closed:
-            del self._waiting[errand.descriptor]
-            self._serve(errand, partial(errand.stream.resume, verdict))
+    def _go_on(self, descriptor: int, go_on: Callable[[Verdict], None], verdict: Verdict) -> None:
+        if self._closed:
+            return
+        del self._waiting[descriptor]
+        try:
+            go_on(verdict)
+        except Exception as error:  # noqa: BLE001 - as in _serve()
+            self._fail(descriptor, error)
 
     def _take_over(self, descriptor: int, stream: IoreqStream, begin: Begin) -> None:
         self._poller.take(descriptor)

@@ -8,7 +8,7 @@ format (http/exposition.py). Source of names, labels and label values: contract 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -228,6 +228,8 @@ class HostView(Protocol):
     @property
     def standing(self) -> Standing:
         """Since when the process runs, and which configuration holds."""
+    def catch_up(self) -> Iterator[None]:
+        """Count what guests did until now, a slice at a time: the event loop may run between two."""
     def describe_history(self, domid: int) -> Sequence[Mapping[str, object]]:
         """The last steps of a domain's driver as the API's JSON; KeyError if it is not there."""
     def describe(self, domid: int) -> Mapping[str, object]:

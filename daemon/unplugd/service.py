@@ -16,7 +16,7 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from unplugd import __version__
@@ -28,6 +28,7 @@ from unplugd.domains import Domains, Facts
 from unplugd.domainsettings import Settings
 from unplugd.domainview import describe, describe_history
 from unplugd.errors import ConfigError, HostError, StoreError
+from unplugd.fastpath import tell
 from unplugd.http.front import HttpFront
 from unplugd.http.sockets import listen_tcp
 from unplugd.inheritance import Inheritance
@@ -411,6 +412,10 @@ class Service:
     def problem(self) -> str:
         """What a sink lacks, for people; "" when all is well."""
         return self._delivery.problem or ""
+
+    def catch_up(self) -> Iterator[None]:
+        """What guests did until now is counted, a slice at a time."""
+        return tell(len(self.domains))
 
     def describe(self, domid: int) -> Mapping[str, object]:
         """A domain as the API shows it in the list of all; KeyError if there is none."""

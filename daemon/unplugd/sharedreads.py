@@ -9,13 +9,20 @@ is verdict.py's.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
-from unplugd.errors import StoreError
+from unplugd.errors import StoreError, StoreUnavailable
 from unplugd.xenstore.store import Store
 
 Answer = bytes | StoreError
 """A node's value, or why there is none (NoSuchNode, or xenstored's fault)."""
+
+
+class _Asker(NamedTuple):
+    deadline: float
+    answered: Callable[[Answer], None]
 
 
 class SharedReads:
@@ -23,37 +30,71 @@ class SharedReads:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._under_way: dict[str, list[asyncio.Future[Answer]]] = {}
+        self._under_way: dict[str, list[_Asker]] = {}
         """Who gets the answer to the read of a path that xenstored has."""
-        self._next: dict[str, list[asyncio.Future[Answer]]] = {}
+        self._next: dict[str, list[_Asker]] = {}
         """Who asked since."""
+        self._timer: asyncio.TimerHandle | None = None
+        """One for all: a thousand guests that ask at once have nearly the same deadline."""
 
-    def read(self, path: str) -> asyncio.Future[Answer]:
-        """The node as it is now, or as it becomes later; never an exception. Whoever has waited enough cancels it."""
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        if all(asked.done() for asked in self._under_way.get(path, ())):
-            # what else is under way was given up by all who asked for it: whoever asks now does not wait for that
-            self._send(path, [*self._next.pop(path, ()), future])
-        else:
-            self._next.setdefault(path, []).append(future)
-        return future
+    def read(self, path: str, deadline: float, answered: Callable[[Answer], None]) -> None:
+        """Have `answered` called with the node as it is now, or as it becomes later.
 
-    def _send(self, path: str, asked: list[asyncio.Future[Answer]]) -> None:
+        With StoreUnavailable, where there is no answer by `deadline` (the event loop's time()). It must not raise.
+        """
+        asker = _Asker(deadline, answered)
+        if self._under_way.get(path):
+            self._next.setdefault(path, []).append(asker)
+        else:   # what else is under way was given up by all who asked for it: whoever asks now does not wait for that
+            self._send(path, [*self._next.pop(path, ()), asker])
+        if self._timer is None or deadline < self._timer.when():
+            self._wake_at(deadline)
+
+    def _send(self, path: str, asked: list[_Asker]) -> None:
         self._under_way[path] = asked
         reply = asyncio.ensure_future(self._store.read(path))
         reply.add_done_callback(partial(self._answered, path, asked))
 
-    def _answered(self, path: str, asked: list[asyncio.Future[Answer]], reply: asyncio.Future[bytes]) -> None:
+    def _answered(self, path: str, asked: list[_Asker], reply: asyncio.Future[bytes]) -> None:
         if self._under_way.get(path) is asked:
             del self._under_way[path]
-            waiting = [future for future in self._next.pop(path, ()) if not future.done()]
-            if waiting:
-                self._send(path, waiting)
+            if path in self._next:
+                self._send(path, self._next.pop(path))
         answer: Answer
         try:
             answer = reply.result()
         except StoreError as error:
             answer = error
-        for future in asked:
-            if not future.done():
-                future.set_result(answer)
+        for asker in asked:
+            asker.answered(answer)
+        if self._timer is not None and not self._under_way:
+            self._timer.cancel()
+            self._timer = None
+
+    # --- those who have waited enough
+
+    def _wake_at(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(when, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        late = [asker for asked in (*self._under_way.values(), *self._next.values())
+                for asker in _taken_out(asked, now)]
+        for path in [path for path, asked in self._next.items() if not asked]:
+            del self._next[path]
+        waiting = [asker.deadline for asked in (*self._under_way.values(), *self._next.values()) for asker in asked]
+        if waiting:
+            self._wake_at(min(waiting))
+        for asker in late:
+            asker.answered(StoreUnavailable("no answer in time"))
+
+
+def _taken_out(asked: list[_Asker], now: float) -> list[_Asker]:
+    """Those whose deadline has passed; they are asking no more."""
+    late = [asker for asker in asked if asker.deadline <= now]
+    if late:
+        asked[:] = [asker for asker in asked if asker.deadline > now]
+    return late

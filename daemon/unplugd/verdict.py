@@ -19,11 +19,11 @@ from pathlib import Path
 from unplugd.config import BlacklistConfig
 from unplugd.core.blacklist import ROOT, Configured, node
 from unplugd.core.bucket import TokenBucket
-from unplugd.core.guest import Verdict
+from unplugd.core.guest import ALLOWED, Verdict
 from unplugd.core.registry import Registry
 from unplugd.core.stream import NeedVerdict
 from unplugd.domain import Domain
-from unplugd.errors import NoSuchNode, StoreError, StoreUnavailable
+from unplugd.errors import NoSuchNode, StoreError
 from unplugd.metrics import Counters
 from unplugd.records import Event
 from unplugd.sharedreads import Answer, SharedReads
@@ -40,11 +40,6 @@ REASON_LIMIT = 120
 
 SYNC_INTERVAL = 0.1
 """Seconds between two readings of the whole blacklist: a script that adds a thousand entries causes few."""
-
-def _give_up(reply: asyncio.Future[Answer]) -> None:
-    if not reply.done():
-        reply.set_result(StoreUnavailable("no answer in time"))
-
 
 Say = Callable[[Event, str], None]
 
@@ -122,24 +117,19 @@ class Blacklist:
         """What xenstore says of a node, or what decides in its place."""
         if not self.synced:
             return self._known("fallback", self._fall_back(path, "xenstored is not connected"))
-        loop = asyncio.get_running_loop()
-        verdict: asyncio.Future[Verdict] = loop.create_future()
-        reply = self._lookups.read(path)
-        expiry = loop.call_at(max(deadline, time.monotonic() + LEAST_WAIT), _give_up, reply)
-        reply.add_done_callback(partial(self._answered, path, verdict, expiry))
+        verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._lookups.read(path, max(deadline, time.monotonic() + LEAST_WAIT), partial(self._answered, path, verdict))
         return verdict
 
-    def _answered(self, path: str, verdict: asyncio.Future[Verdict], expiry: asyncio.TimerHandle,
-                  reply: asyncio.Future[Answer]) -> None:
-        expiry.cancel()
+    def _answered(self, path: str, verdict: asyncio.Future[Verdict], answer: Answer) -> None:
         if verdict.done():
             return  # nobody waits for it any more
-        match reply.result():
+        match answer:
             case NoSuchNode():
-                result, said = "allowed", Verdict(blacklisted=False, source="xenstore")
+                result, said = "allowed", ALLOWED
             case StoreError() as error:
                 result, said = "fallback", self._fall_back(path, str(error))
-            case answer:
+            case _:
                 reason = answer.decode("utf-8", "replace")[:REASON_LIMIT]
                 result, said = "blacklisted", Verdict(blacklisted=True, reason=reason, source="xenstore")
         self._counters.blacklist_lookups[result] += 1

@@ -31,8 +31,9 @@ from tests.lab.portio import RESET, frame
 from unplugd import fastpath, turns
 from unplugd.config import Config, LogConfig, PolicyConfig
 from unplugd.connection import READ_SIZE, Connection, Judge
-from unplugd.core.guest import Snapshot, Verdict
+from unplugd.core.guest import ALLOWED, Snapshot, Verdict
 from unplugd.core.guestlog import LINE_LIMIT, RECORD_COST
+from unplugd.core.history import Did
 from unplugd.core.ioreq import PAYLOAD_LIMIT
 from unplugd.core.stream import IoreqStream, NeedVerdict
 from unplugd.domain import Domain
@@ -86,7 +87,7 @@ def string(data: bytes) -> bytes:
 
 async def judge(domain: Domain, need: NeedVerdict, deadline: float) -> Verdict:
     await asyncio.sleep(0)
-    return Verdict(need.build == 13, "unlucky" if need.build == 13 else "")
+    return Verdict(blacklisted=True, reason="unlucky", source="xenstore") if need.build == 13 else ALLOWED
 
 
 @dataclass
@@ -678,13 +679,13 @@ def test_a_commit_that_was_not_offered_is_noticed(received: list[bytes]) -> None
     run(fast, story)
 
 
-def test_of_a_drivers_start_only_the_build_is_pythons(received: list[bytes]) -> None:
+def test_of_a_drivers_start_only_the_verdict_is_pythons(received: list[bytes]) -> None:
     async def story(peer: Peer) -> None:
         assert peer.domain.tail is not None
         for access in (MAGIC, VERSION, product(3), build(1), MAGIC):
             await peer.exchange(0, access, 32)
         assert (await peer.exchange(0, unplug(3), 32))[8] == 3
-        assert received == [build(1), b""], "and going on behind its verdict"
+        assert received == []
         assert (peer.domain.tail.held, peer.domain.attached) == (2, 0)
         await until(lambda: [entry["MESSAGE"] for entry in peer.one.journald.read()] == [
             "web-01 (domain 7): PV driver linux (3) build 1: allowed", "web-01 (domain 7): unplugs ide-disks, nics"])
@@ -692,6 +693,156 @@ def test_of_a_drivers_start_only_the_build_is_pythons(received: list[bytes]) -> 
             "magic", "version", "product", "build", "unplug"]
         assert peer.domain.published == {
             "product": "3", "product-name": "linux", "build": "1", "blacklisted": "0", "unplugged": "3"}
+        assert (peer.one.counters.ioreqs["build"], sum(peer.one.counters.duration_counts)) == (1, 6)
+
+    run(fast, story, listening=True)
+
+
+@dataclass
+class Verdicts:
+    """Gives the verdicts that a test decides, when it does."""
+
+    asked: list[tuple[int, int]] = field(default_factory=list)
+    futures: list[asyncio.Future[Verdict]] = field(default_factory=list)
+
+    def judge(self, domain: Domain, need: NeedVerdict, deadline: float) -> asyncio.Future[Verdict]:
+        self.asked.append((need.product, need.build))
+        self.futures.append(asyncio.get_running_loop().create_future())
+        return self.futures[-1]
+
+    async def ask(self, peer: Peer, connection: int, data: bytes) -> None:
+        """Send what ends in a build number, and see that it is asked about."""
+        before = len(self.asked)
+        peer.clients[connection].send(data)
+        await until(lambda: len(self.asked) > before)
+
+
+FALLBACK = Verdict(blacklisted=False, source="mirror", fallback="no answer in time; what xenstore had last decided")
+
+
+@pytest.mark.parametrize(
+    "verdict", [ALLOWED, Verdict(blacklisted=True, reason="unlucky", source="xenstore"), FALLBACK],
+    ids=["allowed", "blacklisted", "fallback"],
+)
+def test_a_build_number_is_asked_about_once(verdict: Verdict, received: list[bytes]) -> None:
+    verdicts = Verdicts()
+
+    async def story(peer: Peer) -> None:
+        await verdicts.ask(peer, 0, product(3) + MAGIC + build(7))
+        assert len(await peer.exchange(0, b"", 64)) == 64, "what came before does not wait"
+        await peer.exchange(1, MAGIC + text(b"meanwhile"), 320)
+        peer.clients[0].send(MAGIC)
+        await asyncio.sleep(0.02)
+        with pytest.raises(BlockingIOError):
+            peer.clients[0].recv(1)
+        verdicts.futures[0].set_result(verdict)
+        answer, magic = (await peer.exchange(0, b"", 32)), (await peer.exchange(0, b"", 32))
+        assert answer == frame(0x10, 4, data=0, state=3)
+        assert magic[8:10] == (b"\x49\xd2" if verdict.blacklisted else b"\xd2\x49")
+        assert (verdicts.asked, peer.domain.build) == ([(3, 7)], 7)
+        step = next(noted.step for noted in peer.domain.guest.history.steps if noted.step.did is Did.BUILD)
+        assert (step.blacklisted, step.source) == (verdict.blacklisted, verdict.source)
+        assert len(peer.one.journald.of(Event.VERDICT_FALLBACK)) == bool(verdict.fallback)
+        kept = peer.kept()
+        assert kept is not None
+        assert (kept[0].product, kept[0].build, kept[0].blacklisted) == (3, 7, verdict.blacklisted)
+        assert received == [text(b"meanwhile"), *([] if verdict is ALLOWED else [build(7), b""])]
+
+    run(fast, story, listening=True, judged=verdicts.judge)
+
+
+def test_a_verdict_from_before_a_reset_counts_no_more() -> None:
+    verdicts = Verdicts()
+
+    async def story(peer: Peer) -> None:
+        await verdicts.ask(peer, 0, product(3) + build(7))
+        await peer.exchange(1, RESET + product(3), 64)
+        verdicts.futures[0].set_result(ALLOWED)
+        await until(lambda: len(verdicts.asked) == 2)
+        assert peer.domain.guest.platform.build is None
+        verdicts.futures[1].set_result(Verdict(blacklisted=True))
+        await peer.exchange(0, b"", 64)
+        assert (peer.domain.build, peer.domain.blacklisted) == (7, True)
+
+    run(fast, story, listening=True, judged=verdicts.judge)
+
+
+def test_a_verdict_on_another_product_counts_no_more() -> None:
+    verdicts = Verdicts()
+
+    async def story(peer: Peer) -> None:
+        await verdicts.ask(peer, 0, product(3) + build(7))
+        await peer.exchange(1, product(1), 32)
+        verdicts.futures[0].set_result(ALLOWED)
+        await until(lambda: len(verdicts.asked) == 2)
+        verdicts.futures[1].set_result(ALLOWED)
+        await peer.exchange(0, b"", 64)
+        assert (verdicts.asked, peer.domain.product, peer.domain.build) == ([(3, 7), (1, 7)], 1, 7)
+
+    run(fast, story, listening=True, judged=verdicts.judge)
+
+
+def test_a_fault_of_our_own_behind_a_verdict_cuts_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = Verdicts()
+
+    async def story(peer: Peer) -> None:
+        await verdicts.ask(peer, 0, product(3) + build(7))
+        with monkeypatch.context() as patch:
+            patch.setattr("unplugd.held.Errand", Mock(side_effect=MemoryError))
+            verdicts.futures[0].set_result(FALLBACK)
+            await until(lambda: peer.domain.connections == 1)
+        peer.clients[0].setblocking(True)
+        assert (len(peer.clients[0].recv(100)), peer.clients[0].recv(100)) == (32, b"")
+
+    run(fast, story, listening=True, judged=verdicts.judge, faults=1)
+
+
+def test_who_cannot_ask_is_cut() -> None:
+    def broken(domain: Domain, need: NeedVerdict, deadline: float) -> asyncio.Future[Verdict]:
+        raise MemoryError
+
+    async def story(peer: Peer) -> None:
+        peer.clients[0].send(product(3) + build(7))
+        await until(lambda: peer.domain.connections == 1)
+
+    run(fast, story, listening=True, judged=broken, faults=1)
+
+
+def test_what_a_driver_did_is_told_soon_however_busy_others_are() -> None:
+    async def story(peer: Peer) -> None:
+        busy = asyncio.get_running_loop().create_task(flood(peer))
+        try:
+            await peer.exchange(0, product(3) + unplug(3), 64)
+            for _ in range(100):
+                if peer.one.journald.of(Event.UNPLUGGED):
+                    break
+                await asyncio.sleep(0.01)
+            assert peer.one.journald.of(Event.UNPLUGGED), "nobody asked for it"
+        finally:
+            busy.cancel()
+
+    async def flood(peer: Peer) -> None:
+        while True:
+            peer.clients[1].send(MAGIC * 100)
+            await asyncio.sleep(0)
+            with contextlib.suppress(BlockingIOError):
+                peer.clients[1].recv(1 << 20)
+
+    run(fast, story, listening=True)
+
+
+def test_a_domain_that_goes_has_told_all() -> None:
+    async def story(peer: Peer) -> None:
+        peer.clients[0].send(product(3) + unplug(3))
+        peer.clients[0].setblocking(True)
+        assert peer.domain.tail is not None
+        while not peer.domain.tail.changed:
+            await asyncio.sleep(0)
+        peer.domain.stop()
+        assert peer.one.journald.of(Event.UNPLUGGED)
+        assert peer.one.settings.counters.ioreqs["unplug"] == 1
+        peer.domain = peer.one.domain()
+        assert peer.domain.unplugged == 3
 
     run(fast, story, listening=True)
 

@@ -98,7 +98,8 @@ def test_a_guest_that_goes_while_the_page_is_made_is_left_out() -> None:
     host = many(60)
     page = get(host, "/")
     assert not isinstance(page.body, bytes)
-    first = [next(page.body), next(page.body)]
+    pieces = filter(None, page.body)
+    first = [next(pieces), next(pieces)]
     host.domains.clear()
     assert b"/api/v1/domains/1\"" not in b"".join([*first, *page.body])
 

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from tests.lab.host import until
 from unplugd.errors import NoSuchNode, StoreUnavailable
-from unplugd.sharedreads import SharedReads
+from unplugd.sharedreads import Answer, SharedReads
 from unplugd.xenstore.embedded import EmbeddedStore
 
 PATH = "/mh/driver-blacklist/linux/1"
@@ -34,6 +35,14 @@ def run(test: Callable[[Slow, SharedReads], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(main())
 
 
+class Asker:
+    """Somebody who asks for a node, and has so much patience."""
+
+    def __init__(self, reads: SharedReads, path: str = PATH, patience: float = 1000.0) -> None:
+        self.answers: list[Answer] = []
+        reads.read(path, asyncio.get_running_loop().time() + patience, self.answers.append)
+
+
 async def turn() -> None:
     for _ in range(3):
         await asyncio.sleep(0)
@@ -41,59 +50,74 @@ async def turn() -> None:
 
 def test_many_askers_few_requests_and_no_old_answers() -> None:
     async def story(store: Slow, reads: SharedReads) -> None:
-        first = reads.read(PATH)
-        others = [reads.read(PATH) for _ in range(999)]
-        elsewhere = reads.read(PATH + "0")
+        first = Asker(reads)
+        others = [Asker(reads) for _ in range(999)]
+        elsewhere = Asker(reads, PATH + "0")
         assert [path for path, _ in store.asked] == [PATH, PATH + "0"]
         store.asked[0][1].set_result(b"old")
         await turn()
-        assert first.result() == b"old"
-        assert not any(other.done() for other in others), "that was read before they asked"
+        assert first.answers == [b"old"]
+        assert not any(other.answers for other in others), "that was read before they asked"
         assert len(store.asked) == 3
-        late = reads.read(PATH)
+        late = Asker(reads)
         store.asked[2][1].set_result(b"new")
         await turn()
-        assert {other.result() for other in others} == {b"new"}
-        assert (late.done(), elsewhere.done(), len(store.asked)) == (False, False, 4)
+        assert all(other.answers == [b"new"] for other in others)
+        assert (late.answers, elsewhere.answers, len(store.asked)) == ([], [], 4)
         store.asked[3][1].set_result(b"newest")
         await turn()
-        assert late.result() == b"newest"
-        again = reads.read(PATH)
+        assert late.answers == [b"newest"]
+        Asker(reads)
         assert len(store.asked) == 5
-        again.cancel()
 
     run(story)
 
 
 def test_errors_are_answers() -> None:
     async def story(store: Slow, reads: SharedReads) -> None:
-        absent, unknown = reads.read(PATH), reads.read(PATH)
+        absent, unknown = Asker(reads), Asker(reads)
         store.asked[0][1].set_exception(NoSuchNode(PATH))
         await turn()
-        assert isinstance(absent.result(), NoSuchNode)
+        assert isinstance(absent.answers[0], NoSuchNode)
         store.asked[1][1].set_exception(StoreUnavailable("lost"))
         await turn()
-        assert isinstance(unknown.result(), StoreUnavailable)
+        assert isinstance(unknown.answers[0], StoreUnavailable)
 
     run(story)
 
 
 def test_who_gave_up_holds_nobody_up() -> None:
     async def story(store: Slow, reads: SharedReads) -> None:
-        first, second = reads.read(PATH), reads.read(PATH)
-        first.cancel()
-        third = reads.read(PATH)
+        first, second = Asker(reads, patience=0.01), Asker(reads)
+        await until(lambda: first.answers)
+        assert [str(answer) for answer in first.answers] == ["no answer in time"]
+        third = Asker(reads)
         assert len(store.asked) == 2
         store.asked[0][1].set_result(b"late")
         await turn()
-        assert not second.done()
-        fourth = reads.read(PATH)
+        assert (first.answers[1:], second.answers) == ([], [])
+        fourth = Asker(reads, patience=0.01)
+        await until(lambda: fourth.answers)
         store.asked[1][1].set_result(b"value")
         await turn()
-        assert (second.result(), third.result(), fourth.done()) == (b"value", b"value", False)
-        fourth.cancel()
-        store.asked[2][1].set_result(b"nobody wants it")
+        assert (second.answers, third.answers) == ([b"value"], [b"value"])
+        assert len(store.asked) == 2, "nobody wants another"
+
+    run(story)
+
+
+def test_each_has_his_own_deadline() -> None:
+    async def story(store: Slow, reads: SharedReads) -> None:
+        patient = Asker(reads)
+        hasty = [Asker(reads, patience=patience) for patience in (0.06, 0.02, 0.04)]
+        order: list[int] = []
+        while len(order) < 3:
+            order += [number for number, one in enumerate(hasty) if one.answers and number not in order]
+            await asyncio.sleep(0.001)
+        assert order == [1, 2, 0]
+        store.asked[0][1].set_result(b"value")
         await turn()
-        assert len(store.asked) == 3
+        assert patient.answers == [b"value"]
+        assert len(store.asked) == 1
 
     run(story)

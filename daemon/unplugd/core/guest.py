@@ -37,6 +37,10 @@ class Verdict(NamedTuple):
     """Why xenstored itself was not asked, or did not answer, and what decided instead; "" where it answered."""
 
 
+ALLOWED = Verdict(blacklisted=False, source="xenstore")
+"""xenstore has no entry for it: nearly every verdict."""
+
+
 class Snapshot(NamedTuple):
     """All of a guest that must survive the process, except the bytes of its partial line."""
 

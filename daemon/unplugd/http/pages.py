@@ -66,17 +66,23 @@ class Pages:
 
     def _private(self, path: str) -> Callable[[str, bool], Page] | None:
         if path == "/api/v1/status":
-            return lambda accept, everything: Page(200, JSON, json.dumps(self._status()).encode() + b"\n")
+            return lambda accept, everything: Page(200, JSON, self._counted(self._status()))
         if path == "/api/v1/domains":
-            return lambda accept, everything: Page(200, JSON, self._domains())
+            return lambda accept, everything: Page(200, JSON, self._counted(self._domains()))
         if found := re.fullmatch(r"/api/v1/domains/(0|[1-9][0-9]{0,4})", path):
             domid = int(found[1])
             return lambda accept, everything: self._domain(domid, path)
         return None
 
+    def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """A body in which all is counted that was answered before it was asked for."""
+        for _ in self._host.catch_up():
+            yield b""
+        yield from pieces
+
     def _metrics(self, accept: str, everything: bool) -> Page:
         content_type = choose(accept)
-        return Page(200, content_type, self._exposition.pieces(content_type), [("Vary", "Accept")])
+        return Page(200, content_type, self._counted(self._exposition.pieces(content_type)), [("Vary", "Accept")])
 
     def _healthy(self, accept: str, everything: bool) -> Page:
         return Page(200, PLAIN, b"unplugd is running.\n")
@@ -87,9 +93,9 @@ class Pages:
             return fault(503, legible(f"unplugd is not ready, it waits for {awaited}."), headers=[("Retry-After", "1")])
         return Page(200, PLAIN, b"unplugd is ready.\n")
 
-    def _status(self) -> dict[str, object]:
+    def _status(self) -> Iterator[bytes]:
         host = self._host
-        return {
+        status = {
             "version": host.version,
             **host.standing.describe(),
             "ready": not host.awaited,
@@ -103,6 +109,7 @@ class Pages:
             "protocol_errors": host.counters.protocol_errors,
             "denied_connections": host.counters.denied_connections,
         }
+        yield json.dumps(status).encode() + b"\n"
 
     def _domain(self, domid: int, path: str) -> Page:
         try:
@@ -132,4 +139,4 @@ class Pages:
 
     def _landing(self, accept: str, everything: bool) -> Page:
         pieces = landing.pieces(self._host, self._slices(), everything=everything)
-        return Page(200, landing.TYPE, pieces, landing.HEADERS)
+        return Page(200, landing.TYPE, self._counted(pieces), landing.HEADERS)
