@@ -1,16 +1,16 @@
 """One connection of a device model: reads what came, answers it with one write, and stops reading when it must.
 
-The path of an access that needs nobody else's word is buffer_updated() from begin to end: no task, no await. Framing
-and protocol are core/stream.py's; what an access leaves behind is Domain.settle()'s.
+The path of an access that needs nobody else's word is data_received() from begin to end: no task, no await. Framing
+and protocol are core/stream.py's; what an access leaves behind is Domain.settle()'s; the socket is wire.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import cast
 
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import IoreqStream, NeedTokens, NeedVerdict
@@ -18,6 +18,7 @@ from unplugd.domain import Domain
 from unplugd.errors import ClientFault
 from unplugd.fastpath import poller
 from unplugd.records import Event
+from unplugd.wire import Wire
 
 READ_SIZE = 16 * 1024
 """Bytes taken at a time: at most 512 accesses before other guests have their turn."""
@@ -32,31 +33,27 @@ CLOSE_TIMEOUT = 5.0
 Judge = Callable[[Domain, NeedVerdict, float], Awaitable[Verdict]]
 """Looks a build number up; the float is the time.monotonic() at which the frame's lookups must be over."""
 
-# Read into by every connection and emptied at once: buffer_updated() copies what it got before anything else runs.
-_buffer = memoryview(bytearray(READ_SIZE))
 
-
-class Connection(asyncio.BufferedProtocol):
+class Connection:
     """One accepted connection to a domain's socket."""
 
     def __init__(self, domain: Domain, judge: Judge, closed: Callable[[Connection], None],
                  stream: IoreqStream | None = None, begin: Callable[[Connection], None] | None = None) -> None:
-        """`stream` is where somebody else got to with it, and `begin` is called once there is a transport."""
+        """`stream` is where somebody else got to with it, and `begin` is called once it has its socket."""
         self.domain = domain
-        self.made = False
-        """It has its transport and all that it needs; what went wrong before leaves it False."""
+        self.window = READ_SIZE
+        """Bytes to read at a time."""
         self._judge = judge
         self._closed = closed
         self._counters = domain.settings.counters
         self._stream = stream or IoreqStream(domain.guest, domain.settings.dispatch, self._counters.ioreqs)
         self._begin = begin
-        self._transport: asyncio.Transport | None = None
+        self._wire: Wire | None = None
         self._full = False
         self._paused = False
         self._ended = False
         self._closing = False
         self._since = 0.0
-        self._window = READ_SIZE
         self._late = b""
         """Read, and not looked at yet: the domain's turn of the loop was over (turns.py)."""
         self._deadline = 0.0
@@ -80,28 +77,40 @@ class Connection(asyncio.BufferedProtocol):
             self._attached = False
             self.domain.attached -= 1
 
-    # --- asyncio.BufferedProtocol
+    # --- its socket (wire.Owner)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client that may connect has connected."""
-        self._transport = cast(asyncio.Transport, transport)
+    def serve(self, peer: socket.socket) -> None:
+        """A client that may connect has connected. Raises OSError and MemoryError, and then closes it."""
+        wire = None
+        try:
+            wire = Wire(peer, self)
+            self.connection_made(wire)
+            if not self._paused:
+                wire.resume_reading()
+        except (OSError, MemoryError):
+            if wire is not None:
+                wire.abort()
+            else:
+                peer.close()
+                self.connection_lost()
+            raise
+
+    def connection_made(self, wire: Wire) -> None:
+        """From now on it has its socket."""
+        self._wire = wire
         self._attach()
-        self.made = True
-        if self._closing:
-            self._transport.abort()
-            return
         if self._poller is not None and self.domain.tail is not None:
-            self._descriptor = self._transport.get_extra_info("socket").fileno()
+            self._descriptor = wire.descriptor
             self._poller.attach(self._descriptor, self.domain.tail, self._handed)
         self._share()
         begin, self._begin = self._begin, None
         if begin is not None:
             begin(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self) -> None:
         """The client is gone. The domain's state stays as it is."""
         self.detach()
-        self._transport = None
+        self._wire = None
         if self._poller is not None:
             self._poller.detach(self._descriptor)
             self._poller = None
@@ -110,15 +119,6 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._closed(self)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
-        return _buffer if self._window == READ_SIZE else _buffer[:self._window]
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Bytes came: answer all that is complete in them."""
-        if not self._closing:
-            self._receive(bytes(_buffer[:nbytes]))
 
     def eof_received(self) -> bool:
         """The client sends no more; what it sent before is still answered."""
@@ -144,10 +144,10 @@ class Connection(asyncio.BufferedProtocol):
         To be called whenever that changes; what it cannot serve comes to _handed().
         """
         if self._poller is not None:
-            ready = self._transport is not None and self._stream.idle and not (
+            ready = self._wire is not None and self._stream.idle and not (
                 self._full or self._paused or self._ended or self._closing or self._late
-                or self._transport.get_write_buffer_size())
-            self._poller.arm(self._descriptor, self._window if ready else 0)
+                or self._wire.unsent)
+            self._poller.arm(self._descriptor, self.window if ready else 0)
 
     def _handed(self, _descriptor: int, unsent: bytes, data: bytes | None) -> None:
         """The fast path has read `data` and goes no further; `unsent` is what was answered before and did not fit."""
@@ -155,11 +155,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def begin(self, unsent: bytes, data: bytes) -> None:
         """Go on with what was answered before and not sent, and what was read and not looked at."""
-        if self._transport is None or self._closing:
+        if self._wire is None or self._closing:
             return
         if unsent:
-            self._transport.write(unsent)
-        self._receive(data)
+            self._wire.write(unsent)
+        self.data_received(data)
 
     def go_on(self, out: bytes, since: float) -> None:
         """Go on with what the stream has answered; it was read at `since`."""
@@ -168,7 +168,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- answers
 
-    def _receive(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         """Answer what is complete in `data`; when it is the domain's turn, if that is over."""
         if self.domain.turns.over:
             self._late = data
@@ -188,7 +188,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _go_on_with(self, take: Callable[[float], bytes], *, fresh: bool = True) -> None:
         """Answer what `take` returns, given the time; `fresh` where the time that this takes counts from now on."""
-        if self._transport is None or self._closing:
+        if self._wire is None or self._closing:
             return
         self.domain.catch_up()
         now = time.monotonic()
@@ -196,7 +196,7 @@ class Connection(asyncio.BufferedProtocol):
             self._since = now
         try:
             self._answer(take(now), now)
-        except Exception as error:  # noqa: BLE001 - as in _receive()
+        except Exception as error:  # noqa: BLE001 - as in data_received()
             self._fail(error)
 
     def _answer(self, out: bytes, now: float) -> None:
@@ -209,11 +209,11 @@ class Connection(asyncio.BufferedProtocol):
         if out:
             self._counters.observe(done - self._since)
             if took > SLOW:
-                self._window = max(LEAST_READ, self._window // 2)
-            elif self._window < READ_SIZE:
-                self._window *= 2
-            if self._transport is not None:
-                self._transport.write(out)
+                self.window = max(LEAST_READ, self.window // 2)
+            elif self.window < READ_SIZE:
+                self.window *= 2
+            if self._wire is not None:
+                self._wire.write(out)
         stream = self._stream
         if stream.waiting is None and stream.fault is None and not stream.stopped:
             if self._paused or self._ended:
@@ -242,17 +242,17 @@ class Connection(asyncio.BufferedProtocol):
     def _read_or_not(self) -> None:
         stream = self._stream
         blocked = self._full or stream.waiting is not None or stream.stopped or bool(self._late)
-        transport = self._transport
-        if transport is None or self._closing:
+        wire = self._wire
+        if wire is None or self._closing:
             return
         if self._ended and not blocked:
             self.close()
         elif blocked != self._paused:
             self._paused = blocked
             if blocked:
-                transport.pause_reading()
+                wire.pause_reading()
             else:
-                transport.resume_reading()
+                wire.resume_reading()
         self._share()
 
     def _go_on(self) -> None:
@@ -271,7 +271,7 @@ class Connection(asyncio.BufferedProtocol):
     async def _await_verdict(self, need: NeedVerdict) -> None:
         try:
             verdict = await self._judge(self.domain, need, self._deadline)
-        except Exception as error:  # noqa: BLE001 - as in _receive()
+        except Exception as error:  # noqa: BLE001 - as in data_received()
             self._fail(error)
             return
         self._task = None
@@ -297,8 +297,8 @@ class Connection(asyncio.BufferedProtocol):
             "message": f"a connection of domain {self.domain.domid} cannot be served and is closed", "exception": error,
         })
         self._closing = True
-        if self._transport is not None:
-            self._transport.abort()
+        if self._wire is not None:
+            self._wire.abort()
 
     def _refuse(self, fault: ClientFault) -> None:
         self._counters.protocol_errors[fault.reason] += 1
@@ -311,15 +311,15 @@ class Connection(asyncio.BufferedProtocol):
         if self._closing:
             return
         self._closing = True
-        transport = self._transport
-        if transport is not None:  # else connection_made() finds it closing
+        wire = self._wire
+        if wire is not None:
             self._share()
             if self._task is not None:
                 self._task.cancel()
             if self._timer is not None:
                 self._timer.cancel()
-            transport.close()
-            self._timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)
+            wire.close()
+            self._timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, wire.abort)
 
     def configure(self) -> None:
         """Follow a reload, from the next frame on."""

@@ -137,7 +137,6 @@ class Listener:
         self._judge = judge
         self._known_uid: int | None = None
         self._listening: socket.socket | None = None
-        self._arriving: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
         self._inode: tuple[int, int] | None = None
         self._connections: set[Connection] = set()
@@ -269,18 +268,22 @@ class Listener:
 
     def _serve(self, peer: socket.socket, stream: IoreqStream | None = None,
                begin: Callable[[Connection], None] | None = None) -> None:
-        """A client who may connect; `stream` and `begin` as for Connection."""
+        """A client who may connect; `stream` and `begin` as for Connection. Where that fails, it alone is closed."""
         try:
             connection = Connection(self.domain, self._judge, self._closed, stream, begin)
-            arriving = asyncio.get_running_loop().create_task(self._arrive(connection, peer))
         except MemoryError as error:
             peer.close()
-            self._deny(Event.CONNECTION_LIMIT, f"connection closed: there is no memory for it: {error!r}")
+            self._no_memory(error)
             return
-        self._arriving.add(arriving)
-        arriving.add_done_callback(self._arriving.discard)
         self._connections.add(connection)
         self._count(1)
+        try:
+            connection.serve(peer)
+        except (OSError, MemoryError) as error:
+            self._no_memory(error)
+
+    def _no_memory(self, error: Exception) -> None:
+        self._deny(Event.CONNECTION_LIMIT, f"connection closed: there is no memory for it: {error!r}")
 
     def _count(self, more: int) -> None:
         """So many connections more are Python's."""
@@ -290,26 +293,6 @@ class Listener:
             holder.others = Listener._open
         if tail is not None:
             tail.others = len(self._connections)
-
-    async def _arrive(self, connection: Connection, peer: socket.socket) -> None:
-        """From now on asyncio serves it. Where that cannot be had, this one is closed and the others are served."""
-        transport = None
-        try:
-            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, peer)
-            # asyncio returns although one of the two steps failed; a connection that nobody reads would wait for ever
-            if not connection.made:
-                raise MemoryError
-            if transport.is_reading():
-                transport.pause_reading()
-                transport.resume_reading()
-        except (OSError, MemoryError) as error:
-            if transport is not None:
-                transport.abort()
-            else:
-                peer.close()
-                connection.detach()
-                self._closed(connection)
-            self._deny(Event.CONNECTION_LIMIT, f"connection closed: there is no memory for it: {error!r}")
 
     def _deny(self, event: Event, message: str) -> None:
         """A connection is closed at once: it is counted and said."""
