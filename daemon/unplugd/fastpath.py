@@ -1,4 +1,4 @@
-"""The event loop with the compiled part in it: unplugd._fastpath, where it was built, else asyncio's own.
+"""The event loop with the compiled part in it: unplugd._fastpath, where it was built, else pureloop.py's.
 
 The compiled part changes speed alone. It stands where the loop waits: while it waits, it accepts device models, answers
 what a driver's start and its log are made of, and hands everything else over (held.py; sources: daemon/fastpath).
@@ -14,6 +14,7 @@ import selectors
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from unplugd import pureloop
 from unplugd.core.protocol import Effect
 from unplugd.metrics import DURATION_BOUNDS
 
@@ -79,7 +80,7 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
             pass
         else:
             return Loop(Poller)
-    return asyncio.new_event_loop()
+    return pureloop.Loop()
 
 
 def poller() -> Poller | None:

@@ -11,6 +11,8 @@ import asyncio
 import socket
 from typing import Protocol
 
+from unplugd.pureloop import readers
+
 HIGH = 64 * 1024
 """Unsent bytes past which its connection must not write more."""
 LOW = 16 * 1024
@@ -43,7 +45,7 @@ class Wire:
     """One accepted socket. All methods belong to the event loop's thread."""
 
     __slots__ = (
-        "_closing", "_full", "_loop", "_lost", "_owner", "_peer", "_reading", "_recv", "_send",
+        "_closing", "_full", "_loop", "_lost", "_owner", "_peer", "_readers", "_reading", "_recv", "_send",
         "_unsent", "descriptor",
     )
 
@@ -52,6 +54,7 @@ class Wire:
         peer.setblocking(False)
         self.descriptor = peer.fileno()
         self._loop = asyncio.get_running_loop()
+        self._readers = readers()
         self._owner = owner
         self._peer = peer
         self._recv, self._send = peer.recv, peer.send
@@ -80,11 +83,15 @@ class Wire:
         except OSError:
             self._loop.add_reader(self.descriptor, self._readable)
         self._reading = True
+        if self._readers is not None:
+            self._readers[self.descriptor] = self._readable
 
     def pause_reading(self) -> None:
         """Leave what comes to the kernel."""
         if self._reading:
             self._reading = False
+            if self._readers is not None:
+                del self._readers[self.descriptor]
             self._loop.remove_reader(self.descriptor)
 
     def _readable(self) -> None:

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 import unplugd
 from tests.lab.host import Host, host, until
 from tests.lab.portio import RESET, frame
-from unplugd import fastpath, turns
+from unplugd import fastpath, pureloop, turns
 from unplugd.config import Config, LogConfig, PolicyConfig
 from unplugd.connection import READ_SIZE, Connection, Judge
 from unplugd.core.guest import ALLOWED, Snapshot, Verdict
@@ -54,7 +54,7 @@ Loops = Callable[[], asyncio.AbstractEventLoop]
 
 
 def pure() -> asyncio.AbstractEventLoop:
-    return asyncio.new_event_loop()
+    return pureloop.Loop()
 
 
 def fast() -> asyncio.AbstractEventLoop:
