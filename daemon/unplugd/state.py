@@ -206,7 +206,12 @@ class StateFile:
         if log.line_number != self._line:
             self.commit(guest)
             return
-        self._append(log.partial)
+        partial, begin = log.partial, self._length
+        if len(partial) == begin + 1:  # a byte at a time, as most drivers log
+            self._map[_AREAS[self._area] + begin] = partial[begin]
+            self._length = begin + 1
+        else:
+            self._append(partial)
         # one aligned store: it is there or it is not
         self._words[_WORD] = (self._sequence & 0xFFFFFFFF) << _LENGTH_BITS | self._length
         guest.grew = False
@@ -216,10 +221,7 @@ class StateFile:
         begin, end = self._length, len(partial)
         if end > begin:
             at = _AREAS[self._area]
-            if end == begin + 1:
-                self._map[at + begin] = partial[begin]
-            else:
-                self._map[at + begin:at + end] = bytes(partial[begin:])
+            self._map[at + begin:at + end] = bytes(partial[begin:])
             self._length = end
 
     def close(self) -> None:

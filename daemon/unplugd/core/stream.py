@@ -133,6 +133,8 @@ class IoreqStream:
         if self._rest:
             data = self._rest + data
             self._rest = b""
+        elif len(data) == FRAME_SIZE and data in self._dispatch.seen:
+            return self._known(self._dispatch.seen[data], now)
         log = self._guest.log
         partial = log.partial
         blacklisted = self._guest.platform.blacklisted
@@ -180,6 +182,26 @@ class IoreqStream:
         if position < len(data) and self.fault is None:
             self._rest = data[position:]
         return b"".join(pieces)
+
+    def _known(self, known: Known, now: float) -> bytes:
+        """What receive() does, for one frame on its own that is known: most come like that."""
+        byte, allowed, denied = known
+        guest = self._guest
+        if byte == _MAGIC:
+            self._tally["magic"] += 1
+            guest.read_magic(now)
+            return denied if guest.platform.blacklisted else allowed
+        log = guest.log
+        if byte == _NEWLINE:
+            log.end_line(now)
+        else:
+            log.partial.append(byte)
+            if len(log.partial) >= LINE_LIMIT:
+                log.cut(now)
+        log.heard(now)
+        guest.grew = True
+        self._tally["log"] += 1
+        return allowed
 
     def _read_magic(self, times: int, now: float) -> None:
         self._tally["magic"] += times
