@@ -278,9 +278,33 @@ def test_other_rules_from_the_next_frame_on() -> None:
 def test_frames_of_all_kinds_beyond_what_is_remembered() -> None:
     machine = Machine()
     for eport in range(SEEN_LIMIT + 100):
-        answer = machine.ask(frame(0x10, 2, read=True, eport=eport))
-        assert (answer.data, answer.eport) == (0x49D2, eport)
-    assert machine.counters.ioreqs["magic"] == SEEN_LIMIT + 100
+        for _ in range(3):  # the second time it is remembered
+            answer = machine.ask(frame(0x10, 2, read=True, eport=eport))
+            assert (answer.data, answer.eport) == (0x49D2, eport)
+    assert machine.counters.ioreqs["magic"] == 3 * (SEEN_LIMIT + 100)
+
+
+def test_a_frame_that_does_not_come_again_is_not_remembered() -> None:
+    dispatch = Dispatch(Rules(), delay=False)
+    for eport in range(1000):
+        assert dispatch.recognize(frame(0x12, 1, data=65, eport=eport)) is not None
+    assert len(dispatch.seen) < 100
+    often = frame(0x12, 1, data=66)
+    first, second = dispatch.recognize(often), dispatch.recognize(often)
+    assert first == second == dispatch.seen[often]
+
+
+@pytest.mark.parametrize("blacklisted", [False, True])
+def test_frames_on_their_own_and_together_are_the_same(blacklisted: bool) -> None:
+    together, alone = Machine(), Machine()
+    frames = [frame(0x12, 1, data=byte) for byte in b"ab\n" + b"z" * 4095 + b"tail\r\n"] * 2
+    frames += [frame(0x10, 2, read=True)] * 3
+    for machine in (together, alone):
+        machine.guest.platform.blacklisted = blacklisted
+    answered = together.feed(b"".join(frames))
+    assert b"".join([alone.feed(one) for one in frames]) == answered
+    assert alone.lines == together.lines == [b"ab", b"z" * 4095, b"tail"] * 2
+    assert alone.counters.ioreqs == together.counters.ioreqs
 
 
 def test_resumed_without_anything_to_wait_for() -> None:

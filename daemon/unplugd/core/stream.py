@@ -44,14 +44,19 @@ _MAGIC = -1
 _NOTHING, _ALLOWED, _DENIED = (value.to_bytes(8, "little") for value in (0, MAGIC, MAGIC_BLACKLISTED))
 _WRITTEN, _READ = b"\x03\x00", b"\x23\x00"  # the last two bytes of a response: state and `dir`, type
 
-_FIELDS = struct.Struct("<QQQ6xH")
-"""addr; data; count and size; (vp_eport and _pad0 left out;) state, flags and type."""
+_FIELDS = struct.Struct("<QB7xQ6xH")
+"""addr; the lowest byte of data; count and size; (vp_eport and _pad0 left out;) state, flags and type."""
+_ANSWER = struct.Struct("<8s8s14s2s")
+"""As a request's first bytes, data, then as the request's from byte 16 on, the last two bytes; longer ones are cut."""
 
 OUTPUT_LIMIT = 64 * 1024
 """Bytes of responses to string reads after which receive() stops: 32 bytes of request can ask for 4 KiB of answer."""
 
 SEEN_LIMIT = 8192
 """Frames that are remembered with their responses (about 2 MiB); past it, remembering begins anew."""
+
+_MARKS = 1 << 14
+"""Frames that came once, of which so many bits and a byte of their hashes are remembered."""
 
 
 Known = tuple[int, bytes, bytes]
@@ -67,6 +72,7 @@ class Dispatch:
     def __init__(self, rules: Rules, *, delay: bool) -> None:
         self.effects = rules.effects()
         self.seen: dict[bytes, Known] = {}
+        self._marks = bytearray(_MARKS)
         self._usual: dict[tuple[int, int, int], Effect] = {}
         for row in rules.rows():
             if row.effect is Effect.MAGIC or (row.effect is Effect.LOG and not delay):
@@ -74,18 +80,25 @@ class Dispatch:
                 self._usual[addr, shape, bits] = row.effect
 
     def recognize(self, frame: bytes) -> Known | None:
-        """What there is to know of a frame that is a single magic read or log byte; None for any other."""
-        addr, value, shape, bits = _FIELDS.unpack(frame)
+        """What there is to know of a frame that is a single magic read or log byte; None for any other.
+
+        It is remembered when it comes again: who never sends a frame twice pays for no memory, and takes away nobody's.
+        """
+        addr, byte, shape, bits = _FIELDS.unpack(frame)
         effect = self._usual.get((addr, shape, bits))
         if effect is None:
             return None
-        head, tail = frame[:8], frame[16:30]
+        known: Known
         if effect is Effect.LOG:
-            answer = head + _NOTHING + tail + _WRITTEN
-            known = value & 0xFF, answer, answer
+            answer = _ANSWER.pack(frame, _NOTHING, frame[16:], _WRITTEN)
+            known = byte, answer, answer
         else:
-            tail += _READ
-            known = _MAGIC, head + _ALLOWED + tail, head + _DENIED + tail
+            tail = frame[16:]
+            known = _MAGIC, _ANSWER.pack(frame, _ALLOWED, tail, _READ), _ANSWER.pack(frame, _DENIED, tail, _READ)
+        place, mark = (number := hash(frame)) & _MARKS - 1, number >> 16 & 0xFF
+        if self._marks[place] != mark:
+            self._marks[place] = mark
+            return known
         if len(self.seen) >= SEEN_LIMIT:
             self.seen.clear()
         self.seen[frame] = known
