@@ -3,8 +3,9 @@
     python -m benchmarks.instructions
 
 The daemon runs under valgrind's callgrind, which sees user mode only: the system calls (three for each read:
-epoll_wait, recv, send) are not in the figure. Two runs that differ only in the number of accesses give the cost of one;
-start and stop cancel out. Takes some minutes.
+epoll_wait, recv, send) are not in the figure. Only what is done while the client sends is counted, and two seconds
+behind it: what a driver's start leaves to be recorded and published. The daemon is some fifty times slower there while
+its clock runs as ever, so what it may take of a turn is a hundred times as much. Takes some minutes.
 """
 
 from __future__ import annotations
@@ -14,42 +15,78 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks.daemons import configuration, embedded
-from benchmarks.programs import BUILD, build
+from benchmarks.daemons import MEMORY, PURE, configuration, embedded, sockets
+from benchmarks.programs import build, measured
 from unplugd.errors import UnplugdError
 from unplugd.trial import Trial
 
-CASES: tuple[tuple[str, int, list[str]], ...] = (
-    ("magic number, one at a time", 1, ["-p", "magic"]),
-    ("talking, one at a time", 1, []),
-    ("talking, 64 pipelined", 64, []),
-    ("talking, 64 pipelined, no frame like another", 64, ["-u"]),
+LATER = 2.0
+"""Seconds until HTTP is loaded, and until all is published."""
+
+
+PATIENCE = """\
+from unplugd import connection, turns
+turns.BUDGET *= 100
+turns._MINOR *= 100
+connection.SLOW *= 100
+"""
+"""Run by the daemon's interpreter before all else. The compiled part has a figure of its own, and stays far below it."""
+
+
+class Case(NamedTuple):
+    """What a client does to so many domains, and how often."""
+
+    name: str
+    options: Sequence[str]
+    accesses: int
+    domains: int = 1
+
+
+CASES = (
+    Case("magic number, one at a time", ("-p", "magic", "-n", "6400"), 6400),
+    Case("talking, one at a time", ("-n", "6464"), 6464),
+    Case("talking, one at a time, no frame like another", ("-u", "-n", "6464"), 6464),
+    Case("talking, 64 pipelined", ("-d", "64", "-n", "404"), 25856),
+    Case("talking, 64 pipelined, no frame like another", ("-u", "-d", "64", "-n", "404"), 25856),
+    Case("a guest's start, by access", ("-a", "-p", "linux", "-n", "6"), 1200, domains=200),
 )
-FEW, MANY = 3232, 9696
-"""Accesses: whole numbers of rounds of 64 and, in the talking pattern, nearly of lines."""
 
 
-def count(accesses: int, depth: int, options: list[str]) -> int:
-    """The instructions of a daemon that starts, serves `accesses` and stops."""
-    directory = Path(tempfile.mkdtemp(prefix="unplugd-count-"))
-    wrapper = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={directory}/callgrind.out"]
-    try:
-        with Trial(directory, configuration(directory, embedded(1)), patience=300, wrapper=wrapper) as trial:
-            # Into the rate limit first, so that all lines of what is counted are dropped.
-            for rounds, how in ((3200, ["-d", "64"]), (accesses // depth, ["-d", str(depth), *options])):
-                command = [str(BUILD / "portload"), "-w", "0", "-n", str(rounds), *how]
-                subprocess.run(
-                    [*command, str(directory / "run/dom1.sock")], stdout=subprocess.DEVNULL, check=True
-                )
+NOTHING = Case("a client comes and goes", ("-p", "magic", "-n", "1"), 0)
+
+
+def count(case: Case, wrapper: tuple[str, ...]) -> int:
+    """The instructions of all that comes of it."""
+    with tempfile.TemporaryDirectory(prefix="unplugd-count-", dir=MEMORY) as name:
+        directory = Path(name)
+        (directory / "sitecustomize.py").write_text(PATIENCE)
+        command = ["env", f"PYTHONPATH={directory}", *wrapper, "valgrind", "--tool=callgrind", "--instr-atstart=no",
+                   f"--callgrind-out-file={directory}/callgrind.out"]
+        store = embedded(case.domains)
+        with Trial(directory, configuration(directory, store), patience=300, wrapper=command) as trial:
+            paths = sockets(trial, 1, case.domains)
+            if case.domains == 1:   # into the rate limit first, so that all lines of what is counted are dropped
+                measured(paths, "-w", "0", "-d", "64", "-n", "3200")
+            time.sleep(LATER)
+            _instrument(trial.pid, "on")
+            measured(paths, "-w", "0", *case.options)
+            time.sleep(LATER)
+            _instrument(trial.pid, "off")
             trial.stop()
-        found = re.search(r"Collected : (\d+)", trial.log.read_text(errors="replace"))
-        if found is None:
-            raise OSError(f"callgrind says nothing: {trial.log.read_text(errors='replace')[-500:]}")
-        return int(found[1])
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+            said = trial.log.read_text(errors="replace")
+    found = re.search(r"Collected : (\d+)", said)
+    if found is None:
+        raise OSError(f"callgrind says nothing: {said[-500:]}")
+    return int(found[1])
+
+
+def _instrument(pid: int, what: str) -> None:
+    subprocess.run(["callgrind_control", "-i", what, str(pid)], capture_output=True, check=True)
 
 
 def main() -> int:
@@ -59,9 +96,11 @@ def main() -> int:
         return 2
     build()
     try:
-        for name, depth, options in CASES:
-            cost = (count(MANY, depth, options) - count(FEW, depth, options)) / (MANY - FEW)
-            print(f"{name:<46} {cost:>8,.0f} instructions", flush=True)
+        print(f"{'instructions of an access':<50} {'pure Python':>12} {'compiled':>12}")
+        rest = {wrapper: count(NOTHING, wrapper) for wrapper in (PURE, ())}
+        for case in CASES:
+            pure, compiled = ((count(case, wrapper) - rest[wrapper]) / case.accesses for wrapper in (PURE, ()))
+            print(f"{case.name:<50} {pure:>12,.0f} {compiled:>12,.0f}", flush=True)
     except (UnplugdError, OSError, subprocess.CalledProcessError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
