@@ -35,7 +35,7 @@ turns.BUDGET *= 100
 turns._MINOR *= 100
 connection.SLOW *= 100
 """
-"""Run by the daemon's interpreter before all else. The compiled part has a figure of its own, and stays far below it."""
+"""Run by the daemon's interpreter before all else. The compiled part has its own figure, and stays far below it."""
 
 
 class Case(NamedTuple):

@@ -34,7 +34,7 @@ enum {
     VCPUS = PAGE / SLOT,
     YIELDS = 50, /* times that another process may go first before this one sleeps until unplugd's answer */
     ANSWER = 5,  /* milliseconds that unplugd's answer is waited for here; it goes on in Python afterwards */
-    LINGER = 1,  /* milliseconds that the next access is waited for here: a driver seldom makes only one */
+    LINGER = 5,  /* milliseconds that the next access is waited for here: a driver seldom makes only one */
     STAY = 20,   /* milliseconds after which Python has a turn in any case */
     FIRST_PORT = 0x10, LAST_PORT = 0x16, /* plan.WINDOW, plan.LAST_PORT */
 };
@@ -136,17 +136,11 @@ static PyObject *take(Turn *self, PyObject *argument) {
     size_t received = 0;
     int waiting = -1;
     long end = milliseconds() + STAY;
-    bool carried = false;
-    while (waiting < 0 && PyList_GET_SIZE(handed) == 0) {
+    for (;;) {
         uint32_t ports[VCPUS];
         ssize_t got = read(self->events, ports, sizeof ports);
-        if (got <= 0) {
-            if (!carried || milliseconds() >= end || !readable(self->events, LINGER)) break;
-            carried = false;
-            continue;
-        }
-        /* they stay masked until written back */
-        if (write(self->events, ports, got) != got) goto failed;
+        if (got <= 0) break;
+        bool carried = false;
         for (size_t at = 0; at < got / sizeof *ports; at++) {
             size_t which = 0;
             while (which < self->count && self->ports[which] != ports[at]) which++;
@@ -179,6 +173,10 @@ static PyObject *take(Turn *self, PyObject *argument) {
                 goto error;
             }
         }
+        /* They stay masked until written back: guests first. None has a second access before its answer. */
+        if (write(self->events, ports, got) != got) goto failed;
+        if (!carried || waiting >= 0 || PyList_GET_SIZE(handed) > 0) break;
+        if (milliseconds() >= end || !readable(self->events, LINGER)) break;
     }
     return Py_BuildValue("Niy#", handed, waiting, (char *)&response, (Py_ssize_t)(waiting < 0 ? 0 : received));
 failed:
