@@ -36,7 +36,7 @@ static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *
         kind = recognize(&frame);
         if (kind == MAGIC) {
             magics++;
-            if (tail->logging)
+            if (tail->logging && !tail->unsettled)  /* else it is noted with `magics`: Python must settle first */
                 note_magic(tail, began);
             frame.data = magic;
             frame.flags = RESPONSE | READ;

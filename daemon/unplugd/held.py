@@ -113,6 +113,7 @@ class Held:
     def _serve(self, errand: Errand, take: Callable[[float], bytes]) -> None:
         """Answer what `take` returns, behind what was answered before."""
         domain, stream = self._domain, errand.stream
+        domain.catch_up()   # other connections went on meanwhile
         now = time.monotonic()
         try:
             errand.out += take(now)

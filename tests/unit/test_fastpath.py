@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 from hypothesis import given, settings
@@ -179,7 +179,17 @@ def run(
     loops: Loops, test: Callable[[Peer], Coroutine[Any, Any, None]], log: LogConfig = LOG, *, listening: bool = False,
     policy: PolicyConfig | None = None, judged: Judge = judge, faults: int = 0,
 ) -> None:
-    """A test with one domain in a loop of this kind, in which no callback may fail, but for so many `faults`."""
+    """A test with one domain in a loop of this kind, in which no callback may fail, but for so many `faults`.
+
+    No domain may settle before it was told what the fast path did: it would keep the older state over the newer one.
+    """
+    settle = Domain.settle
+    untold: list[Domain] = []
+
+    def watched(domain: Domain, now: float) -> None:
+        if domain.tail is not None and domain.tail.changed:
+            untold.append(domain)
+        settle(domain, now)
 
     async def main() -> None:
         failed: list[dict[str, Any]] = []
@@ -201,8 +211,9 @@ def run(
                 peer.domain.stop()
         assert len(failed) == faults, failed
 
-    with asyncio.Runner(loop_factory=loops) as runner:
+    with asyncio.Runner(loop_factory=loops) as runner, patch.object(Domain, "settle", watched):
         runner.run(main())
+    assert untold == []
 
 
 # --- the same in both
@@ -795,6 +806,32 @@ def test_a_fault_of_our_own_behind_a_verdict_cuts_the_connection(monkeypatch: py
         assert (len(peer.clients[0].recv(100)), peer.clients[0].recv(100)) == (32, b"")
 
     run(fast, story, listening=True, judged=verdicts.judge, faults=1)
+
+
+def test_what_others_did_meanwhile_comes_before_the_verdict() -> None:
+    verdicts = Verdicts()
+
+    async def story(peer: Peer) -> None:
+        await verdicts.ask(peer, 0, product(1) + build(7) + MAGIC)
+        await peer.exchange(1, product(3), 32)
+        verdicts.futures[0].set_result(ALLOWED)
+        await peer.exchange(0, b"", 96)
+        assert (peer.domain.product, peer.domain.build) == (3, 7)
+
+    run(fast, story, listening=True, judged=verdicts.judge)
+
+
+@pytest.mark.parametrize("listening", [False, True], ids=["attached", "held"])
+def test_a_magic_read_behind_a_flood_keeps_the_line_that_begins(listening: bool) -> None:
+    async def story(peer: Peer) -> None:
+        await peer.exchange(0, text(b"first") + frame(0x11, 1, read=True), 192)
+        await peer.exchange(0, text(b"y" * 80 + b"\n") * 3 + MAGIC + text(b"kept"), 0)
+        await until(lambda: peer.domain.guest.log.partial == b"kept")
+        kept = peer.kept()
+        assert kept is not None
+        assert kept[1] == b"kept"
+
+    run(fast, story, LogConfig(rate=0, burst=100, flush_after=1000), listening=listening)
 
 
 def test_who_cannot_ask_is_cut() -> None:
