@@ -176,6 +176,9 @@ static PyObject *Poller_poll(Poller *self, PyObject *timeout)
         if (deadline < INFINITY && (left = deadline - now()) <= 0)
             break;
     }
+    /* something else comes now: what was done before it is told before it, as far as a slice goes */
+    if (self->stepped && PyList_GET_SIZE(events) > 0)
+        tell_some(self);
     if (count >= 0)
         result = PyTuple_Pack(2, events, handed);
 end:

@@ -868,6 +868,34 @@ def test_what_a_driver_did_is_told_soon_however_busy_others_are() -> None:
     run(fast, story, listening=True)
 
 
+def test_what_a_driver_did_is_recorded_before_what_comes_after_it() -> None:
+    async def story(peer: Peer) -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        seen: list[int] = []
+
+        def comes_after() -> None:
+            ours.recv(1)
+            seen.append(len(peer.one.journald.of(Event.UNPLUGGED)))
+
+        loop.add_reader(ours.fileno(), comes_after)
+        peer.clients[0].setblocking(True)
+
+        def access_and_then() -> None:
+            peer.clients[0].sendall(product(3) + unplug(3))
+            peer.clients[0].recv(64, socket.MSG_WAITALL)
+            theirs.send(b"x")
+
+        await loop.run_in_executor(None, access_and_then)
+        await until(lambda: seen)
+        assert seen == [1]
+        loop.remove_reader(ours.fileno())
+        ours.close()
+        theirs.close()
+
+    run(fast, story, listening=True)
+
+
 def test_a_domain_that_goes_has_told_all() -> None:
     async def story(peer: Peer) -> None:
         peer.clients[0].send(product(3) + unplug(3))
