@@ -32,6 +32,7 @@
 
 enum {
     EVENTS = 256,           /* descriptors looked at in one round */
+    FEW = 16,               /* domains that are told before Python does anything else */
     ROUNDS = 4096,          /* rounds after which Python has a turn even where nothing asks for it */
 };
 
@@ -44,6 +45,7 @@ void touch(Poller *self, Tail *tail)
     if (!tail->touched) {
         tail->touched = true;
         tail->next = NULL;
+        self->queued++;
         if (self->untold == NULL)
             self->behind = &self->untold;
         *self->behind = (Tail *)Py_NewRef((PyObject *)tail);
@@ -62,6 +64,7 @@ static Tail *next_untold(Poller *self)
 
     if (tail != NULL) {
         self->untold = tail->next;
+        self->queued--;
         tail->touched = false;
     }
     return tail;
@@ -176,8 +179,8 @@ static PyObject *Poller_poll(Poller *self, PyObject *timeout)
         if (deadline < INFINITY && (left = deadline - now()) <= 0)
             break;
     }
-    /* something else comes now: what was done before it is told before it, as far as a slice goes */
-    if (self->stepped && PyList_GET_SIZE(events) > 0)
+    /* something else comes now: what was done before it is told before it, but where a crowd boots guests come first */
+    if (self->stepped && self->queued <= FEW && PyList_GET_SIZE(events) > 0)
         tell_some(self);
     if (count >= 0)
         result = PyTuple_Pack(2, events, handed);
