@@ -167,7 +167,7 @@ bool ask(Poller *self, int fd, const struct frame *frame)
 {
     struct link *link = &self->links[fd];
     Tail *tail = link->tail;
-    PyObject *answer;
+    PyObject *asked, *answer;
     bool taken;
 
     if (recognize(frame) != BUILD || (link->product = product_asked(tail)) < 0)
@@ -176,10 +176,12 @@ bool ask(Poller *self, int fd, const struct frame *frame)
     link->asked = now();
     link->asking = true;
     self->called = true;
-    answer = PyObject_CallFunction(tail->ask, "iLI", fd, (long long)link->product, (unsigned)frame->data);
+    asked = Py_NewRef(tail->ask);   /* what it does may close the domain */
+    answer = PyObject_CallFunction(asked, "iLI", fd, (long long)link->product, (unsigned)frame->data);
     taken = answer == Py_True;
     if (answer == NULL)
         PyErr_WriteUnraisable((PyObject *)Py_TYPE(tail));
+    Py_DECREF(asked);
     Py_XDECREF(answer);
     if (!taken)
         self->links[fd].asking = false;

@@ -3,7 +3,7 @@
  * A Poller stands in the place of select.epoll in the event loop's selector (fastpath.py). When a device model connects,
  * it is accepted (held.c); when its connection becomes readable, the frames are read and answered (serve.c) that are a
  * read of magic number or version, a product number, an unplug mask (tail.c) or guest log (log.c), and it goes back to
- * waiting. All else is Python's: the first other frame, and everything behind it, is handed over with the
+ * waiting. So is a build number, once Python says that xenstore allows it. All else is Python's: the first other frame, and everything behind it, is handed over with the
  * bytes that were read, in order. Nothing here is a second opinion on the protocol: what these frames do is
  * core/stream.py's, what is kept before they are answered is state.py's, and tests/unit/test_fastpath.py holds both to
  * the same bytes, answers, events, counters and state.
@@ -32,7 +32,7 @@
 
 enum {
     EVENTS = 256,           /* descriptors looked at in one round */
-    FEW = 16,               /* domains that are told before Python does anything else */
+    FEW = 16,               /* domains that are told before another descriptor is Python's turn */
     ROUNDS = 4096,          /* rounds after which Python has a turn even where nothing asks for it */
 };
 

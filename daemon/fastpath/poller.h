@@ -42,7 +42,7 @@ typedef struct {
     int bounds;
     double bound[MAX_BOUNDS];
     bool called;            /* Python code ran: there may be new timers and callbacks */
-    int queued;
+    int queued;             /* how many these are */
     bool stepped;           /* there are some among them whose drivers have done something, which is to be told soon: */
     double served, due;     /* when nothing has come since `served` for QUIET, and at `due` at the latest */
     int held, others;       /* connections of all domains: held here, and Python's */

@@ -56,17 +56,17 @@ class SharedReads:
         reply.add_done_callback(partial(self._answered, path, asked))
 
     def _answered(self, path: str, asked: list[_Asker], reply: asyncio.Future[bytes]) -> None:
-        if self._under_way.get(path) is asked:
-            del self._under_way[path]
-            if path in self._next:
-                self._send(path, self._next.pop(path))
         answer: Answer
         try:
             answer = reply.result()
         except StoreError as error:
             answer = error
-        for asker in asked:
+        for asker in asked:     # should one fail, or the reply above, the others still have their deadline
             asker.answered(answer)
+        if self._under_way.get(path) is asked:
+            del self._under_way[path]
+            if path in self._next:
+                self._send(path, self._next.pop(path))
         if self._timer is not None and not self._under_way:
             self._timer.cancel()
             self._timer = None
