@@ -50,7 +50,6 @@ class Domain:
         self._timer: asyncio.TimerHandle | None = None
         self._was_throttled = False
         self.records = DomainRecords(domid, settings.delivery)
-        self._suppressed = 0
         now = time.monotonic()
         self._guest = Guest(settings.rules, settings.limits(unlimited=False), settings.registry, now,
                            settings.delivery.cost)

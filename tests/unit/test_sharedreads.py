@@ -106,6 +106,21 @@ def test_who_gave_up_holds_nobody_up() -> None:
     run(story)
 
 
+def test_a_fault_in_the_answer_leaves_the_deadline() -> None:
+    async def story(store: Slow, reads: SharedReads) -> None:
+        said: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context["exception"]))
+        asker = Asker(reads, patience=0.02)
+        store.asked[0][1].set_exception(MemoryError())
+        await until(lambda: asker.answers)
+        assert [str(answer) for answer in asker.answers] == ["no answer in time"]
+        assert [type(one) for one in said] == [MemoryError]
+        Asker(reads)
+        assert len(store.asked) == 2
+
+    run(story)
+
+
 def test_each_has_his_own_deadline() -> None:
     async def story(store: Slow, reads: SharedReads) -> None:
         patient = Asker(reads)
