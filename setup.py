@@ -9,15 +9,9 @@ setup(
     ext_modules=[
         Extension(
             "unplugd._fastpath",
-            [f"daemon/fastpath/{name}.c" for name in ("poller", "serve", "held", "log", "tail")],
+            [f"daemon/fastpath/{name}.c" for name in ("poller", "serve", "held", "page", "log", "tail")],
             depends=[f"daemon/fastpath/{name}.h" for name in ("poller", "tail", "frame", "journal", "state")],
             extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
-            optional=True,
-        ),
-        Extension(
-            "unplugd.attach._turn",
-            ["daemon/unplugd/attach/_turn.c"],
-            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
             optional=True,
         ),
     ]

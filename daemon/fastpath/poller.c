@@ -122,6 +122,12 @@ static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject 
         if (link->kind == HELD && link->tail->owner == NULL) {  /* the domain has gone */
             close_held(self, fd);
             result = 0;
+        } else if (link->kind == LENT) {
+            if (link->tail->owner == NULL || !alone)
+                close_page(self, fd);
+            else
+                serve_page(self, fd);
+            result = 0;
         } else if (link->tail != NULL && link->tail->owner != NULL) {
             if (link->kind == HELD && link->window == 0) {
                 mute(self, fd);
@@ -290,6 +296,8 @@ static int Poller_clear(Poller *self)
     for (int fd = 0; fd < self->room; fd++)
         if (self->links[fd].kind == HELD)
             close_held(self, fd);
+        else if (self->links[fd].kind == LENT)
+            close_page(self, fd);
         else
             unlink_connection(&self->links[fd]);
     return 0;
@@ -336,6 +344,8 @@ static PyMethodDef Poller_methods[] = {
     {"take", (PyCFunction)Poller_take, METH_O, "A held connection is Python's from now on."},
     {"cut", (PyCFunction)Poller_cut, METH_O, "Close a held connection."},
     {"hang_up", (PyCFunction)Poller_hang_up, METH_O, "Close all held connections of a domain."},
+    {"borrow", (PyCFunction)Poller_borrow, METH_VARARGS, "Serve a lent ioreq page."},
+    {"give_back", (PyCFunction)Poller_give_back, METH_O, "Serve the page of the lender at this descriptor no more."},
     {"detach", (PyCFunction)Poller_detach, METH_O, "A connection is gone."},
     {NULL, NULL, 0, NULL},
 };
@@ -361,11 +371,17 @@ static PyTypeObject PollerType = {
     .tp_members = Poller_members,
 };
 
+static PyMethodDef functions[] = {
+    {"map_ioreq_page", map_ioreq_page, METH_VARARGS, "Have the page of a domain's ioreq server where privcmd is mapped."},
+    {NULL, NULL, 0, NULL},
+};
+
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "unplugd._fastpath",
     .m_doc = "The accesses that a talking guest makes all day, served without entering Python.",
     .m_size = -1,
+    .m_methods = functions,
 };
 
 PyMODINIT_FUNC PyInit__fastpath(void)

@@ -17,6 +17,7 @@ enum link_kind {
     ATTACHED,               /* a connection of Python's, which is served here while Python arms it */
     HELD,                   /* a connection of the Poller's own, see held.c */
     LISTENING,              /* a domain's socket */
+    LENT,                   /* event channels of a domain's ioreq page, see page.c */
 };
 
 struct link {               /* by its descriptor */
@@ -31,6 +32,7 @@ struct link {               /* by its descriptor */
     struct frame question;
     int64_t product;        /* whose build number it is */
     double asked;           /* when it came */
+    struct ioreq_page *page;    /* lent */
 };
 
 typedef struct {
@@ -56,6 +58,18 @@ typedef struct {
  * an exception. */
 int serve(Poller *self, int fd, PyObject *handed);
 
+/* Make answers of the frames at the beginning of `size` bytes of the buffer, up to the first that is Python's, with all
+ * that they do. Returns the bytes that were served, in whose place `answered` bytes of answers are now; -1 and an
+ * exception if something fails: nothing may be sent then. */
+Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *answered, double began);
+
+/* Something of unplugd's own went wrong in the middle of a batch: say so, and cut the connection without an answer, as
+ * asyncio does with a protocol that raises. What the batch left undone is not acknowledged. */
+void cut(Poller *self, Tail *tail, int fd);
+
+/* Whether a domain has had its share of this round: what is left is still there in the next, after the others. */
+bool over(const Poller *self, Tail *tail);
+
 /* A response, or those of a batch, took so long. */
 void observe(const Poller *self, Tail *tail, double seconds);
 
@@ -79,6 +93,16 @@ void close_held(Poller *self, int fd);
 /* A held connection's next frame is a build number, and nothing is behind it: ask what its verdict is. False: it is to be
  * handed over; it may be gone after true. */
 bool ask(Poller *self, int fd, const struct frame *frame);
+
+/* Events of a lent page: carry the accesses out, or give them to the lender. */
+void serve_page(Poller *self, int events);
+
+/* Have nothing to do with a lent page any more, and let its lender know. */
+void close_page(Poller *self, int events);
+
+PyObject *map_ioreq_page(PyObject *module, PyObject *args);
+PyObject *Poller_borrow(Poller *self, PyObject *args);
+PyObject *Poller_give_back(Poller *self, PyObject *arg);
 
 PyObject *Poller_listen(Poller *self, PyObject *args);
 PyObject *Poller_answer(Poller *self, PyObject *args);

@@ -14,10 +14,7 @@
 
 #include "frame.h"
 
-/* Make answers of the frames at the beginning of `size` bytes, up to the first that is Python's, with all that they
- * do. Returns the bytes that were served, in whose place `answered` bytes of answers are now; -1 and an exception if
- * something fails: nothing may be sent then. */
-static Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *answered, double began)
+Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *answered, double began)
 {
     Py_ssize_t at = 0, out = 0, have = PyByteArray_GET_SIZE(tail->partial);
     uint64_t magic = tail->blacklisted ? MAGIC_DENIED : MAGIC_ALLOWED;
@@ -108,9 +105,7 @@ void observe(const Poller *self, Tail *tail, double seconds)
     tail->durations[bucket]++;
 }
 
-/* Something of unplugd's own went wrong in the middle of a batch: say so, and cut the connection without an answer, as
- * asyncio does with a protocol that raises. What the batch left undone is not acknowledged. */
-static void cut(Poller *self, Tail *tail, int fd)
+void cut(Poller *self, Tail *tail, int fd)
 {
     if (!PyErr_Occurred())
         PyErr_SetString(PyExc_RuntimeError, "a domain went while it was being served");
@@ -123,12 +118,13 @@ static void cut(Poller *self, Tail *tail, int fd)
     self->links[fd].window = 0;
     if (self->links[fd].kind == HELD)
         close_held(self, fd);
+    else if (self->links[fd].kind == LENT)
+        close_page(self, fd);
     else
         shutdown(fd, SHUT_RDWR);
 }
 
-/* Whether a domain has had its share of this round: what is left is still there in the next, after the others. */
-static bool over(const Poller *self, Tail *tail)
+bool over(const Poller *self, Tail *tail)
 {
     if (tail->round != self->round) {
         tail->round = self->round;

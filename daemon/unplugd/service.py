@@ -32,6 +32,7 @@ from unplugd.fastpath import tell
 from unplugd.http.front import HttpFront
 from unplugd.http.sockets import listen_tcp
 from unplugd.inheritance import Inheritance
+from unplugd.ioreqpage import IoreqPages
 from unplugd.listener import Access, Listener
 from unplugd.metrics import Counters
 from unplugd.oversight import Oversight
@@ -99,6 +100,7 @@ class Service:
         self._ended = loop.create_future()
         self._served = loop.create_future()
         self._prepare()
+        self._pages.start()
         loop.set_exception_handler(self._oversight.surprised)
         sys.unraisablehook = self._oversight.unraisable
         # what systemd passes, it has kept; and the guests whose sockets these are wait
@@ -143,6 +145,7 @@ class Service:
         if not self._inherited.http and config.http.listen is not None:
             self._tcp_sockets = listen_tcp(*config.http.listen)
         self._http = HttpFront(self, config.runtime_dir / "control.sock", self._tcp_sockets)
+        self._pages = IoreqPages(config.runtime_dir, self.domains.get)
         self._access = Access(config.socket.device_model_uids)
         self._domains = Domains(self, self._say)
         self._publisher = Publisher(self._say)
@@ -182,6 +185,7 @@ class Service:
         await self._domains.stop()
         await self._publisher.stop()
         await self._http.close()
+        self._pages.stop()
         for listener in self._listeners.values():
             listener.stop()
         for domain in self.domains.values():
@@ -314,6 +318,7 @@ class Service:
     def released(self, domid: int) -> None:
         """A domain has gone."""
         domain = self.domains.pop(domid)
+        self._pages.give_back(domid)
         self._facts.pop(domid)
         self._listeners.pop(domid).close()
         self._learn_uid(domid, None)

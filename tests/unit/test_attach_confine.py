@@ -18,8 +18,9 @@ restricted = []
 confine.restrict_all = restricted.append
 confine.preload()
 ours, theirs = socket.socketpair()
+events = os.open('/dev/null', os.O_RDWR | os.O_NONBLOCK)
 loop = asyncio.new_event_loop()
-confine.confine(7, confine.Identity(65534, 65534), Path(sys.argv[1]), os.getppid())
+confine.confine(7, confine.Identity(65534, 65534), Path(sys.argv[1]), os.getppid(), events)
 out = [restricted, os.getuid(), os.geteuid()]
 # what is left is enough for an event loop and its sockets
 theirs.setblocking(False)
@@ -60,13 +61,14 @@ def test_everything_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_supervisor_that_is_gone_is_noticed(tmp_path: Path) -> None:
-    done = run(SCRIPT.replace("os.getppid())\nout", "1)\nout"), str(tmp_path))
+    done = run(SCRIPT.replace("os.getppid(), events)\nout", "1, events)\nout"), str(tmp_path))
     assert done.returncode != 0
     assert "the supervisor is gone" in done.stderr
 
 
 def test_what_could_be_had_back_is_noticed(tmp_path: Path) -> None:
-    script = SCRIPT.replace("confine.preload()", "confine.preload(); confine._filter_system_calls = lambda: None")
+    without = "confine.preload(); confine._filter_system_calls = lambda events: None"
+    script = SCRIPT.replace("confine.preload()", without)
     done = run(script, str(tmp_path))
     assert done.returncode != 0
     assert "RuntimeError: confined, the process" in done.stderr

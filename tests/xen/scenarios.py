@@ -226,23 +226,27 @@ def not_ours(lab: Lab) -> str:
 # --- survival ---------------------------------------------------------------------------------------------------------
 
 
-def _pending(guest: Guest, stop: str, kill: str, seconds: float = 300) -> None:
+def _pending(guest: Guest, stop: str, kill: str, access: str = "rb 12", answer: str = "= 01") -> None:
     """Make an access pend by stopping what serves it, then do `kill`: the access must be answered."""
     machine = guest.machine
+    seconds = 300.0
     machine.check(stop)
-    talk = f"./talk.py --timeout {seconds:.0f} /run/{guest.name}.serial 'rb 12'"
+    talk = f"./talk.py --timeout {seconds:.0f} /run/{guest.name}.serial '{access}'"
     machine.check(f"rm -f pending; (setsid {talk} >pending 2>&1 &)")
     machine.run("sleep 1.5")
     equal(machine.check("cat pending"), "")
     machine.check(kill)
     machine.until("grep -q . pending", seconds)
-    equal(machine.check("cat pending").strip(), "= 01")
+    equal(machine.check("cat pending").strip(), answer)
 
 
 def child_killed(lab: Lab) -> str:
-    """SIGKILL of a domain's process with an access pending."""
+    """SIGKILL of a domain's process with an access pending that is its own to carry out."""
     guest = lab.guest("mon1")
-    _pending(guest, f"kill -STOP {CHILD}", f"kill -KILL {CHILD}")
+    equal(guest.talk("rb 12"), ["= 01"])
+    lab.machine.check(f"kill -STOP {CHILD}")
+    equal(guest.talk("rb 12", "wb 12 41", "rb 12"), ["= 01", "ok", "= 01"])  # unplugd has the page
+    _pending(guest, f"kill -STOP {CHILD}", f"kill -KILL {CHILD}", "wb 10 0", "ok")
     equal(guest.talk("rb 12"), ["= 01"])
     assert "taken over" in " ".join(lab.journal("-t unplugd-attach", f"XEN_DOMID={guest.domid}"))
     return "answered by the next one"
@@ -251,7 +255,7 @@ def child_killed(lab: Lab) -> str:
 def supervisor_killed(lab: Lab) -> str:
     """SIGKILL of the supervisor with an access pending."""
     guest = lab.guest("mon1")
-    _pending(guest, f"kill -STOP {CHILD}", "systemctl kill -s KILL --kill-who=main unplugd-attach")
+    _pending(guest, f"kill -STOP {CHILD}", "systemctl kill -s KILL --kill-who=main unplugd-attach", "wb 10 0", "ok")
     equal(guest.talk("rb 12"), ["= 01"])
     return "answered after the restart"
 
@@ -315,7 +319,7 @@ def destroyed(lab: Lab) -> str:
     guest = lab.guest("mon1")
     lab.machine.until("ls /run/unplugd/attach/dom*.json", 240)
     lab.machine.check(f"kill -STOP {CHILD}")
-    lab.machine.check("(setsid ./talk.py --timeout 20 /run/mon1.serial 'rb 12' >/dev/null 2>&1 &); sleep 1")
+    lab.machine.check("(setsid ./talk.py --timeout 20 /run/mon1.serial 'wb 10 0' >/dev/null 2>&1 &); sleep 1")
     lab.machine.check("xl destroy mon1", 240)
     for file in (f"attach/dom{guest.domid}.json", f"dom{guest.domid}.sock"):
         lab.machine.until(f"! [ -e /run/unplugd/{file} ]", 240)

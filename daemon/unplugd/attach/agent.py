@@ -35,9 +35,6 @@ class AsksUnplugd(Protocol):
     def ask(self, ask: Ask, done: Callable[[Reply], None]) -> None:
         """Send a request; `done` is called later, with the answer."""
 
-    def adopt(self, ask: Ask, received: bytes, done: Callable[[Reply], None]) -> None:
-        """Wait for the answer to a request that is sent."""
-
 
 class DrivesQemu(Protocol):
     """qemu.Monitor."""
@@ -101,22 +98,13 @@ class Agent:
         self._answer = answer
         self._failed = failed
         self._tasks: set[asyncio.Task[None]] = set()
-        self.in_flight = 0
-        """Accesses that have no answer yet."""
+        self.busy: set[int] = set()
+        """The vCPUs whose access has no answer yet."""
 
     def take(self, vcpu: int, access: Access) -> None:
         """Begin with an access."""
-        self.in_flight += 1
+        self.busy.add(vcpu)
         self._advance(vcpu, serve(access), None)
-
-    def resume(self, vcpu: int, access: Access, received: bytes) -> None:
-        """Go on with a plain access whose request is on its way to unplugd already."""
-        self.in_flight += 1
-        plan = serve(access)
-        step = plan.send(None)
-        if not isinstance(step, Ask):
-            raise TypeError(f"{access} is not plain")
-        self._unplugd.adopt(step, received, partial(self._advance, vcpu, plan))
 
     def _advance(self, vcpu: int, plan: Plan, brought: Brought) -> None:
         try:
@@ -137,7 +125,7 @@ class Agent:
                         self._start(self._drive(vcpu, plan, step))
                         return
         except StopIteration as stop:
-            self.in_flight -= 1
+            self.busy.discard(vcpu)
             self._answer(vcpu, stop.value)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

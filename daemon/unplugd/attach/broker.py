@@ -3,7 +3,7 @@
 A process that is not root, sits in an empty root directory and may not create sockets cannot connect to anything: it
 asks the supervisor, which connects and passes the descriptor. That is all it can ask for, and only for its own domain.
 
-    child -> supervisor    b"connect unplugd"   b"connect qemu"   b"log TEXT"   b"attached TEXT"
+    child -> supervisor    b"connect unplugd"   b"connect pages"   b"connect qemu"   b"log TEXT"   b"attached TEXT"
     supervisor -> child    b"connected WHAT" with a descriptor    b"refused WHAT"    b"detach"
 """
 
@@ -93,9 +93,9 @@ class ChildEnd:
             connection.close()
 
 
-def connect(path: str) -> socket.socket:
+def connect(path: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     """Connect to a unix socket without waiting. Raises OSError: BlockingIOError when its queue is full."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection = socket.socket(socket.AF_UNIX, kind)
     try:
         connection.setblocking(False)
         connection.connect(path)

@@ -22,13 +22,14 @@ from unplugd.attach.broker import ChildEnd
 from unplugd.attach.confine import Identity, confine
 from unplugd.attach.guestmem import GuestMemory
 from unplugd.attach.kept import Kept, KeptServers
+from unplugd.attach.lender import Lender
 from unplugd.attach.plan import FIRST_CONFIG, FIRST_PORT, LAST_CONFIG, LAST_PORT
 from unplugd.attach.platform import Platform, find
 from unplugd.attach.qemu import Monitor
 from unplugd.attach.server import IoreqServer, NotYet
 from unplugd.attach.settings import AttachConfig
 from unplugd.attach.unplugd import Unplugd
-from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError
+from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError, restricted_privcmd
 
 DRAIN = 10.0
 """Seconds in which vCPUs must have taken their answers when the ports are handed back. One that has not (its domain is
@@ -109,6 +110,7 @@ async def _main(
     detach = asyncio.Event()
     broker = ChildEnd(end, detach.set, gone=lambda: os._exit(Ended.FAILED))
     memory, events = ForeignMemory(domain.domid), EventChannels()
+    privcmd = restricted_privcmd(domain.domid)
     broker.start()
     monitor = Monitor(lambda: broker.connect("qemu"), broker.log)
     device = await find(monitor)
@@ -143,28 +145,14 @@ async def _main(
     # An exception in a callback of the loop's (an answer of unplugd's, an access) is as final as one in a task.
     loop.set_exception_handler(lambda _, context: failed(context.get("exception") or RuntimeError(context["message"])))
     agent = Agent(unplugd, monitor, platform, GuestMemory(memory), server.answer, failed)
-    confine(domain.domid, identity, kept.directory / "empty", supervisor)
+    lender = Lender(server, privcmd, lambda: broker.connect("pages"), agent.take, agent.busy)
+    unplugd.answers = lender.offer
+    confine(domain.domid, identity, kept.directory / "empty", supervisor, events.fd)
     how = "taken over" if server.taken_over else "created"
     broker.say("attached", f"ioreq server {server.id} {how}, {server.vcpus} vCPUs")
 
-    turn = server.compiled()
-
-    def serve() -> None:
-        connection = None if turn is None else unplugd.quiet_socket
-        if turn is not None and connection is not None:
-            handed, waiting, received = turn.take(connection)
-            if waiting >= 0:
-                agent.resume(waiting, server.access(waiting), received)
-            for vcpu in handed:
-                agent.take(vcpu, server.access(vcpu))
-            return
-        for vcpu, access in server.accesses():
-            agent.take(vcpu, access)
-
     connecting = loop.create_task(unplugd.run())
-    for vcpu, access in server.left_over():
-        agent.take(vcpu, access)
-    loop.add_reader(server.fd, serve)
+    lender.start()
     gc.freeze()
     waiting = loop.create_task(detach.wait())
     ended: set[asyncio.Future[Any]] = {waiting, connecting, failure}
@@ -181,7 +169,7 @@ async def _hand_back(server: IoreqServer, agent: Agent, broker: ChildEnd) -> End
     try:
         async with asyncio.timeout(DRAIN):
             # Nothing tells when a vCPU has taken its answer.
-            while agent.in_flight or not server.idle:  # noqa: ASYNC110 # nobody signals it
+            while agent.busy or not server.idle:  # noqa: ASYNC110 # nobody signals it
                 await asyncio.sleep(0.005)
     except TimeoutError:
         broker.log(f"a vCPU has not taken its answer within {DRAIN:.0f} s: the ioreq server stays, disabled")

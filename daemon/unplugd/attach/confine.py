@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -25,13 +26,13 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 _SCMP_ACT_ALLOW = 0x7FFF0000
 _SCMP_ACT_ERRNO = 0x00050000
-_SCMP_CMP_EQ, _SCMP_CMP_MASKED_EQ = 4, 7
+_SCMP_CMP_NE, _SCMP_CMP_EQ, _SCMP_CMP_MASKED_EQ = 1, 4, 7
 _PROT_EXEC = 4
 
 SYSTEM_CALLS = (
     # the event loop
     "epoll_wait", "epoll_pwait", "epoll_pwait2", "epoll_ctl", "read", "write", "recvfrom", "recvmsg", "sendto",
-    "sendmsg", "close", "shutdown", "fcntl", "getsockopt", "setsockopt", "getsockname", "getpeername", "fstat",
+    "sendmsg", "close", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername", "fstat",
     "newfstatat", "lseek", "poll", "ppoll",
     # memory: the allocator's, and mappings of guest pages
     "brk", "munmap", "mremap", "madvise",
@@ -51,10 +52,10 @@ IOCTLS = {
     "IOCTL_PRIVCMD_MMAPBATCH_V2": _ioc("P", 4, 32),
     "IOCTL_PRIVCMD_DM_OP": _ioc("P", 5, 16),
     "IOCTL_EVTCHN_NOTIFY": _ioc("E", 4, 4),
-    "FIONBIO": 0x5421,
     "FIOCLEX": 0x5451,
 }
-"""The only ones. Sources: xen/sys/privcmd.h, xen/sys/evtchn.h, asm-generic/ioctls.h."""
+"""The only ones beside FIONBIO. Sources: xen/sys/privcmd.h, xen/sys/evtchn.h, asm-generic/ioctls.h."""
+_FIONBIO = 0x5421
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,11 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
-def _filter_system_calls() -> None:
-    """Every other system call fails with EPERM from here on."""
+def _filter_system_calls(events: int) -> None:
+    """Every other system call fails with EPERM from here on.
+
+    What `events` is open for is unplugd's as well while the page is lent (lender.py): it must never come to block.
+    """
     seccomp = _libraries()[1]
     context = seccomp.seccomp_init(_SCMP_ACT_ERRNO | errno.EPERM)
     if not context:
@@ -120,6 +124,9 @@ def _filter_system_calls() -> None:
         allow(name)
     for request in IOCTLS.values():
         allow("ioctl", _Argument(1, _SCMP_CMP_EQ, request, 0))
+    allow("ioctl", _Argument(1, _SCMP_CMP_EQ, _FIONBIO, 0), _Argument(0, _SCMP_CMP_NE, events, 0))
+    for command in (fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL):
+        allow("fcntl", _Argument(1, _SCMP_CMP_EQ, command, 0))
     for name in ("mmap", "mprotect"):
         allow(name, _Argument(2, _SCMP_CMP_MASKED_EQ, _PROT_EXEC, 0))
     result = seccomp.seccomp_load(context)
@@ -127,10 +134,11 @@ def _filter_system_calls() -> None:
         raise OSError(-result, "seccomp_load")
 
 
-def confine(domid: int, identity: Identity, root: Path, supervisor: int) -> None:
+def confine(domid: int, identity: Identity, root: Path, supervisor: int, events: int) -> None:
     """Restrict this process to `domid`, make it `identity`, shut it into the empty directory `root`.
 
-    `supervisor` is the pid of the parent, with which it dies. Handles of the Xen libraries must be open before. Raises
+    `supervisor` is the pid of the parent, with which it dies; `events` the event channels' descriptor, which stays as
+    it is, not blocking. Handles of the Xen libraries must be open before. Raises
     OSError or XenError if anything is refused, and RuntimeError if anything could be had back: the caller must exit.
     """
     restrict_all(domid)
@@ -148,11 +156,11 @@ def confine(domid: int, identity: Identity, root: Path, supervisor: int) -> None
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:
         raise RuntimeError("the supervisor is gone")
-    _filter_system_calls()
-    _prove()
+    _filter_system_calls(events)
+    _prove(events)
 
 
-def _prove() -> None:
+def _prove(events: int) -> None:
     """Try to get things back. Raises RuntimeError when one of them works."""
     attempts: dict[str, Any] = {
         "become root": lambda: os.setresuid(0, 0, 0),
@@ -161,6 +169,8 @@ def _prove() -> None:
         "create a socket": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM),
         "signal its parent": lambda: os.kill(os.getppid(), 0),
         "leave its root": lambda: os.chroot("/"),
+        "have event channels block": lambda: os.set_blocking(events, True),
+        "have them block by their flags": lambda: fcntl.fcntl(events, fcntl.F_SETFL, 0),
     }
     for what, attempt in attempts.items():
         try:

@@ -10,16 +10,15 @@ Nothing here knows what an access means.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from errno import EEXIST, ENOENT
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Container, Sequence
+from errno import EEXIST, EINVAL, ENOENT
 
 from unplugd.attach.slots import Access, Slots, SlotState
-from unplugd.attach.turn import compiled
 from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError
 
-if TYPE_CHECKING:
-    from unplugd.attach._turn import Turn
+LET_GO = 2.0
+"""Seconds in which unplugd must have let go of a predecessor's event channels, which were lent to it (lender.py)."""
 
 
 class NotYet(Exception):
@@ -76,15 +75,25 @@ class IoreqServer:
             self.own(first, last)
         _unless(EEXIST, lambda: device_model.map_device(self.id, *device))
         device_model.enable_server(self.id, enabled=True)
-        self._page = page
         self._slots = Slots(page)
-        self._ports: dict[int, int] = {}
+        self.ports: dict[int, int] = {}
+        """Our end of each vCPU's event channel."""
         self._vcpus: dict[int, int] = {}
         for vcpu, eport in self._slots.present():
-            port = events.bind(device_model.domid, eport)
-            self._ports[vcpu] = port
+            port = self._bind(eport)
+            self.ports[vcpu] = port
             self._vcpus[port] = vcpu
         self._enabled = True
+
+    def _bind(self, eport: int) -> int:
+        deadline = time.monotonic() + LET_GO
+        while True:
+            try:
+                return self._events.bind(self._device_model.domid, eport)
+            except XenError as error:
+                if error.errno != EINVAL or not self.taken_over or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.005)
 
     def own(self, first: int, last: int) -> None:
         """Have accesses to these ports come here; they may be this server's already. Raises XenError."""
@@ -99,26 +108,27 @@ class IoreqServer:
         """Readable when accesses() has something."""
         return self._events.fd
 
-    def compiled(self) -> Turn | None:
-        """The compiled part for plain accesses, where there is one (turn.py)."""
-        return compiled(self._page, self._events.fd, self._ports)
-
     def access(self, vcpu: int) -> Access:
-        """The access that the compiled part has found in a slot and hands over."""
+        """The access that somebody else has found in a slot and hands over."""
         return self._slots.take(vcpu)
 
     @property
     def vcpus(self) -> int:
         """How many vCPUs the domain has."""
-        return len(self._ports)
+        return len(self.ports)
 
-    def left_over(self) -> list[tuple[int, Access]]:
-        """After a take-over: the accesses that the predecessor has not answered.
+    def left_over(self, busy: Container[int] = ()) -> list[tuple[int, Access]]:
+        """What somebody else has not answered: a predecessor, or whom the page was lent to. `busy` are the vCPUs whose
+        access was taken already.
 
-        Every vCPU is also told once: the predecessor may have died between an answer and its notification.
+        Every vCPU is also told once: he may have died between an answer and its notification, or before he
+        unmasked an event.
         """
         found = []
-        for vcpu, port in self._ports.items():
+        for vcpu, port in self.ports.items():
+            self._events.unmask(port)
+            if vcpu in busy:
+                continue
             if self._slots.state(vcpu) in (SlotState.READY, SlotState.IN_PROCESS):
                 found.append((vcpu, self._slots.take(vcpu)))
             else:
@@ -138,7 +148,7 @@ class IoreqServer:
     def answer(self, vcpu: int, data: int | None) -> None:
         """Answer the access of a vCPU, which goes on with it."""
         self._slots.answer(vcpu, data)
-        self._events.notify(self._ports[vcpu])
+        self._events.notify(self.ports[vcpu])
 
     def disable(self) -> None:
         """Send further accesses to QEMU. What is in flight is still to be answered. Raises XenError."""
@@ -148,7 +158,7 @@ class IoreqServer:
     @property
     def idle(self) -> bool:
         """True when every vCPU has taken its answer."""
-        return all(self._slots.state(vcpu) == SlotState.NONE for vcpu in self._ports)
+        return all(self._slots.state(vcpu) == SlotState.NONE for vcpu in self.ports)
 
     def destroy(self) -> None:
         """Destroy the server, which must be disabled and idle. Raises XenError."""

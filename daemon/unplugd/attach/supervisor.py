@@ -24,6 +24,7 @@ from unplugd.attach.confine import Identity, preload
 from unplugd.attach.kept import KeptServers
 from unplugd.attach.settings import AttachConfig
 from unplugd.attach.xen import libraries
+from unplugd.core import loan
 from unplugd.errors import HostError, NoSuchNode, StoreError
 from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Store
 
@@ -297,8 +298,11 @@ class Supervisor:
 
     def _connect(self, domid: int, end: socket.socket, what: str) -> None:
         paths: tuple[str, ...] = ()
+        kind = socket.SOCK_STREAM
         if what == "unplugd":
             paths = (str(self._runtime_dir / f"dom{domid}.sock"),)
+        elif what == "pages":
+            paths, kind = (str(self._runtime_dir / loan.SOCKET),), socket.SOCK_SEQPACKET
         elif what == "qemu":
             paths = self._config.monitors(domid)
         connection = None
@@ -306,7 +310,9 @@ class Supervisor:
             try:
                 # The socket of a domain whose QEMU is not root belongs to QEMU's user, and is only for that one.
                 with acting_as(os.stat(path).st_uid):
-                    connection = broker.connect(path)
+                    connection = broker.connect(path, kind)
+                if what == "pages":
+                    connection.send(loan.greet(domid))  # whose it is, unplugd believes us alone
                 break
             except (FileNotFoundError, ConnectionRefusedError):
                 continue  # nobody listens there

@@ -45,6 +45,10 @@ def absent(ask: Ask) -> Reply:
     return Reply(ones(ask.size) if ask.read else 0, payload, absent=True)
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class Unplugd(asyncio.Protocol):
     """One domain's socket. `connect` brings a connected socket or raises OSError; run() keeps a connection."""
 
@@ -55,6 +59,8 @@ class Unplugd(asyncio.Protocol):
         give_up_after: float | None,
         report: Callable[[str], None],
     ) -> None:
+        self.answers: Callable[[], None] = _nothing
+        """Called at the first answer on each connection: unplugd is there, and knows the domain."""
         self._connect = connect
         self._give_up_after = give_up_after
         self._report = report
@@ -78,24 +84,6 @@ class Unplugd(asyncio.Protocol):
         self._pending.append(_Pending(ask, frame, expected, done))
         if self._transport is not None:
             self._transport.write(frame)
-
-    @property
-    def quiet_socket(self) -> int | None:
-        """The connection's descriptor while nothing is asked, unanswered or unsent on it; None otherwise."""
-        transport = self._transport
-        if transport is None or self._pending or self._received or transport.get_write_buffer_size():
-            return None
-        descriptor: int = transport.get_extra_info("socket").fileno()
-        return descriptor if descriptor >= 0 and not transport.is_closing() else None
-
-    def adopt(self, ask: Ask, received: bytes, done: Callable[[Reply], None]) -> None:
-        """Wait for the answer to a request that somebody else has sent over the quiet socket; `received` is what came
-        of it already."""
-        frame, expected = encode(ask)
-        self._heard = asyncio.get_running_loop().time()
-        self._pending.append(_Pending(ask, frame, expected, done))
-        if received:
-            self.data_received(received)
 
     async def run(self) -> None:
         """Connect, and connect again, until cancelled."""
@@ -160,7 +148,9 @@ class Unplugd(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand answers out, in the order of the requests."""
         self._heard = asyncio.get_running_loop().time()
-        self._heard_since_connected = True
+        if not self._heard_since_connected:
+            self._heard_since_connected = True
+            self.answers()
         received = self._received
         received += data
         while self._pending and len(received) >= FRAME_SIZE + self._pending[0].expected:

@@ -21,7 +21,7 @@ if child:
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 from pathlib import Path  # noqa: E402 # after the path is set
 
-confine(own, Identity(65534, 65534), Path(empty), supervisor)
+confine(own, Identity(65534, 65534), Path(empty), supervisor, events.fd)
 
 
 def attempt(call: Callable[[], object]) -> int:
