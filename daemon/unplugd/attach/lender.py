@@ -1,8 +1,8 @@
 """The ioreq page, lent to unplugd while it can use it: it then hears of accesses from Xen itself.
 
 Over the socket an access takes three wake-ups, one after the other: of this process, of unplugd, of this one. While
-the page is lent, unplugd alone is woken, and gives us those accesses that are more than an answer (an unplug mask, which
-QEMU has to carry out; strings, which are in the guest's memory; the BAR). They go over the socket, as always. When the
+the page is lent, unplugd alone is woken. It gives us those accesses that are more than an answer: an unplug mask, which
+QEMU has to carry out; strings, which are in the guest's memory; the BAR. They go over the socket, as always. When the
 connection over which the page was lent ends, whatever the reason, all accesses are ours again.
 
 Where unplugd has no compiled part, nobody takes the page, and nothing else is different. core/loan.py is what is said.
