@@ -279,7 +279,8 @@ def test_the_page_goes_back(how: str) -> None:
                 xen.theirs.close()
                 await until(lambda: xen.given() == b"")
             case "domain":
-                peer.domain.release()
+                assert peer.domain.tail is not None
+                peer.domain.tail.close()
                 xen.put(MAGIC)
                 await until(lambda: xen.given() == b"")
                 assert xen.state() == SlotState.READY
