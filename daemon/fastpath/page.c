@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -38,36 +39,34 @@ struct notify { unsigned int port; };
 #define EVTCHN_NOTIFY _IOC(_IOC_NONE, 'E', 4, sizeof(struct notify))
 
 struct ioreq_page {
-    Py_buffer slots;
+    volatile struct frame *slots;   /* mapped, by vCPU */
     int lender;             /* a socket: numbers of vCPUs that are his */
-    bool notifies;
+    bool xen;               /* these are Xen's devices; tests have none */
     int count;
     uint32_t port[VCPUS];   /* our end of a vCPU's event channel */
     uint8_t vcpu[VCPUS];
 };
 
-PyObject *map_ioreq_page(PyObject *Py_UNUSED(module), PyObject *args)
+/* Map the page of an ioreq server by a descriptor of privcmd, restricted to the domain or not. -1 and errno. */
+static int map(struct ioreq_page *page, int privcmd, unsigned domid, unsigned server)
 {
-    Py_buffer page;
-    int privcmd, result;
-    unsigned domid, server;
-
-    if (!PyArg_ParseTuple(args, "w*iII:map_ioreq_page", &page, &privcmd, &domid, &server))
-        return NULL;
-    struct map_resource map = {
+    struct map_resource what = {
         .domid = (uint16_t)domid, .type = RESOURCE_IOREQ_SERVER, .id = server, .index = FRAME_SYNCHRONOUS, .count = 1,
-        .address = (uintptr_t)page.buf,
     };
-    result = page.len == PAGE ? ioctl(privcmd, PRIVCMD_MAP_RESOURCE, &map) : (errno = EINVAL, -1);
-    PyBuffer_Release(&page);
-    return result < 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_NewRef(Py_None);
+    void *at = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, privcmd, 0);
+
+    if (at == MAP_FAILED)
+        return -1;
+    page->slots = at;
+    what.address = (uintptr_t)at;
+    return page->xen ? ioctl(privcmd, PRIVCMD_MAP_RESOURCE, &what) : 0;
 }
 
 static int notify(int events, const struct ioreq_page *page, uint32_t port)
 {
     struct notify one = { port };
 
-    return page->notifies ? ioctl(events, EVTCHN_NOTIFY, &one) : 0;
+    return page->xen ? ioctl(events, EVTCHN_NOTIFY, &one) : 0;
 }
 
 /* Whether it is carried out here, if the protocol's state lets it. */
@@ -107,7 +106,7 @@ static int respond(int events, const struct ioreq_page *page, volatile struct fr
 static bool serve_slot(Poller *self, int events, struct ioreq_page *page, int which)
 {
     Tail *tail = self->links[events].tail;
-    volatile struct frame *slot = (struct frame *)page->slots.buf + page->vcpu[which];
+    volatile struct frame *slot = page->slots + page->vcpu[which];
     struct frame frame;
     Py_ssize_t served = 0, answered = 0;
 
@@ -163,17 +162,22 @@ void serve_page(Poller *self, int events)
     Py_DECREF(tail);
 }
 
+static void forget(struct ioreq_page *page)
+{
+    if (page->slots != NULL)
+        munmap((void *)page->slots, PAGE);
+    PyMem_Free(page);
+}
+
 void close_page(Poller *self, int events)
 {
     struct ioreq_page *page = self->links[events].page;
 
-    self->links[events].page = NULL;
     unlink_connection(&self->links[events]);
     epoll_ctl(self->epoll, EPOLL_CTL_DEL, events, NULL);    /* the lender has it open too */
     close(events);
     shutdown(page->lender, SHUT_RDWR);      /* it is Python's, which hears of it by that */
-    PyBuffer_Release(&page->slots);
-    PyMem_Free(page);
+    forget(page);
 }
 
 /* vCPUs and ports, 5 bytes each. -1 and an exception if they make no sense. */
@@ -183,47 +187,51 @@ static int take_ports(struct ioreq_page *page, const unsigned char *ports, Py_ss
         page->vcpu[page->count] = *ports;
         memcpy(&page->port[page->count++], ports + 1, 4);
     }
-    if (size == 0 && page->count > 0 && page->slots.len == PAGE)
+    if (size == 0 && page->count > 0)
         return 0;
     PyErr_SetString(PyExc_ValueError, "not the vCPUs of an ioreq page");
     return -1;
 }
 
+/* Begin with it. -1 and errno if one of the descriptors is not what it should be. */
+static int begin(const Poller *self, struct ioreq_page *page, int events, int privcmd, unsigned domid, unsigned server)
+{
+    struct epoll_event event = { .events = EPOLLIN, .data.fd = events };
+
+    if (map(page, privcmd, domid, server) < 0)
+        return -1;
+    /* One notification too many harms no vCPU; that it can be made says that these are event channels. */
+    for (int which = 0; which < page->count; which++)
+        if (notify(events, page, page->port[which]) < 0)
+            return -1;
+    return epoll_ctl(self->epoll, EPOLL_CTL_ADD, events, &event);
+}
+
 PyObject *Poller_borrow(Poller *self, PyObject *args)
 {
     struct ioreq_page *page = PyMem_Calloc(1, sizeof *page);
-    struct epoll_event event = { .events = EPOLLIN };
     const unsigned char *ports;
     Py_ssize_t size;
     PyObject *tail;
-    int events, notifies;
+    unsigned domid, server;
+    int events, privcmd, xen;
 
     if (page == NULL)
         return PyErr_NoMemory();
-    if (!PyArg_ParseTuple(args, "iiO!w*y#p:borrow", &events, &page->lender, &TailType, &tail, &page->slots, &ports,
-                          &size, &notifies))
-        goto failed;
-    page->notifies = notifies;
-    if (take_ports(page, ports, size) < 0 || make_room(self, events) < 0)
-        goto failed;
-    /* One notification too many harms no vCPU; that it can be made says that these are event channels. */
-    for (int which = 0; which < page->count; which++)
-        if (notify(events, page, page->port[which]) < 0) {
-            PyErr_SetFromErrno(PyExc_OSError);
-            goto failed;
-        }
-    event.data.fd = events;
-    if (epoll_ctl(self->epoll, EPOLL_CTL_ADD, events, &event) < 0) {
+    if (!PyArg_ParseTuple(args, "iiO!iIIy#p:borrow", &events, &page->lender, &TailType, &tail, &privcmd, &domid, &server,
+                          &ports, &size, &xen) ||
+        take_ports(page, ports, size) < 0 || make_room(self, events) < 0) {
+        forget(page);
+        return NULL;
+    }
+    page->xen = xen;
+    if (begin(self, page, events, privcmd, domid, server) < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
-        goto failed;
+        forget(page);
+        return NULL;
     }
     self->links[events] = (struct link){ .tail = (Tail *)Py_NewRef(tail), .page = page, .kind = LENT };
     Py_RETURN_NONE;
-failed:
-    if (page->slots.obj != NULL)
-        PyBuffer_Release(&page->slots);
-    PyMem_Free(page);
-    return NULL;
 }
 
 PyObject *Poller_give_back(Poller *self, PyObject *arg)

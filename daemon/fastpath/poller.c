@@ -371,17 +371,11 @@ static PyTypeObject PollerType = {
     .tp_members = Poller_members,
 };
 
-static PyMethodDef functions[] = {
-    {"map_ioreq_page", map_ioreq_page, METH_VARARGS, "Have the page of a domain's ioreq server where privcmd is mapped."},
-    {NULL, NULL, 0, NULL},
-};
-
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "unplugd._fastpath",
     .m_doc = "The accesses that a talking guest makes all day, served without entering Python.",
     .m_size = -1,
-    .m_methods = functions,
 };
 
 PyMODINIT_FUNC PyInit__fastpath(void)

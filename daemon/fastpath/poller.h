@@ -100,7 +100,6 @@ void serve_page(Poller *self, int events);
 /* Have nothing to do with a lent page any more, and let its lender know. */
 void close_page(Poller *self, int events);
 
-PyObject *map_ioreq_page(PyObject *module, PyObject *args);
 PyObject *Poller_borrow(Poller *self, PyObject *args);
 PyObject *Poller_give_back(Poller *self, PyObject *arg);
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import mmap
 import os
 import socket
 import stat
@@ -30,26 +29,12 @@ VISITORS = 64
 PATIENCE = 10.0
 """Seconds that a visitor has to lend one."""
 
-_PAGE = 4096
 _CREDENTIALS = struct.Struct("3i")
-
-
-def map_page(privcmd: int, domid: int, server: int) -> mmap.mmap:
-    """The page of an ioreq server, through a descriptor of privcmd. Raises OSError.
-
-    Source: xen/sys/privcmd.h, IOCTL_PRIVCMD_MMAP_RESOURCE. The kernel refuses any other domain than the one that the
-    descriptor is restricted to.
-    """
-    from unplugd._fastpath import map_ioreq_page
-
-    page = mmap.mmap(privcmd, _PAGE)
-    map_ioreq_page(page, privcmd, domid, server)
-    return page
 
 
 def check_devices(events: int, privcmd: int) -> None:
     """Raises ValueError unless both are devices, and reading events never waits: others have the same file open, and
-    unplugd reads it on its event loop. That it is the devices that they should be, their own calls say."""
+    unplugd reads it on its event loop. That they are the devices that they should be, their own calls say."""
     if not all(stat.S_ISCHR(os.fstat(descriptor).st_mode) for descriptor in (events, privcmd)):
         raise ValueError("not a device")
     if not fcntl.fcntl(events, fcntl.F_GETFL) & os.O_NONBLOCK:
@@ -59,9 +44,11 @@ def check_devices(events: int, privcmd: int) -> None:
 class IoreqPages:
     """Listens at `<runtime_dir>/pages.sock`, where there is a compiled part. Belongs to the event loop's thread."""
 
-    def __init__(self, directory: Path, domain_of: Callable[[int], Domain | None]) -> None:
+    def __init__(self, directory: Path, domain_of: Callable[[int], Domain | None], *, xen: bool = True) -> None:
+        """`xen`: offers come with Xen's own devices. Tests have others in their place."""
         self._path = directory / SOCKET
         self._domain_of = domain_of
+        self._xen = xen
         self._listening: socket.socket | None = None
         self._visitors: dict[socket.socket, asyncio.TimerHandle] = {}
         self._lenders: dict[int, socket.socket] = {}
@@ -174,11 +161,11 @@ class IoreqPages:
             raise ValueError("no descriptors")
         events, privcmd = descriptors
         said = offered(message)
-        check_devices(events, privcmd)
-        page = map_page(privcmd, domid, said.server)
+        if self._xen:
+            check_devices(events, privcmd)
         own = os.dup(events)
         try:
-            holder.borrow(own, lender.fileno(), domain.tail, page, said.ports, True)
+            holder.borrow(own, lender.fileno(), domain.tail, privcmd, domid, said.server, said.ports, self._xen)
         except (OSError, ValueError):
             os.close(own)
             raise

@@ -31,7 +31,6 @@ from unplugd.domain import Domain
 
 try:
     from tests.unit.test_fastpath import LOG, Peer, fast, pure, run
-    from unplugd import _fastpath
 except ImportError:
     pytest.skip("the compiled part was not built", allow_module_level=True)
 
@@ -72,7 +71,9 @@ class Xen:
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
-        self.page = mmap.mmap(-1, mmap.PAGESIZE)
+        self.memory = os.memfd_create("page")
+        os.ftruncate(self.memory, mmap.PAGESIZE)
+        self.page = mmap.mmap(self.memory, mmap.PAGESIZE)
         self.theirs, self.events = socket.socketpair()
         self.lender, self.borrower = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.theirs, self.events, self.lender, self.borrower):
@@ -83,7 +84,8 @@ class Xen:
         assert tail is not None
         self.poller = holder
         ports = b"".join(struct.pack("<BI", *item) for item in PORTS.items())
-        holder.borrow(os.dup(self.events.fileno()), self.borrower.fileno(), tail, self.page, ports, False)
+        events = os.dup(self.events.fileno())
+        holder.borrow(events, self.borrower.fileno(), tail, self.memory, 7, 1, ports, False)
 
     def put(self, access: Access, *, ring: bool = True) -> None:
         """Have a vCPU stand still, and (`ring`) say so."""
@@ -137,6 +139,8 @@ class Xen:
     def close(self) -> None:
         for end in (self.theirs, self.events, self.lender, self.borrower):
             end.close()
+        self.page.close()
+        os.close(self.memory)
 
 
 def with_page(test: Callable[[Xen], Coroutine[Any, Any, None]], log: LogConfig = LOG) -> None:
@@ -292,7 +296,6 @@ def test_the_page_goes_back(how: str) -> None:
                 await asyncio.sleep(0.05)
                 assert xen.state() == SlotState.READY
         xen.close()
-        xen.page.close()
         assert len(os.listdir("/proc/self/fd")) <= before
 
     run(fast, test)
@@ -327,18 +330,16 @@ def test_what_is_no_page_is_refused() -> None:
         holder, tail = fastpath.poller(), peer.domain.tail
         assert holder is not None
         assert tail is not None
+        memory = os.memfd_create("page")
         one = struct.pack("<BI", 0, 7)
-        for page, ports in ((mmap.PAGESIZE, b""), (mmap.PAGESIZE, one[:4]), (mmap.PAGESIZE, one + b"x"),
-                            (mmap.PAGESIZE, struct.pack("<BI", 128, 7)), (mmap.PAGESIZE - 1, one),
-                            (mmap.PAGESIZE, 129 * one)):
+        for ports in (b"", one[:4], one + b"x", struct.pack("<BI", 128, 7), 129 * one):
             with pytest.raises(ValueError, match="not the vCPUs of an ioreq page"):
-                holder.borrow(ours.fileno(), theirs.fileno(), tail, bytearray(page), ports, False)
-        with pytest.raises(OSError, match="ioctl"):  # no event channels
-            holder.borrow(ours.fileno(), theirs.fileno(), tail, bytearray(mmap.PAGESIZE), one, True)
-        with pytest.raises(OSError, match="ioctl"):
-            _fastpath.map_ioreq_page(mmap.mmap(-1, mmap.PAGESIZE), ours.fileno(), 7, 1)
-        with pytest.raises(OSError, match="Invalid"):
-            _fastpath.map_ioreq_page(mmap.mmap(-1, 2 * mmap.PAGESIZE), ours.fileno(), 7, 1)
+                holder.borrow(ours.fileno(), theirs.fileno(), tail, memory, 7, 1, ports, False)
+        with pytest.raises(OSError, match="ioctl"):  # it can be mapped, but is no privcmd
+            holder.borrow(ours.fileno(), theirs.fileno(), tail, memory, 7, 1, one, True)
+        with pytest.raises(OSError, match="device"):
+            holder.borrow(ours.fileno(), theirs.fileno(), tail, theirs.fileno(), 7, 1, one, False)
+        os.close(memory)
         ours.close()
         theirs.close()
 
