@@ -38,7 +38,7 @@ enum {
 
 static const double QUIET = 0.5e-3;     /* seconds without an access, after which there is time to tell */
 static const double LATEST = 0.1;       /* seconds after which what a driver did is told, however busy others are */
-static const double SLICE = 0.5e-3;     /* seconds of telling after which guests are looked at again */
+static const double SLICE = 0.15e-3;    /* seconds of telling after which guests are looked at again */
 
 void touch(Poller *self, Tail *tail)
 {

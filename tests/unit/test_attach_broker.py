@@ -94,6 +94,34 @@ def test_log_texts_are_cut() -> None:
     run(work)
 
 
+def test_messages_stay_messages(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        with pytest.raises(OSError, match="wrong type"):
+            broker.connect(path)
+        with broker.connect(path, socket.SOCK_SEQPACKET) as ours, listener.accept()[0] as theirs:
+            assert not ours.getblocking()
+            ours.send(b"one")
+            ours.send(b"two")
+            assert [theirs.recv(100), theirs.recv(100)] == [b"one", b"two"]
+
+
+def test_connections_to_both_are_asked_for_side_by_side() -> None:
+    async def work(child: ChildEnd, ours: socket.socket, _: list[str]) -> None:
+        unplugd, pages = (asyncio.create_task(child.connect(what)) for what in ("unplugd", "pages"))
+        assert [await message(ours), await message(ours)] == [b"connect unplugd", b"connect pages"]
+        ours.send(b"refused pages")
+        with pytest.raises(ConnectionRefusedError, match="pages"):
+            await pages
+        ours.send(b"refused unplugd")
+        with pytest.raises(ConnectionRefusedError, match="unplugd"):
+            await unplugd
+
+    run(work)
+
+
 def test_connect_does_not_wait(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     with pytest.raises(FileNotFoundError):

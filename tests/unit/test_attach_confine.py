@@ -41,6 +41,29 @@ print(out, flush=True)
 os._exit(0)
 """
 
+EVENTS = """
+import fcntl, struct
+from errno import EPERM
+def attempt(call):
+    try:
+        call()
+    except OSError as error:
+        return error.errno
+    return 0
+on, off = (struct.pack("i", value) for value in (1, 0))
+FIONBIO = 0x5421
+print([attempt(call) for call in (
+    lambda: fcntl.ioctl(events, FIONBIO, off), lambda: fcntl.ioctl(events, FIONBIO, on),
+    lambda: fcntl.fcntl(events, fcntl.F_SETFL, 0), lambda: fcntl.fcntl(events, fcntl.F_SETFL, os.O_NONBLOCK),
+    lambda: os.set_blocking(events, True), lambda: os.dup(events), lambda: fcntl.fcntl(events, fcntl.F_DUPFD, 3),
+    lambda: fcntl.fcntl(ours, fcntl.F_SETFL, os.O_NONBLOCK),
+)], os.get_blocking(events))
+before = os.get_blocking(ours.fileno())
+print(before, attempt(lambda: fcntl.ioctl(ours, FIONBIO, on)), os.get_blocking(ours.fileno()))
+print(attempt(lambda: fcntl.ioctl(ours, FIONBIO, off)), os.get_blocking(ours.fileno()))
+os._exit(0)
+"""
+
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="giving root up needs root"),
     pytest.mark.skipif(ctypes.util.find_library("seccomp") is None, reason="libseccomp is not installed"),
@@ -58,6 +81,13 @@ def test_everything_is_given_up(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     expected = [[7], 65534, 65534, (b"x", 64 << 20), 1, 1, 1, 1, 1, 1]
     assert done.stdout.strip() == str(expected)
+
+
+def test_event_channels_never_come_to_block(tmp_path: Path) -> None:
+    setup, _, _ = SCRIPT.partition("out = ")
+    done = run(setup + EVENTS, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[1, 1, 1, 1, 1, 1, 1, 1] False", "True 0 False", "0 True"]
 
 
 def test_a_supervisor_that_is_gone_is_noticed(tmp_path: Path) -> None:

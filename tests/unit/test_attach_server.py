@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from errno import EEXIST, EINVAL, ENOENT
+from errno import EEXIST, EINVAL, ENOENT, EPERM
 from typing import cast
 
 import pytest
 
+from unplugd.attach import server as server_module
 from unplugd.attach.server import IoreqServer, NotYet
 from unplugd.attach.slots import PAGE_SIZE, SLOT_SIZE, SlotState
 from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError
@@ -27,6 +28,7 @@ class FakeXen:
         self.ranges: set[tuple[int, int, int]] = set()
         self.events: deque[int] = deque()
         self.notified: list[int] = []
+        self.unmasked: list[int] = []
 
     def _page(self, vcpus: int) -> bytearray:
         page = bytearray(PAGE_SIZE)
@@ -89,7 +91,7 @@ class FakeXen:
         return self.events.popleft() if self.events else None
 
     def unmask(self, port: int) -> None:
-        pass
+        self.unmasked.append(port)
 
     def notify(self, port: int) -> None:
         self.notified.append(port)
@@ -145,6 +147,87 @@ def test_a_server_left_behind_is_taken_over_with_what_is_pending() -> None:
     assert xen.notified == [202, 203]  # answered, perhaps not told; and one that waits for nothing
     xen.events.append(200)
     assert server.accesses() == []  # in process already
+
+
+def test_what_somebody_else_left_is_found_but_for_busy_vcpus() -> None:
+    xen = FakeXen(vcpus=6)
+    server = serve(xen)
+    for vcpu, state in enumerate((SlotState.READY, SlotState.IN_PROCESS, SlotState.RESPONSE, SlotState.READY,
+                                  SlotState.IN_PROCESS)):
+        xen.request(1, vcpu, state)
+    assert [(vcpu, access.port) for vcpu, access in server.left_over({1, 3})] == [(0, 0x10), (4, 0x10)]
+    assert xen.unmasked == [200, 201, 202, 203, 204, 205]
+    assert xen.notified == [202, 205]
+    states = [xen.pages[1][vcpu * SLOT_SIZE + 30] & 0xF for vcpu in range(6)]
+    assert states == [SlotState.IN_PROCESS] * 2 + [SlotState.RESPONSE, SlotState.READY, SlotState.IN_PROCESS, 0]
+    server.answer(4, 7)
+    assert xen.taken(1, 4) == 7
+
+
+def test_an_access_that_is_handed_over_is_in_process() -> None:
+    xen = FakeXen(vcpus=2)
+    server = serve(xen)
+    xen.request(1, 1, SlotState.IN_PROCESS)
+    assert server.access(1).port == 0x10
+    assert xen.pages[1][SLOT_SIZE + 30] & 0xF == SlotState.IN_PROCESS
+    assert server.ports == {0: 200, 1: 201}
+
+
+class Held(FakeXen):
+    """Somebody has a predecessor's event channels still, for so many attempts to bind one."""
+
+    def __init__(self, attempts: int, errno: int = EINVAL) -> None:
+        super().__init__(vcpus=2)
+        self.attempts = attempts
+        self.errno = errno
+
+    def bind(self, domid: int, remote_port: int) -> int:
+        port = super().bind(domid, remote_port)
+        if self.attempts > 0:
+            self.attempts -= 1
+            raise XenError("xenevtchn_bind_interdomain", self.errno)
+        return port
+
+
+def test_event_channels_are_bound_when_they_are_let_go() -> None:
+    xen = Held(0)
+    serve(xen)
+    xen.calls.clear()
+    xen.attempts = 3
+    server = serve(xen, known=1)
+    assert server.ports == {0: 200, 1: 201}
+    assert xen.calls[2:] == ["bind 100"] * 4 + ["bind 101"]
+
+
+def test_a_new_servers_event_channels_are_nobodys() -> None:
+    xen = Held(1)
+    with pytest.raises(XenError):
+        serve(xen)
+    assert xen.calls.count("bind 100") == 1
+
+
+def test_other_errors_of_event_channels_are_final() -> None:
+    xen = Held(0, EPERM)
+    serve(xen)
+    xen.attempts = 1
+    with pytest.raises(XenError) as caught:
+        serve(xen, known=1)
+    assert caught.value.errno == EPERM
+    assert xen.attempts == 0
+    assert xen.calls.count("bind 100") == 2
+
+
+def test_event_channels_that_are_never_let_go_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "LET_GO", 0.02)
+    xen = Held(0)
+    serve(xen)
+    xen.calls.clear()
+    xen.attempts = 1000
+    with pytest.raises(XenError) as caught:
+        serve(xen, known=1)
+    assert caught.value.errno == EINVAL
+    assert 2 <= xen.calls.count("bind 100") < 1000
+    assert xen.calls.count("bind 101") == 0
 
 
 def test_a_kept_id_without_a_server_is_no_use() -> None:

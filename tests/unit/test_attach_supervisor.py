@@ -19,6 +19,7 @@ from unplugd.attach.confine import Identity
 from unplugd.attach.kept import Kept, KeptServers
 from unplugd.attach.settings import AttachConfig
 from unplugd.attach.supervisor import DEVICE_MODELS, Supervisor, acting_as
+from unplugd.core import loan
 from unplugd.errors import HostError
 from unplugd.xenstore.embedded import EmbeddedStore
 
@@ -28,8 +29,8 @@ PATIENCE = 30.0
 def fake_child(
     domain: Domain, end: socket.socket, kept: KeptServers, identity: Identity, config: AttachConfig, parent: int
 ) -> NoReturn:
-    """Keeps server 1, says so, asks for both connections, then waits to be told to go. Domain 9 is a PV domain, domain
-    8 dies at once."""
+    """Keeps server 1, says so, asks for all connections, then waits to be told to go. Over the one for pages it says
+    something. Domain 9 is a PV domain, domain 8 dies at once."""
     status = 99
     try:
         end.setblocking(True)
@@ -39,10 +40,14 @@ def fake_child(
         end.send(f"attached as {os.getpid()}".encode())
         if domain.domid == 8:
             os._exit(Ended.FAILED)
-        for what in ("unplugd", "qemu"):
+        for what in ("unplugd", "qemu", "pages"):
             end.send(f"connect {what}".encode())
             data, descriptors, _, _ = socket.recv_fds(end, 100, 1)
             end.send(f"log {data.decode()} {len(descriptors)}".encode())
+            if what == "pages" and descriptors:
+                pages = socket.socket(fileno=descriptors[0])
+                assert pages.type == socket.SOCK_SEQPACKET
+                pages.send(b"an offer")
         if end.recv(100) == b"detach":
             status = Ended.HANDED_BACK
     finally:
@@ -139,6 +144,38 @@ def test_sockets_are_connected_for_it(tmp_path: Path) -> None:
             await world.running(7)
             await world.until(7, "connected unplugd 1")
             await world.until(7, "connected qemu 1")
+
+    run(tmp_path, work)
+
+
+def test_who_lends_its_page_is_the_supervisors_word(tmp_path: Path) -> None:
+    async def work(world: World, one: Supervisor) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as unplugd:
+            unplugd.bind(str(tmp_path / loan.SOCKET))
+            unplugd.listen()
+            world.store.introduce(7, "a", "uuid-a")
+            await world.running(7)
+            await world.until(7, "connected pages 1")
+            connection, _ = unplugd.accept()
+            with connection:
+                connection.setblocking(False)
+                assert loan.greeted(connection.recv(100)) == 7
+                async with asyncio.timeout(PATIENCE):
+                    assert await asyncio.get_running_loop().sock_recv(connection, 100) == b"an offer"
+
+    run(tmp_path, work)
+
+
+def test_where_nobody_borrows_pages_that_is_said(tmp_path: Path) -> None:
+    async def work(world: World, one: Supervisor) -> None:
+        world.store.introduce(7, "a", "uuid-a")
+        await world.running(7)
+        await world.until(7, "refused pages 0")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as unplugd:
+            unplugd.bind(str(tmp_path / loan.SOCKET))  # nobody listens there
+            world.store.introduce(6, "b", "uuid-b")
+            await world.running(6)
+            await world.until(6, "refused pages 0")
 
     run(tmp_path, work)
 

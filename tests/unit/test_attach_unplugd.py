@@ -188,3 +188,29 @@ def test_nonsense_ends_the_connection_not_the_access() -> None:
     said = run(fake, work)
     assert len(said) == 1
     assert len(fake.ends) == 2
+
+
+def test_the_first_answer_on_a_connection_says_that_unplugd_is_there() -> None:
+    fake = FakeUnplugd(hold=True)
+    heard: list[int] = []
+
+    async def work(answers: Answers) -> None:
+        answers.unplugd.answers = lambda: heard.append(len(fake.ends))
+        answers.ask(Ask(0x10, 2, read=True))
+        while not fake.seen:
+            await asyncio.sleep(0.005)
+        assert heard == []
+        fake.hold = False
+        fake.drop()
+        await answers.all()
+        assert heard == [2]
+        for _ in range(3):
+            answers.ask(Ask(0x12, 2, read=True))
+            await answers.all()
+        assert heard == [2]
+        fake.drop()
+        answers.ask(Ask(0x10, 2, read=True))
+        await answers.all()
+        assert heard == [2, 3]
+
+    run(fake, work)

@@ -32,7 +32,7 @@ from unplugd.process import Process, count_descriptors
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-SLICE = 100
+SLICE = 30
 """Domains written between two turns of the event loop."""
 
 _EOF = b"# EOF\n"
