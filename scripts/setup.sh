@@ -124,7 +124,7 @@ fi
 # A stamp is the hash of all that the environment depends on; a checkout that has moved has a new one, since scripts in
 # a virtual environment name it by its absolute path.
 stamp_of() { # extras
-    { pwd; "$python" -c 'import sys; print(sys.executable, sys.version)'; echo "$1"; cat pyproject.toml setup.py scripts/setup.sh daemon/fastpath/*.[ch] daemon/unplugd/attach/_*.c; } |
+    { pwd; "$python" -c 'import sys; print(sys.executable, sys.version)'; echo "$1"; cat pyproject.toml setup.py scripts/setup.sh daemon/fastpath/*.[ch]; } |
         sha256sum | cut -d ' ' -f 1
 }
 
