@@ -53,6 +53,7 @@ Guest log files are opened anew.
 @/etc/unplugd/unplugd.toml, /etc/unplugd/conf.d/*.toml@ The configuration, unplugd.toml(5).
 @/run/unplugd/dom<domid>.sock@ The guests' sockets.
 @/run/unplugd/control.sock@ HTTP for root: all of it, JSON included. unplugctl(1) asks it.
+@/run/unplugd/pages.sock@ Where unplugd-attach(8) lends the page of a guest's accesses; root's.
 @/run/unplugd/state/@ What survives a restart of the service, but not of the host.
 @/var/log/xen/unplugd/@ Guests' logs, with the sink "file".
 """,

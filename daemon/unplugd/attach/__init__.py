@@ -3,7 +3,7 @@
     supervisor.py  root; learns of domains from xenstore, forks one child for each, connects sockets for them
      +- child.py     one domain: restricted to it, no user, no capabilities, few system calls
          +- plan.py      what one access needs, step by step        (sans I/O)
-         +- turn.py      the compiled part for plain accesses, _turn.c, where it was built
+         +- lender.py    the ioreq page, lent to unplugd, which answers what is plain
          +- slots.py     Xen's shared page of ioreqs                (sans I/O)
          +- server.py    the ioreq server: create, take over, drain, destroy
          +- guestmem.py  the guest's memory, for string I/O
