@@ -314,7 +314,7 @@ def test_the_page_can_be_lent_again() -> None:
             borrower = await lend(world, lender)
             world.server.slots = {1: access(number)}
             borrower.send(b"\1")
-            await until(lambda: (1, number) in world.taken)  # noqa: B023
+            await until(lambda: (1, number) in world.taken)  # noqa: B023 # awaited before the loop goes on
             borrower.close()
             await until(lambda: not lender.lent)
             await world.serves(0x20 + number)

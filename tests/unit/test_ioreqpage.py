@@ -504,7 +504,7 @@ def test_accesses_are_answered(tmp_path: Path) -> None:
         assert mapped() == 1
         for vcpu in PORTS:
             lender.put(vcpu)
-            await until(lambda: lender.state(vcpu) == SlotState.RESPONSE)  # noqa: B023
+            await until(lambda: lender.state(vcpu) == SlotState.RESPONSE)  # noqa: B023 # awaited before the loop goes on
             assert lender.page[vcpu * SLOT_SIZE + 8:vcpu * SLOT_SIZE + 10] == b"\xd2\x49"
         assert world.one.counters.ioreqs["magic"] == 2
         lender.close()
