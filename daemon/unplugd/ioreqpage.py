@@ -12,24 +12,22 @@ import fcntl
 import os
 import socket
 import stat
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unplugd.core.loan import DESCRIPTORS, MESSAGE_LIMIT, SOCKET, greeted, offered
-from unplugd.errors import HostError
 from unplugd.fastpath import poller
+from unplugd.listener import ACCEPT_RETRY, credentials
+from unplugd.runtimedir import listen_for_root
 
 if TYPE_CHECKING:
     from unplugd.domain import Domain
 
 VISITORS = 64
-"""Who may be about to lend a page at the same time; the supervisor makes one connection after the other."""
+"""Who may be about to lend a page at the same time. Whoever is one too many asks again a second later (lender.py)."""
 PATIENCE = 10.0
 """Seconds that a visitor has to lend one."""
-
-_CREDENTIALS = struct.Struct("3i")
 
 
 def check_devices(events: int, privcmd: int) -> None:
@@ -50,6 +48,7 @@ class IoreqPages:
         self._domain_of = domain_of
         self._xen = xen
         self._listening: socket.socket | None = None
+        self._retry: asyncio.TimerHandle | None = None
         self._visitors: dict[socket.socket, asyncio.TimerHandle] = {}
         self._lenders: dict[int, socket.socket] = {}
         """By domid."""
@@ -58,24 +57,19 @@ class IoreqPages:
         """Listen. Raises HostError."""
         if poller() is None:
             return
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        new = self._path.with_suffix(".new")
-        try:
-            new.unlink(missing_ok=True)
-            listening.bind(str(new))
-            new.chmod(0o600)
-            listening.listen(VISITORS)
-            new.rename(self._path)
-        except OSError as error:
-            listening.close()
-            raise HostError("socket for ioreq pages", str(self._path), error.strerror or str(error)) from error
-        self._listening = listening
-        asyncio.get_running_loop().add_reader(listening.fileno(), self._accept)
+        self._listening = listen_for_root("socket for ioreq pages", self._path, VISITORS, socket.SOCK_SEQPACKET)
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._listening is not None:
+            asyncio.get_running_loop().add_reader(self._listening.fileno(), self._accept)
 
     def stop(self) -> None:
         """Listen no more, and give all pages back."""
         if self._listening is None:
             return
+        if self._retry is not None:
+            self._retry.cancel()
         asyncio.get_running_loop().remove_reader(self._listening.fileno())
         self._listening.close()
         self._listening = None
@@ -102,19 +96,28 @@ class IoreqPages:
     def _accept(self) -> None:
         if self._listening is None:
             return
+        loop = asyncio.get_running_loop()
         try:
             visitor = self._listening.accept()[0]
-            visitor.setblocking(False)
-            _pid, uid, _gid = _CREDENTIALS.unpack(
-                visitor.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        except OSError:
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
-        if uid not in (0, os.geteuid()) or len(self._visitors) >= VISITORS:
+        except OSError:  # no descriptors or no memory: they wait in the queue
+            loop.remove_reader(self._listening.fileno())
+            self._retry = loop.call_later(ACCEPT_RETRY, self._listen)
+            return
+        visitor.setblocking(False)
+        if not self._may_come(visitor):
             visitor.close()
             return
-        loop = asyncio.get_running_loop()
         self._visitors[visitor] = loop.call_later(PATIENCE, self._send_away, visitor)
         loop.add_reader(visitor.fileno(), self._greeted, visitor)
+
+    def _may_come(self, visitor: socket.socket) -> bool:
+        try:
+            _pid, uid = credentials(visitor)
+        except OSError:
+            return False
+        return uid in (0, os.geteuid()) and len(self._visitors) < VISITORS
 
     def _send_away(self, visitor: socket.socket) -> None:
         self._visitors.pop(visitor).cancel()
@@ -142,7 +145,7 @@ class IoreqPages:
             return
         try:
             self._borrow(visitor, domid, message, descriptors)
-        except (OSError, ValueError):
+        except (OSError, ValueError, MemoryError):
             self._send_away(visitor)
         else:
             self._visitors.pop(visitor).cancel()
@@ -153,7 +156,7 @@ class IoreqPages:
                 os.close(descriptor)
 
     def _borrow(self, lender: socket.socket, domid: int, message: bytes, descriptors: list[int]) -> None:
-        """Have the compiled part serve a page. Raises OSError and ValueError: it stays the lender's then."""
+        """Have the compiled part serve a page. Raises OSError, ValueError, MemoryError: it stays the lender's then."""
         holder, domain = poller(), self._domain_of(domid)
         if holder is None or domain is None or domain.tail is None or domid in self._lenders:
             raise ValueError("nobody to lend it to")
@@ -166,7 +169,7 @@ class IoreqPages:
         own = os.dup(events)
         try:
             holder.borrow(own, lender.fileno(), domain.tail, privcmd, domid, said.server, said.ports, self._xen)
-        except (OSError, ValueError):
+        except BaseException:
             os.close(own)
             raise
 

@@ -108,6 +108,12 @@ def _inode_suffix(inode: tuple[int, int] | None) -> str:
     return "" if inode is None else "@{:x}.{}".format(*inode)
 
 
+def credentials(peer: socket.socket) -> tuple[int, int]:
+    """pid and uid of who has connected (SO_PEERCRED). Raises OSError."""
+    pid, uid, _gid = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid & 0xFFFFFFFF
+
+
 Passed = dict[str, list[tuple[str, socket.socket]]]
 """Sockets that systemd passed, each with its name, by what the name begins with: all before the inode's suffix."""
 
@@ -308,12 +314,11 @@ class Listener:
         """Whether a client may connect; where not, that is said."""
         domain = self.domain
         try:
-            pid, uid, _gid = _CREDENTIALS.unpack(
-                peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            pid, uid = credentials(peer)
         except OSError:
             return False
-        if not self._access.allows(uid & 0xFFFFFFFF, domain.domid, self._known_uid):
-            self._deny(Event.CONNECTION_DENIED, f"connection of uid {uid & 0xFFFFFFFF} (pid {pid}) refused: it is"
+        if not self._access.allows(uid, domain.domid, self._known_uid):
+            self._deny(Event.CONNECTION_DENIED, f"connection of uid {uid} (pid {pid}) refused: it is"
                                                 " not root, nor this domain's device model")
             return False
         most, in_all = self._most()

@@ -211,6 +211,9 @@ class HostView(Protocol):
     def connections(self) -> int:
         """Device model connections that are open."""
     @property
+    def lent_pages(self) -> list[int]:
+        """The domains whose accesses come from Xen itself (ioreqpage.py)."""
+    @property
     def xenstore_up(self) -> bool:
         """Whether xenstored is connected."""
     @property

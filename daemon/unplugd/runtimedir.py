@@ -1,4 +1,5 @@
-"""The runtime directory: made, taken for this process alone, and cleared of what domains left that are gone.
+"""The runtime directory: made, taken for this process alone, and cleared of what domains left that are gone; and how
+a socket in it is root's.
 
 What is in its files is state.py's, sinks/spool.py's and verdict.py's; its sockets are listener.py's and
 http/sockets.py's.
@@ -9,10 +10,37 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import socket
+import stat
 from collections.abc import Container
 from pathlib import Path
 
 from unplugd.errors import HostError
+
+
+def listen_for_root(
+    what: str, path: Path, backlog: int, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> socket.socket:
+    """A socket, called `what`, that listens at `path` for root only; one that a dead process left there is replaced.
+
+    Raises HostError if `path` is something else or cannot be had.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                raise HostError(what, str(path), "something that is no socket is there")
+            path.unlink()
+        bound = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+        try:
+            bound.bind(str(path))
+            path.chmod(0o600)  # before listen(): until then nobody can connect
+            bound.listen(backlog)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise HostError(what, str(path), error.strerror or str(error)) from error
+    return bound
 
 
 class RuntimeDirectory:

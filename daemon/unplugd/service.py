@@ -399,6 +399,11 @@ class Service:
         return sum(domain.connections for domain in self.domains.values())
 
     @property
+    def lent_pages(self) -> list[int]:
+        """The domains whose ioreq page unplugd-attach has lent."""
+        return self._pages.lent
+
+    @property
     def xenstore_up(self) -> bool:
         """Whether xenstore is connected."""
         return self._stores.main.connected

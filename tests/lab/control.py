@@ -85,7 +85,8 @@ def status(**changes: Any) -> dict[str, Any]:
         "configuration": {"files": [], "since": 1795428616.464, "reloads": 0, "refused": None},
         "ready": True, "waiting_for": "", "problem": "", "xenstore": {"connected": True, "reconnects": 0},
         "blacklist": {"entries": 1, "lookups": {"allowed": 3, "blacklisted": 1, "unknown-product": 0, "fallback": 0}},
-        "domains": 0, "connections": 1, "ioreqs": 5, "protocol_errors": {"bad-type": 0}, "denied_connections": 0,
+        "domains": 0, "connections": 1, "lent_pages": [], "ioreqs": 5, "protocol_errors": {"bad-type": 0},
+        "denied_connections": 0,
     } | changes  # fmt: skip
 
 

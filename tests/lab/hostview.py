@@ -39,6 +39,7 @@ class StandInHost:
         self.version = "0.1.0"
         self.domains: dict[int, StandInDomain] = {domain.domid: domain for domain in domains}
         self.connections = 3
+        self.lent_pages: list[int] = []
         self.xenstore_up = True
         self.blacklist_entries = 2
         self.counters = Counters()

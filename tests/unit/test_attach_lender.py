@@ -245,7 +245,7 @@ def test_a_wake_up_for_nothing_is_no_end() -> None:
     run(work)
 
 
-def test_who_is_refused_keeps_all_accesses() -> None:
+def test_who_is_refused_keeps_all_accesses_and_asks_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(world: World, lender: Lender) -> None:
         world.refuse = True
         lender.offer()
@@ -254,6 +254,9 @@ def test_who_is_refused_keeps_all_accesses() -> None:
         assert not lender.lent
         assert world.server.busy == [set()]
         world.refuse = False
+        lender.offer()  # so soon, it is not even asked for
+        assert world.connects == 1
+        monkeypatch.setattr("unplugd.attach.lender.RETRY", 0.0)
         await lend(world, lender)
 
     run(work)
@@ -308,7 +311,9 @@ def test_one_offer_at_a_time() -> None:
     run(work)
 
 
-def test_the_page_can_be_lent_again() -> None:
+def test_the_page_can_be_lent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unplugd.attach.lender.RETRY", 0.0)
+
     async def work(world: World, lender: Lender) -> None:
         for number in range(3):
             borrower = await lend(world, lender)

@@ -190,7 +190,7 @@ def test_nonsense_ends_the_connection_not_the_access() -> None:
     assert len(fake.ends) == 2
 
 
-def test_the_first_answer_on_a_connection_says_that_unplugd_is_there() -> None:
+def test_an_answer_says_that_unplugd_is_there() -> None:
     fake = FakeUnplugd(hold=True)
     heard: list[int] = []
 
@@ -204,13 +204,13 @@ def test_the_first_answer_on_a_connection_says_that_unplugd_is_there() -> None:
         fake.drop()
         await answers.all()
         assert heard == [2]
-        for _ in range(3):
+        for _ in range(2):
             answers.ask(Ask(0x12, 2, read=True))
             await answers.all()
-        assert heard == [2]
+        assert heard == [2, 2, 2]
         fake.drop()
         answers.ask(Ask(0x10, 2, read=True))
         await answers.all()
-        assert heard == [2, 3]
+        assert heard == [2, 2, 2, 3]
 
     run(fake, work)

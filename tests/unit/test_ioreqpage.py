@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import mmap
 import os
 import socket
@@ -203,14 +204,13 @@ def test_pure_python_has_no_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_socket_comes_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(world: World) -> None:
-        world.path.write_text("stale")
-        world.path.with_suffix(".new").write_text("staler")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stale:
+            stale.bind(str(world.path))
         with nothing_left():
             world.pages.start()
             mode = world.path.stat().st_mode
             assert stat.S_ISSOCK(mode)
             assert stat.S_IMODE(mode) == 0o600
-            assert not world.path.with_suffix(".new").exists()
             (await world.connect()).close()
             world.pages.stop()
             assert not world.path.exists()
@@ -230,10 +230,9 @@ def test_it_listens_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     run(tmp_path, work, start=False)
 
 
-@pytest.mark.parametrize("place", [SOCKET, "pages.new"])
-def test_a_place_that_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_a_place_that_cannot_be_had_is_said(tmp_path: Path) -> None:
     async def work(world: World) -> None:
-        (tmp_path / place).mkdir()
+        (tmp_path / SOCKET).write_text("somebody's")
         with nothing_left(), pytest.raises(HostError, match=r"pages\.sock"):
             world.pages.start()
         world.pages.stop()
@@ -423,6 +422,31 @@ def test_a_second_loan_of_the_same_page(tmp_path: Path, monkeypatch: pytest.Monk
         first.close()
         await until(lambda: world.pages.lent == [])
         (await world.lend()).close()
+
+    run(tmp_path, work)
+
+
+def test_without_descriptors_who_comes_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(world: World) -> None:
+        monkeypatch.setattr(ioreqpage, "ACCEPT_RETRY", 0.05)
+        asked = 0
+
+        def accept(_: socket.socket) -> tuple[socket.socket, object]:
+            nonlocal asked
+            asked += 1
+            raise OSError(errno.EMFILE, "none left")
+
+        with nothing_left(), monkeypatch.context() as patched:
+            patched.setattr(socket.socket, "accept", accept)
+            lender = await world.connect()
+            lender.end.send(greet(7))
+            lender.offer()
+            await until(lambda: asked == 3)
+            patched.undo()
+            await until(lambda: world.pages.lent == [7])
+            lender.close()
+            await until(lambda: world.pages.lent == [])
+        assert asked < 20
 
     run(tmp_path, work)
 

@@ -246,6 +246,7 @@ def child_killed(lab: Lab) -> str:
     equal(guest.talk("rb 12"), ["= 01"])
     lab.machine.check(f"kill -STOP {CHILD}")
     equal(guest.talk("rb 12", "rb 12"), ["= 01", "= 01"])  # unplugd has the page
+    equal(json.loads(lab.machine.check("./control.py /api/v1/status"))["lent_pages"], [guest.domid])
     _pending(guest, f"kill -STOP {CHILD}", f"kill -KILL {CHILD}", "wb 10 0", "ok")
     equal(guest.talk("rb 12"), ["= 01"])
     assert "taken over" in " ".join(lab.journal("-t unplugd-attach", f"XEN_DOMID={guest.domid}"))

@@ -26,8 +26,9 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 _SCMP_ACT_ALLOW = 0x7FFF0000
 _SCMP_ACT_ERRNO = 0x00050000
-_SCMP_CMP_NE, _SCMP_CMP_EQ, _SCMP_CMP_MASKED_EQ = 1, 4, 7
+_SCMP_CMP_EQ, _SCMP_CMP_MASKED_EQ = 4, 7
 _PROT_EXEC = 4
+_DESCRIPTORS = 32
 
 SYSTEM_CALLS = (
     # the event loop
@@ -124,7 +125,10 @@ def _filter_system_calls(events: int) -> None:
         allow(name)
     for request in IOCTLS.values():
         allow("ioctl", _Argument(1, _SCMP_CMP_EQ, request, 0))
-    allow("ioctl", _Argument(1, _SCMP_CMP_EQ, _FIONBIO, 0), _Argument(0, _SCMP_CMP_NE, events, 0))
+    # By each number that a descriptor can have: the kernel looks at its lower half alone, so what is not `events` here
+    # may be there.
+    for descriptor in set(range(_DESCRIPTORS)) - {events}:
+        allow("ioctl", _Argument(1, _SCMP_CMP_EQ, _FIONBIO, 0), _Argument(0, _SCMP_CMP_EQ, descriptor, 0))
     for command in (fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL):
         allow("fcntl", _Argument(1, _SCMP_CMP_EQ, command, 0))
     for name in ("mmap", "mprotect"):
@@ -149,7 +153,7 @@ def confine(domid: int, identity: Identity, root: Path, supervisor: int, events:
     os.setresuid(identity.uid, identity.uid, identity.uid)
     for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK):
         resource.setrlimit(limit, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_DUMPABLE, 0)
     # After the change of user, which clears it; a supervisor that died in between is noticed here.

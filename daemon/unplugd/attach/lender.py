@@ -18,6 +18,9 @@ from typing import Protocol
 from unplugd.attach.slots import Access
 from unplugd.core.loan import MESSAGE_LIMIT, offer
 
+RETRY = 1.0
+"""Seconds until a page that was not taken is offered again, and a guest must be active for that: no timer waits."""
+
 
 class HasPage(Protocol):
     """server.IoreqServer."""
@@ -61,6 +64,7 @@ class Lender:
         self._busy = busy
         self._borrower: socket.socket | None = None
         self._offering: asyncio.Task[None] | None = None
+        self._offered_at = -RETRY
 
     def start(self) -> None:
         """Begin with what a predecessor left, and listen to Xen."""
@@ -72,9 +76,11 @@ class Lender:
         return self._borrower is not None
 
     def offer(self) -> None:
-        """unplugd is there: lend it the page, unless it has it."""
-        if self._borrower is None and self._offering is None:
-            self._offering = asyncio.get_running_loop().create_task(self._offer())
+        """unplugd has answered, so it is there: lend it the page, unless it has it or did not want it a moment ago."""
+        loop = asyncio.get_running_loop()
+        if self._borrower is None and self._offering is None and loop.time() - self._offered_at >= RETRY:
+            self._offered_at = loop.time()
+            self._offering = loop.create_task(self._offer())
 
     async def _offer(self) -> None:
         try:

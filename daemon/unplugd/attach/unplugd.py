@@ -60,7 +60,7 @@ class Unplugd(asyncio.Protocol):
         report: Callable[[str], None],
     ) -> None:
         self.answers: Callable[[], None] = _nothing
-        """Called at the first answer on each connection: unplugd is there, and knows the domain."""
+        """Called when unplugd has answered: it is there, and knows the domain."""
         self._connect = connect
         self._give_up_after = give_up_after
         self._report = report
@@ -148,9 +148,8 @@ class Unplugd(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand answers out, in the order of the requests."""
         self._heard = asyncio.get_running_loop().time()
-        if not self._heard_since_connected:
-            self._heard_since_connected = True
-            self.answers()
+        self._heard_since_connected = True
+        self.answers()
         received = self._received
         received += data
         while self._pending and len(received) >= FRAME_SIZE + self._pending[0].expected:

@@ -105,6 +105,7 @@ class Pages:
             "blacklist": {"entries": host.blacklist_entries, "lookups": host.counters.blacklist_lookups},
             "domains": len(host.domains),
             "connections": host.connections,
+            "lent_pages": host.lent_pages,
             "ioreqs": sum(host.counters.ioreqs.values()),
             "protocol_errors": host.counters.protocol_errors,
             "denied_connections": host.counters.denied_connections,

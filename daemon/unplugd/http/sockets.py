@@ -9,11 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
-from contextlib import suppress
 from pathlib import Path
 
 from unplugd.errors import HostError
+from unplugd.runtimedir import listen_for_root
 
 BACKLOG = 100
 
@@ -45,26 +44,8 @@ def listen_tcp(address: str, port: int) -> list[socket.socket]:
 
 
 def listen_control(path: Path) -> socket.socket:
-    """A socket that listens at `path` for root only; one that a dead process left there is replaced.
-
-    Raises HostError if `path` is something else or cannot be had.
-    """
-    try:
-        with suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise HostError("control socket", str(path), "something that is no socket is there")
-            path.unlink()
-        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            bound.bind(str(path))
-            path.chmod(0o600)   # before listen(): until then nobody can connect
-            bound.listen(BACKLOG)
-        except OSError:
-            bound.close()
-            raise
-    except OSError as error:
-        raise HostError("control socket", str(path), why(error)) from error
-    return bound
+    """A socket that listens at `path` for root only. Raises HostError."""
+    return listen_for_root("control socket", path, BACKLOG)
 
 
 def why(error: OSError) -> str:
