@@ -9,7 +9,7 @@ setup(
     ext_modules=[
         Extension(
             "unplugd._fastpath",
-            [f"daemon/fastpath/{name}.c" for name in ("poller", "serve", "held", "page", "log", "tail")],
+            [f"daemon/fastpath/{name}.c" for name in ("poller", "serve", "held", "page", "log", "gather", "tail")],
             depends=[f"daemon/fastpath/{name}.h" for name in ("poller", "tail", "frame", "journal", "state")],
             extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
             optional=True,

@@ -15,38 +15,76 @@ int call(Poller *self, Tail *tail, const char *method, double time)
     return call_owner(tail, method, time);
 }
 
-/* Hand the line that has ended to journald, if it may pass, can be paid for and costs no more than its bytes, as
- * GuestLog._line() and Delivery.put() would. False: nothing was done, it is Python's. */
-static bool pass_line(Poller *self, Tail *tail, const char *text, Py_ssize_t length, double time)
+/* Whether the line that has ended may go to journald, can be paid for and costs no more than its bytes, as GuestLog._line()
+ * and Delivery.put() see it; `left` is the balance then. */
+static bool may_pass(const Poller *self, const Tail *tail, const char *text, Py_ssize_t length, double time,
+                     struct balance *left)
 {
-    double balance = tail->balance, at = tail->balance_at;
-    Py_ssize_t cost = length < RECORD_COST ? RECORD_COST : length;
-
+    *left = (struct balance){ tail->balance, tail->balance_at };
     if (tail->fields == NULL || self->journal < 0 || !is_plain(text, (size_t)length))
         return false;
-    if (tail->limited) {
-        if (time > at) {    /* TokenBucket.refill() */
-            balance = fmin(tail->burst, balance + (time - at) * tail->rate);
-            at = time;
-        }
-        if (balance < (double)cost)
-            return false;
-        balance -= (double)cost;
+    if (!tail->limited)
+        return true;
+    if (time > left->at) {      /* TokenBucket.refill() */
+        left->tokens = fmin(tail->burst, left->tokens + (time - left->at) * tail->rate);
+        left->at = time;
     }
+    left->tokens -= (double)line_cost(length);
+    return left->tokens >= 0;
+}
+
+/* Hand the line that has ended to journald. False: nothing was done, it is Python's. */
+static bool pass_line(Poller *self, Tail *tail, const char *text, Py_ssize_t length, struct balance left)
+{
     if (!send_entry(self->journal, PyBytes_AS_STRING(tail->fields), (size_t)PyBytes_GET_SIZE(tail->fields), text,
                     (size_t)length))
         return false;
-    tail->balance = balance;
-    tail->balance_at = at;
-    tail->paid = true;
+    tail->balance = left.tokens;
+    tail->balance_at = left.at;
+    tail->paid = tail->ended = true;
+    tail->lines++;
     tail->passed_lines++;
     tail->passed_bytes += length;
+    tail->changed = true;
+    touch(self, tail);
     return true;
+}
+
+/* The bytes of the line that has ended, in one piece. NULL and an exception where there is no memory. */
+static const char *line_text(Tail *tail)
+{
+    Py_ssize_t have = PyByteArray_GET_SIZE(tail->partial);
+
+    if (have == tail->gathered)
+        return (const char *)pending;
+    if (have < tail->gathered)      /* those before it are pending too */
+        return (const char *)pending + tail->gathered - have;
+    if (append_pending(tail) < 0)
+        return NULL;
+    return PyByteArray_AS_STRING(tail->partial) + tail->gathered;
+}
+
+/* A line has ended that has bytes. 1: it was taken care of, and so was its balance; 0: nothing was done; -1 and an exception. */
+static int take_line(Poller *self, Tail *tail, Py_ssize_t length, bool back, double time)
+{
+    const char *text = line_text(tail);
+    struct balance left;
+
+    if (text == NULL)
+        return -1;
+    if (!may_pass(self, tail, text, length - back, time, &left))
+        return 0;
+    if (!back && gather(self, tail, left, time))
+        return 1;
+    if (tail->gathered > 0 || !pass_line(self, tail, text, length - back, left))
+        return 0;
+    tail->waiting = 0;
+    return PyByteArray_Resize(tail->partial, 0) < 0 ? -1 : 1;
 }
 
 int end_line(Poller *self, Tail *tail, double time)
 {
-    Py_ssize_t have = PyByteArray_GET_SIZE(tail->partial), length = have + tail->waiting;
+    Py_ssize_t have = PyByteArray_GET_SIZE(tail->partial), length = have + tail->waiting - tail->gathered;
     bool back;
 
     if (length == 0) {      /* empty lines are not recorded */
@@ -55,25 +93,14 @@ int end_line(Poller *self, Tail *tail, double time)
     }
     back = (tail->waiting > 0 ? pending[tail->waiting - 1] : PyByteArray_AS_STRING(tail->partial)[have - 1]) == '\r';
     if (!tail->unsettled && tail->fields != NULL && length > back) {
-        const char *text = (const char *)pending;
+        int taken = take_line(self, tail, length, back, time);
 
-        if (have > 0) {     /* in two parts: make it one */
-            if (append_pending(tail) < 0)
-                return -1;
-            have = length;
-            text = PyByteArray_AS_STRING(tail->partial);
-        }
-        if (pass_line(self, tail, text, length - back, time)) {
-            if (have > 0 && PyByteArray_Resize(tail->partial, 0) < 0)
-                return -1;
-            tail->waiting = 0;
-            tail->ended = true;
-            tail->lines++;
-            tail->changed = true;
-            touch(self, tail);
-            return 0;
-        }
+        tail->line_at = time;
+        if (taken != 0)
+            return taken < 0 ? -1 : 0;
     }
+    if (tail->gathered > 0)     /* those before it first */
+        return hand_in(self, time) < 0 ? -1 : end_line(self, tail, time);
     if (tail->unsettled || time >= tail->drop_until) {
         /* Python knows what was dropped, and keeps all of it when it settles. */
         if (catch_up(tail) < 0 || append_pending(tail) < 0)
@@ -101,7 +128,7 @@ int end_line(Poller *self, Tail *tail, double time)
 
 bool fits(const Tail *tail, const unsigned char *data, size_t count, double began)
 {
-    size_t length = (size_t)(PyByteArray_GET_SIZE(tail->partial) + tail->waiting);
+    size_t length = (size_t)(PyByteArray_GET_SIZE(tail->partial) + tail->waiting - tail->gathered);
 
     for (const unsigned char *end; (end = memchr(data, '\n', count)) != NULL; length = 0) {
         if (length + (size_t)(end - data) >= LINE_LIMIT)

@@ -26,6 +26,7 @@
 #include <math.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <unistd.h>
 
 #include "state.h"
 
@@ -76,6 +77,8 @@ static bool tell_some(Poller *self)
     double until = now() + SLICE;
     Tail *tail;
 
+    if (self->gathering != NULL)
+        hand_in_now(self);
     self->called = true;
     while ((tail = next_untold(self)) != NULL) {
         tell(tail);
@@ -114,10 +117,23 @@ static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject 
         PyErr_SetFromErrno(PyExc_OSError);
         return -1;
     }
+    self->alone = count == 1;
     for (int i = 0; i < count; i++) {
         int fd = ready[i].data.fd, result = 1;
         const struct link *link = fd < self->room ? &self->links[fd] : &nobody;
         bool alone = ready[i].events == EPOLLIN;
+
+        if (self->gathering != NULL && (link->tail != self->gathering || link->kind == LISTENING)) {
+            hand_in_now(self);      /* before anything else is looked at, be it that they have waited long enough */
+            link = fd < self->room ? &self->links[fd] : &nobody;
+        }
+        if (fd == self->timer) {
+            uint64_t times;
+
+            if (read(fd, &times, sizeof times) < 0 && errno != EAGAIN)
+                return PyErr_SetFromErrno(PyExc_OSError), -1;
+            continue;
+        }
 
         if (link->kind == HELD && link->tail->owner == NULL) {  /* the domain has gone */
             close_held(self, fd);
@@ -191,6 +207,8 @@ static PyObject *Poller_poll(Poller *self, PyObject *timeout)
     if (count >= 0)
         result = PyTuple_Pack(2, events, handed);
 end:
+    if (self->gathering != NULL)    /* Python sees nobody's lines under way */
+        hand_in_now(self);
     Py_XDECREF(events);
     Py_XDECREF(handed);
     return result;
@@ -307,6 +325,7 @@ static void Poller_dealloc(Poller *self)
 {
     PyObject_GC_UnTrack(self);
     Poller_clear(self);
+    close_gathering(self);
     PyMem_Free(self->links);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
@@ -315,7 +334,7 @@ static int Poller_init(Poller *self, PyObject *args, PyObject *Py_UNUSED(kwargs)
 {
     PyObject *bounds;
 
-    self->journal = -1;
+    self->journal = self->timer = -1;
     if (!PyArg_ParseTuple(args, "iO!:Poller", &self->epoll, &PyTuple_Type, &bounds))
         return -1;
     if (PyTuple_GET_SIZE(bounds) > MAX_BOUNDS) {
@@ -328,6 +347,7 @@ static int Poller_init(Poller *self, PyObject *args, PyObject *Py_UNUSED(kwargs)
         if (PyErr_Occurred())
             return -1;
     }
+    open_gathering(self);
     return 0;
 }
 

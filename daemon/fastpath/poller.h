@@ -51,6 +51,9 @@ typedef struct {
     int most;
     unsigned long long round;
     int journal;            /* sinks.journal.Journal's socket, connected to journald; -1: it has none */
+    bool alone;             /* nothing else was ready in this round */
+    Tail *gathering;        /* whose lines wait for journald, with a reference; NULL: nobody's */
+    int timer;              /* a timerfd: they have waited long enough; -1: there is none */
     unsigned char buffer[READ_SIZE] __attribute__((aligned(8)));
 } Poller;
 
@@ -119,6 +122,31 @@ int call(Poller *self, Tail *tail, const char *method, double time);
 
 /* A newline came. -1 and an exception if something fails. */
 int end_line(Poller *self, Tail *tail, double time);
+
+/* What a line of so many bytes costs its guest. */
+static inline Py_ssize_t line_cost(Py_ssize_t length)
+{
+    return length < RECORD_COST ? RECORD_COST : length;
+}
+
+/* To be called once, before anything else of gather.c. Where there can be no timer, lines do not wait. */
+void open_gathering(Poller *self);
+
+void close_gathering(Poller *self);
+
+/* Let the line that has ended wait for the next ones, if they come quickly and nobody else does; `left` is the balance when
+ * it is paid. False: nothing was done, or all it does is to arm the timer. */
+bool gather(Poller *self, Tail *tail, struct balance left, double time);
+
+/* journald gets what was gathered; what it does not take is Python's. Part of a batch, whose earlier frames it keeps. -1 and
+ * an exception if something fails. */
+int hand_in(Poller *self, double time);
+
+/* The same between two batches, where nobody can be told of an exception: it is said. */
+void hand_in_now(Poller *self);
+
+/* The bytes that were pending are not part of the batch any more: nor are the lines that ended in them. */
+void drop_ungathered(Tail *tail);
 
 /* Whether all bytes of a string write can be taken: none fills a line, and none begins one that no timer will flush. */
 bool fits(const Tail *tail, const unsigned char *data, size_t count, double began);

@@ -50,6 +50,8 @@ Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *answere
             const unsigned char *data = self->buffer + at + FRAME;
 
             payload = frame.count;
+            if (tail->gathered > 0 && have + tail->waiting + (Py_ssize_t)payload >= LINE_LIMIT && hand_in(self, began) < 0)
+                return -1;
             if (at + FRAME + (Py_ssize_t)payload > size || !fits(tail, data, payload, began))
                 break;
             if (take(self, tail, data, payload, began) < 0)
@@ -60,9 +62,13 @@ Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *answere
                 return -1;
             have = PyByteArray_GET_SIZE(tail->partial);
         } else {
-            Py_ssize_t length = have + tail->waiting;
-
-            if (length + 1 >= LINE_LIMIT || (length == 0 && began < tail->begin_from))
+            if (tail->gathered > 0 && have + tail->waiting + 1 >= LINE_LIMIT) {
+                if (hand_in(self, began) < 0)
+                    return -1;
+                have = PyByteArray_GET_SIZE(tail->partial);
+            }
+            if (have + tail->waiting + 1 >= LINE_LIMIT ||
+                (have + tail->waiting == tail->gathered && began < tail->begin_from))
                 break;
             pending[tail->waiting++] = byte;
         }
@@ -111,6 +117,7 @@ void cut(Poller *self, Tail *tail, int fd)
         PyErr_SetString(PyExc_RuntimeError, "a domain went while it was being served");
     PyErr_WriteUnraisable((PyObject *)Py_TYPE(tail));
     tail->waiting = 0;
+    drop_ungathered(tail);
     tail->unsettled = tail->ended = tail->paid = false;
     tail->logging = false;  /* until Python has settled */
     if (self->links[fd].tail != tail)

@@ -241,6 +241,19 @@ static void commit(Tail *tail, Py_ssize_t length)
     publish(tail, &slot, length);
 }
 
+/* StateFile.grow(): one aligned store, it is there or it is not. */
+static void store_word(const Tail *tail, Py_ssize_t sent)
+{
+    *(volatile uint64_t *)((char *)tail->state.buf + WORD) =
+        (uint64_t)sent << (32 + LENGTH_BITS) | (tail->sequence & 0xFFFFFFFFu) << LENGTH_BITS |
+        (uint64_t)PyByteArray_GET_SIZE(tail->partial);
+}
+
+void note_sent(Tail *tail, Py_ssize_t size)
+{
+    store_word(tail, size);
+}
+
 int keep(Tail *tail)
 {
     char *map = tail->state.buf;
@@ -257,9 +270,8 @@ int keep(Tail *tail)
     atomic_signal_fence(memory_order_seq_cst);
     if (ended)
         commit(tail, more);
-    else    /* StateFile.grow(): one aligned store, it is there or it is not */
-        *(volatile uint64_t *)(map + WORD) =
-            (tail->sequence & 0xFFFFFFFFu) << LENGTH_BITS | (uint64_t)(have + more);
+    else
+        store_word(tail, 0);
     atomic_signal_fence(memory_order_seq_cst);
     return 0;
 }
@@ -278,7 +290,7 @@ bool take_step(Tail *tail, enum kind kind, struct frame *frame, double time)
     unsigned value = (uint16_t)frame->data;
     uint64_t order = 0;
 
-    if (tail->version == 0 || tail->steps == MAX_STEPS || tail->waiting > 0 || tail->ended || tail->unsettled)
+    if (tail->version == 0 || tail->steps == MAX_STEPS || tail->waiting > 0 || tail->gathered > 0 || tail->ended || tail->unsettled)
         return false;
     if (kind != VERSION)
         slot = current(tail);
@@ -304,7 +316,7 @@ bool take_step(Tail *tail, enum kind kind, struct frame *frame, double time)
 
 int64_t product_asked(const Tail *tail)
 {
-    return tail->ask != NULL && tail->version != 0 && tail->logging && in_step(tail) ? current(tail).header.product : -1;
+    return tail->ask != NULL && tail->version != 0 && tail->logging && tail->gathered == 0 && in_step(tail) ? current(tail).header.product : -1;
 }
 
 /* Guest.judge() with a verdict of xenstore's that allows it. */

@@ -25,6 +25,10 @@ struct step {               /* what a driver did beside logging, to be told to t
     double time;
 };
 
+struct balance {            /* of a guest's limiter, core.bucket.TokenBucket */
+    double tokens, at;
+};
+
 typedef struct tail {
     PyObject_HEAD
     PyObject *owner;        /* domain.Domain: caught_up(), line_ended(), settle(); NULL once closed */
@@ -57,6 +61,10 @@ typedef struct tail {
     long long unsaid_lines, unsaid_bytes;   /* dropped lines that no header counts yet */
     unsigned long long round;               /* of the Poller, in which it took `spent` seconds */
     double spent;
+    Py_ssize_t gathered;    /* bytes in front of the partial line: lines that journald is to get, see gather.c */
+    int gathered_lines;
+    struct balance before;  /* them */
+    double line_at;         /* when the last line ended */
     bool paid;              /* the balance is another than the header's */
     bool touched;           /* it is in the Poller's queue */
     struct tail *next;
@@ -101,6 +109,9 @@ bool in_step(const Tail *tail);
 /* Keep what the batch changed so far, where SIGKILL does not reach it. -1 and an exception where there is no memory. */
 int keep(Tail *tail);
 
+/* journald has so many bytes of what was gathered: the next process would send only what is behind them. */
+void note_sent(Tail *tail, Py_ssize_t size);
+
 /* Serve a step of a driver that comes up: the answer is in the frame, what it changes is kept. False: it is Python's. */
 bool take_step(Tail *tail, enum kind kind, struct frame *frame, double time);
 
@@ -113,7 +124,7 @@ bool allow_build(Tail *tail, int64_t product, unsigned build, double time);
 /* The magic number is read: a step where the history does not have it yet. */
 void note_magic(Tail *tail, double time);
 
-/* Tell the domain what changed since it was told last. -1 and an exception if that fails. */
+/* Tell the domain what changed since it was told last; there must be nothing gathered. -1 and an exception if that fails. */
 int catch_up(Tail *tail);
 
 /* The same, and let it settle what the driver did. What cannot be told (for want of memory, say) is said and ends

@@ -5,7 +5,8 @@ mapping whatever becomes of the process, so a commit is a few memory copies and 
 
     page 0    two slots, written in turn: header with sequence number and checksum. The valid one with the higher
               number counts; a slot that was being written when the process died is not valid, the other one is.
-              Then one word: the length of the partial line since the header, with the number of that header.
+              Then one word: the length of the partial line since the header, with the number of that header, and how
+              much of it journald has: before the partial line there may be lines that wait for it (fastpath/gather.c).
               Then what xenstore said of the domain (see note()), with a checksum of its own.
     page 1-2  two areas for the partial line. Bytes are only ever added after those that count; a new line begins in
               the other area, so that nothing a valid header refers to is overwritten.
@@ -134,12 +135,13 @@ class StateFile:
         self._kept = snapshot, self._map[_AREAS[area]:_AREAS[area] + length]
 
     def _load_length(self) -> None:
-        number, length = divmod(self._words[_WORD], 1 << _LENGTH_BITS)
+        rest, length = divmod(self._words[_WORD], 1 << _LENGTH_BITS)
+        sent, number = divmod(rest, 1 << 32)
         if self._kept is None or number != self._sequence & 0xFFFFFFFF or not self._length <= length < LINE_LIMIT:
             return
         self._length = length
         at = _AREAS[self._area]
-        self._kept = self._kept[0], self._map[at:at + length]
+        self._kept = self._kept[0], self._map[at + min(sent, length):at + length]
 
     @property
     def durable(self) -> bool:

@@ -549,6 +549,25 @@ def test_every_acknowledged_line_survives_kill_9(journal: Journald, logged: Logg
             assert first == sorted(first, key=lambda line: int(line.rsplit(" ", 1)[1]))
 
 
+def test_lines_that_come_quickly_survive_kill_9(journal: Journald, logged: Logged) -> None:
+    """Killed right after an answer, while lines are on their way to journald in a row: each comes, in order."""
+    daemon = logged(embedded(130, log={"sinks": ["journal"], "burst": 1 << 24}))
+    said: list[str] = []
+    for kill in range(8):
+        with daemon.connect(130) as wire:
+            for number in range(40 + 3 * kill):
+                said.append(f"before kill {kill}: {number}")
+                wire.log(said[-1].encode() + b"\n")
+            daemon.kill()
+        daemon.start()
+    found = eventually(partial(guest_messages, journal, 130), lambda lines: set(said) <= set(lines), pause=0.2)
+    assert list(dict.fromkeys(found)) == said
+    assert len(found) <= len(said) + 8, "one that was under way may come twice"
+    domain = daemon.domain(130)
+    assert domain is not None
+    assert abs((1 << 24) - 64 * len(found) - domain["log"]["balance"]) < 64 * 8 + 8 * 256, "each is charged"
+
+
 def test_state_survives_kill_9(run: Run) -> None:
     entries = [{"product": "linux", "build": 5}]
     daemon = run(embedded(7, log={"rate": 0.001, "burst": 5000, "flush_after": 60}, blacklist={"entry": entries}))

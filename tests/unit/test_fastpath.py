@@ -370,6 +370,68 @@ def received(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return data
 
 
+def numbered(count: int) -> list[str]:
+    return [f"line {number}" for number in range(count)]
+
+
+def test_lines_that_come_quickly_reach_journald_without_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that waits for each answer; nothing else happens, so that only time sends the last lines."""
+    ended = Mock()
+    lines = numbered(100)
+
+    def guest(client: socket.socket, journald: socket.socket) -> list[str]:
+        client.settimeout(20)
+        journald.settimeout(20)
+        found: list[str] = []
+        for at in range(0, 100, 5):     # a kernel's own default holds ten
+            for line in lines[at : at + 5]:
+                client.sendall(string(line.encode() + b"\n"))
+                assert len(client.recv(32)) == 32
+            while len(found) < at + 5:
+                found.append(journald.recv(1 << 16).split(b"MESSAGE=")[1].decode().rstrip())
+        return found
+
+    async def story(peer: Peer) -> None:
+        peer.domain.records.own(Event.UNPLUGGED, "the first record connects to journald")
+        peer.one.journald.read()
+        await peer.exchange(0, string(b"Python's\n"), 32)
+        peer.one.journald.read()
+        monkeypatch.setattr(peer.domain, "line_ended", ended)
+        before = peer.domain.guest.log.bucket.balance
+        assert peer.one.journald.socket is not None
+        assert await asyncio.to_thread(guest, peer.clients[0], peer.one.journald.socket) == lines
+        for end in (peer.clients[0], peer.one.journald.socket):
+            end.setblocking(False)
+        assert not ended.called
+        assert peer.domain.guest.log.bucket.balance == before - RECORD_COST * 100
+        assert peer.domain.log_lines == 101
+        kept = peer.kept()
+        assert kept is not None
+        assert (kept[0].balance, kept[1]) == (before - RECORD_COST * 100, b"")
+
+    run(fast, story, LogConfig(rate=0, burst=1 << 20))
+
+
+def test_lines_that_journald_does_not_take_are_python_s() -> None:
+    """Ten at a time, more than its socket holds: all are there, in order and charged once, when it reads again."""
+    lines = numbered(1200)
+
+    async def story(peer: Peer) -> None:
+        peer.domain.records.own(Event.UNPLUGGED, "the first record connects to journald")
+        before = peer.domain.guest.log.bucket.balance
+        for at in range(0, 1200, 10):
+            await peer.exchange(0, string("".join(f"{line}\n" for line in lines[at : at + 10]).encode() + b"ha"), 32)
+            await peer.exchange(0, string(b"lf\n"), 32)
+        assert len(peer.one.journald.read()) < 1321
+        await until(lambda: len(peer.one.journald.lines) >= 1320)
+        assert [line for line in peer.one.journald.lines if line != "half"] == lines
+        assert peer.domain.guest.log.bucket.balance == before - RECORD_COST * 1320
+        assert peer.domain.log_lines == 1320
+        assert peer.domain.dropped_lines == {"rate-limit": 0, "sink": 0}
+
+    run(fast, story, LogConfig(rate=0, burst=1 << 20, flush_after=1000))
+
+
 def test_python_sees_only_what_is_its_own(received: list[bytes]) -> None:
     async def story(peer: Peer) -> None:
         await peer.exchange(0, MAGIC * 100, 3200)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unplugd.core.events import Event, Line, LinesDropped, Resumed, Throttled, WasReset
-from unplugd.core.guestlog import REPORT_INTERVAL, GuestLog, Limits
+from unplugd.core.guestlog import RECORD_COST, REPORT_INTERVAL, GuestLog, Limits
 
 UNLIMITED = Limits(unlimited=True)
 
@@ -124,6 +124,14 @@ def test_a_partial_line_of_before_the_restart_counts_anew() -> None:
     assert log.lines == []
     log.later(0.2)
     assert log.lines == [b"kept"]
+
+
+def test_lines_that_an_earlier_process_left_are_recorded_and_charged() -> None:
+    log = Log(Limits(rate=0, burst=1000))
+    log.log.restore_partial(b"one\n" + b"x" * 100 + b"\nhalf", log.now)
+    assert log.lines == [b"one", b"x" * 100]
+    assert log.log.partial == b"half"
+    assert log.log.bucket.balance == 1000 - RECORD_COST - 100
 
 
 def test_bytes_appended_directly_put_the_flush_off() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from unplugd.core.events import Line
 from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import Limits
 from unplugd.core.protocol import Effect, Rules
@@ -257,6 +258,37 @@ def test_bytes_are_there_as_soon_as_they_were_kept(tmp_path: Path) -> None:
         kept = found(path)
         assert kept is not None
         assert kept[1] == b"a guest writes byte by byte"[:count]
+    state.close()
+
+
+def test_what_journald_has_of_gathered_lines_is_not_said_again(tmp_path: Path) -> None:
+    """The compiled part keeps lines that journald is to get before the partial line (fastpath/gather.c)."""
+    path = tmp_path / "dom7"
+    state = StateFile(path, BOOT)
+    one = guest()
+    state.commit(one)
+    one.log.partial += b"first\nsecond\nhalf"
+    one.grew = True
+    state.grow(one)
+    for sent, lines in ((0, [b"first", b"second"]), (6, [b"second"]), (13, []), (4000, None)):
+        words = memoryview(state.mapping).cast("Q")
+        words[128] = sent << 44 | words[128] & (1 << 44) - 1
+        words.release()
+        again, other = StateFile(path, BOOT), guest()
+        assert again.restore(other, 0.0)
+        again.commit(other)
+        assert [event.text for event in other.events if isinstance(event, Line)] == (lines or [])
+        assert bytes(other.log.partial) == (b"" if lines is None else b"half")
+        again.close()
+        state.close()
+        path.unlink()
+        state = StateFile(path, BOOT)
+        state.commit(one)
+        one.grew = True
+        one.log.partial[:] = b""
+        state.grow(one)
+        one.log.partial += b"first\nsecond\nhalf"
+        state.grow(one)
     state.close()
 
 

@@ -204,7 +204,7 @@ class Guest:
                         log.throttled, self.reason)
 
     def restore(self, kept: Snapshot, partial: bytes, now: float) -> None:
-        """Go on where an earlier process stopped. A partial line's time counts anew."""
+        """Go on where an earlier process stopped; see GuestLog.restore_partial()."""
         platform, log = self.platform, self.log
         platform.product, platform.build = kept.product, kept.build
         platform.blacklisted, platform.unplugged, platform.flags = kept.blacklisted, kept.unplugged, kept.flags
@@ -212,7 +212,7 @@ class Guest:
         log.charged = kept.charged
         log.unsaid_lines, log.unsaid_bytes, log.throttled = kept.unsaid_lines, kept.unsaid_bytes, kept.throttled
         self.reason = kept.reason
-        log.restore_partial(partial, now)
         self._identify()
+        log.restore_partial(partial, now)
         self.history.note(Step(Did.RESTORED), now)
         self.changed = True

@@ -85,8 +85,14 @@ class GuestLog:
         self.limits = limits
 
     def restore_partial(self, partial: bytes, now: float) -> None:
-        """Take a partial line over from an earlier process; its time counts anew."""
-        self.partial[:] = partial[:LINE_LIMIT - 1]
+        """Take a partial line over from an earlier process; its time counts anew.
+
+        Lines that ended before it, which that process had not yet handed to a sink, are recorded now, and charged.
+        """
+        ended = partial.rfind(b"\n") + 1
+        if ended:
+            self.write(partial[:ended], now)
+        self.partial[:] = partial[ended:][:LINE_LIMIT - 1]
         self._last_byte = self._last_drop = self._last_report = now
 
     def write(self, data: bytes, now: float) -> None:
