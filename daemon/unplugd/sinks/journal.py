@@ -32,6 +32,9 @@ LATE = 1.0
 FIRST_RETRY, LAST_RETRY = 0.05, 1.0
 """Seconds until a socket that could not be reached is tried again: doubled from the first to the last."""
 
+_SEND_BUFFER = 8 * 1024 * 1024
+"""Bytes that may wait for journald, where the kernel allows as many: what sd_journal_send(3) asks for."""
+
 _FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 _GONE = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.EDESTADDRREQ})
 
@@ -143,6 +146,8 @@ class Journal:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             self._file = self._file_now()
+            # the default holds some 160 entries; journald's end holds 512, and says itself when it is full
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             connection.connect(self._path)
         except BaseException:
             connection.close()
