@@ -11,7 +11,7 @@ setup(
             "unplugd._fastpath",
             [f"daemon/fastpath/{name}.c" for name in ("poller", "serve", "held", "page", "log", "gather", "tail")],
             depends=[f"daemon/fastpath/{name}.h" for name in ("poller", "tail", "frame", "journal", "state")],
-            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
+            extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden"],
             optional=True,
         ),
     ]
