@@ -9,8 +9,6 @@
 
 enum {
     READ_SIZE = 16 * 1024,  /* connection.READ_SIZE: at most 512 accesses, then it is somebody else's turn */
-    TURNS = 8,              /* times that a connection is read before others are looked at, if it was alone */
-    SELDOM = 16,            /* accesses until that is tried again where it was in vain */
     BUDGET = 500,           /* turns.BUDGET, microseconds: what one domain may take of a round */
     RECORD_COST = 64,       /* core.guestlog.RECORD_COST: the least that a line costs */
 };
@@ -28,7 +26,6 @@ struct link {               /* by its descriptor */
                                that is Python's); from then on it is Python's until armed again. Called with None in
                                place of the bytes: somebody has connected of whom Python must say if he may */
     int window;             /* bytes to read at a time; 0: not armed */
-    int unexpected;         /* accesses for which the next one is not expected at once */
     enum link_kind kind;
     bool muted;             /* held, and not in the epoll: there was something while Python was at it */
     bool asking;            /* held, and `question` is a build number that waits for its verdict */

@@ -151,19 +151,17 @@ int hand_over(PyObject *handed, PyObject *callback, int fd, const void *unsent, 
     return result;
 }
 
-enum { NOTHING = 2, QUICK };    /* what serve_once() says beside serve(): nothing has come; all that came was answered */
-
-static int serve_once(Poller *self, int fd, PyObject *handed)
+int serve(Poller *self, int fd, PyObject *handed)
 {
     struct link *link = &self->links[fd];
     Tail *tail = link->tail;
     Py_ssize_t size, served, answered = 0, sent = 0;
 
     if (over(self, tail))
-        return NOTHING;
+        return 0;
     size = recv(fd, self->buffer, (size_t)link->window, MSG_DONTWAIT);
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
-        return NOTHING;
+        return 0;
     if (size <= 0) {
         if (link->kind != HELD)
             return 1;
@@ -195,7 +193,7 @@ static int serve_once(Poller *self, int fd, PyObject *handed)
     if (served == size && sent == answered) {     /* quick work: what made Python read in small pieces is over */
         if (link->window > 0 && link->window <= READ_SIZE / 2)
             link->window *= 2;
-        return QUICK;
+        return 0;
     }
     link->window = 0;
     if (size - served == FRAME && sent == answered && link->kind == HELD &&
@@ -203,24 +201,4 @@ static int serve_once(Poller *self, int fd, PyObject *handed)
         return 0;
     return hand_over(handed, link->handed, fd, self->buffer + sent, answered - sent, self->buffer + served,
                      size - served);
-}
-
-/* Where guest and unplugd share a CPU, the next frame is there when the response has been sent, and there is no need to
- * wait for it. Where they do not, it is not: then this is tried only now and then. */
-int serve(Poller *self, int fd, PyObject *handed)
-{
-    int result = serve_once(self, fd, handed), turn;
-
-    for (turn = 1; turn < TURNS && result == QUICK && self->alone && !self->called; turn++) {
-        struct link *link = &self->links[fd];
-
-        if (link->unexpected > 0) {
-            link->unexpected--;
-            break;
-        }
-        result = serve_once(self, fd, handed);
-        if (result == NOTHING && turn == 1)
-            link->unexpected = SELDOM;
-    }
-    return result == NOTHING || result == QUICK ? 0 : result;
 }
