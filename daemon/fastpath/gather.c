@@ -17,7 +17,7 @@
 
 #include "journal.h"
 
-enum { MOST = 16 };         /* lines: sending them takes 40 us, which another guest may have to wait */
+enum { MOST = 32 };         /* lines: sending them takes 70 us, which another guest may have to wait */
 
 static const double QUICKLY = 0.2e-3;       /* seconds since the line before */
 static const long LONGEST = 1000 * 1000;    /* nanoseconds that a line is kept */

@@ -24,14 +24,13 @@ static inline bool is_plain(const char *text, size_t size)
     return !bad;
 }
 
-/* One datagram in journald's native protocol: `fields` as sinks.journal.encode_fields() made them, then a plain line.
+/* One datagram in journald's native protocol: `fields` as DomainRecords.line_fields() made them, then a plain line.
  * Never waits. False: journald does not have it. */
 static inline bool send_entry(int journald, const char *fields, size_t size, const char *line, size_t length)
 {
-    static const char name[] = "MESSAGE=", end[] = "\n";
+    static const char end[] = "\n";
     struct iovec parts[] = {
         { .iov_base = (void *)fields, .iov_len = size },
-        { .iov_base = (void *)name, .iov_len = sizeof name - 1 },
         { .iov_base = (void *)line, .iov_len = length },
         { .iov_base = (void *)end, .iov_len = 1 },
     };

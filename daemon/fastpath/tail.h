@@ -42,7 +42,7 @@ typedef struct tail {
     bool logging;           /* log bytes may be taken here */
     double begin_from;      /* from then on a timer is soon enough to flush a line that begins */
     double drop_until;      /* until then (CLOCK_MONOTONIC) no line can pass, and nothing else is due */
-    PyObject *fields;       /* bytes: journal fields of its lines, which may go to journald here; NULL: they may not */
+    PyObject *fields;       /* bytes: journal fields of its lines up to MESSAGE=, which may go to journald here; NULL: they may not */
     bool limited;           /* by the balance that follows: core.bucket.TokenBucket */
     double balance, balance_at, rate, burst;
     int version;            /* that the protocol has; 0: product numbers are Python's */

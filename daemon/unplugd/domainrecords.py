@@ -82,10 +82,10 @@ class DomainRecords:
         self._delivery.put(outbox, Entry(time.time(), text, self._fields(kind, product, build)))
 
     def line_fields(self, product: int | None, build: int | None) -> bytes:
-        """The fields of the guest's next line as journald wants them: the compiled part sends it by itself."""
+        """What is before the text of the guest's next line in its entry: the compiled part sends it by itself."""
         fields = self._fields(Event.GUEST_LINE, product, build)
         if not self._line_encoded:
-            self._line_encoded = encode_fields(fields)
+            self._line_encoded = encode_fields(fields) + b"MESSAGE="
         return self._line_encoded
 
     def _fields(self, kind: Event, product: int | None, build: int | None) -> Fields:
