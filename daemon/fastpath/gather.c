@@ -2,9 +2,9 @@
  *
  * journald is woken for each entry that finds it waiting, on another CPU, and that is a large part of what a line costs. A
  * guest that has a line stored and sends the next one at once is therefore answered with its line kept in the mapped state:
- * there it is as safe from SIGKILL as a partial line is (state.py). journald gets all that was gathered when there
- * are MOST, when the area is full, after LONGEST, and before anything but this guest's accesses is looked at, be it another guest or Python. So
- * nobody ever sees a domain whose lines are under way.
+ * there it is as safe from SIGKILL as a partial line is (state.py). journald gets all that was gathered when there are
+ * MOST, when the area is full, after LONGEST, and before anything but this guest's accesses is looked at, be it another
+ * guest or Python. So nobody ever sees a domain whose lines are under way.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -48,7 +48,8 @@ bool gather(Poller *self, Tail *tail, struct balance left, double time)
     if (tail->gathered == 0) {
         struct itimerspec soon = { .it_value.tv_nsec = LONGEST };
 
-        if (time - tail->line_at > QUICKLY || self->gathering != NULL || timerfd_settime(self->timer, 0, &soon, NULL) < 0)
+        if (time - tail->line_at > QUICKLY || self->gathering != NULL ||
+            timerfd_settime(self->timer, 0, &soon, NULL) < 0)
             return false;
         self->gathering = (Tail *)Py_NewRef((PyObject *)tail);
         tail->before = (struct balance){ tail->balance, tail->balance_at };

@@ -50,7 +50,8 @@ Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *answere
             const unsigned char *data = self->buffer + at + FRAME;
 
             payload = frame.count;
-            if (tail->gathered > 0 && have + tail->waiting + (Py_ssize_t)payload >= LINE_LIMIT && hand_in(self, began) < 0)
+            if (tail->gathered > 0 && have + tail->waiting + (Py_ssize_t)payload >= LINE_LIMIT &&
+                hand_in(self, began) < 0)
                 return -1;
             if (at + FRAME + (Py_ssize_t)payload > size || !fits(tail, data, payload, began))
                 break;

@@ -412,6 +412,35 @@ def test_lines_that_come_quickly_reach_journald_without_anything_else(monkeypatc
     run(fast, story, LogConfig(rate=0, burst=1 << 20))
 
 
+def test_another_guest_s_access_comes_behind_the_lines_that_were_answered_before_it() -> None:
+    def guests(first: socket.socket, second: socket.socket, journald: socket.socket) -> None:
+        for number in range(50):
+            for line in (b"one\n", b"two\n", b"three\n"):
+                first.sendall(string(line))
+                assert len(first.recv(32)) == 32
+            second.sendall(MAGIC)
+            assert len(second.recv(32)) == 32
+            got = [journald.recv(1 << 16).split(b"MESSAGE=")[1] for _ in range(3)]
+            assert got == [b"one\n", b"two\n", b"three\n"], number
+
+    async def story(peer: Peer) -> None:
+        peer.domain.records.own(Event.UNPLUGGED, "the first record connects to journald")
+        await peer.exchange(0, string(b"Python's\n"), 32)
+        peer.one.journald.read()
+        other = Peer(peer.one, peer.one.domain(8, "other", ""), peer.listener)
+        await other.connect(0)
+        clients = peer.clients[0], other.clients[0]
+        for end in clients:
+            end.settimeout(20)
+        assert peer.one.journald.socket is not None
+        await asyncio.to_thread(guests, *clients, peer.one.journald.socket)
+        other.clients[0].close()
+        await until(lambda: other.domain.connections == 0)
+        other.domain.stop()
+
+    run(fast, story, LogConfig(rate=0, burst=1 << 20))
+
+
 def test_lines_that_journald_does_not_take_are_python_s() -> None:
     """Ten at a time, more than its socket holds: all are there, in order and charged once, when it reads again."""
     lines = numbered(1200)
