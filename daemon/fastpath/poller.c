@@ -284,6 +284,12 @@ static PyObject *Poller_detach(Poller *self, PyObject *arg)
     Py_RETURN_NONE;
 }
 
+static PyObject *Poller_close(Poller *self, PyObject *Py_UNUSED(ignored))
+{
+    close_gathering(self);
+    Py_RETURN_NONE;
+}
+
 static PyObject *Poller_journal(Poller *self, PyObject *arg)
 {
     long fd = PyLong_AsLong(arg);
@@ -366,6 +372,7 @@ static PyMethodDef Poller_methods[] = {
     {"hang_up", (PyCFunction)Poller_hang_up, METH_O, "Close all held connections of a domain."},
     {"borrow", (PyCFunction)Poller_borrow, METH_VARARGS, "Serve a lent ioreq page."},
     {"give_back", (PyCFunction)Poller_give_back, METH_O, "Serve the page of the lender at this descriptor no more."},
+    {"close", (PyCFunction)Poller_close, METH_NOARGS, "Wait for nothing any more: the event loop ends."},
     {"detach", (PyCFunction)Poller_detach, METH_O, "A connection is gone."},
     {NULL, NULL, 0, NULL},
 };

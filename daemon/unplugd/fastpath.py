@@ -56,6 +56,11 @@ class Selector(selectors.EpollSelector):
                 ready.append((key, mask & key.events))
         return ready
 
+    def close(self) -> None:
+        """Close the epoll, and what the Poller has in it."""
+        self.poller.close()
+        super().close()
+
 
 def _at_once(callback: Handed, descriptor: int, unsent: bytes, data: bytes | None) -> None:
     callback(descriptor, unsent, data)
