@@ -9,10 +9,24 @@
 
 #include "journal.h"
 
+static const double ROUNDING = 1e-6;    /* tokens, core.bucket.ROUNDING: so near to the limit Python decides */
+
 int call(Poller *self, Tail *tail, const char *method, double time)
 {
     self->called = true;
     return call_owner(tail, method, time);
+}
+
+/* TokenBucket.refill(), of what was offered. */
+static struct balance refilled(const Tail *tail, double time)
+{
+    struct balance now = { tail->balance, tail->balance_at };
+
+    if (time > now.at) {
+        now.tokens = fmin(tail->burst, now.tokens + (time - now.at) * tail->rate);
+        now.at = time;
+    }
+    return now;
 }
 
 /* Whether the line that has ended may go to journald, can be paid for and costs no more than its bytes, as GuestLog._line()
@@ -25,12 +39,16 @@ static bool may_pass(const Poller *self, const Tail *tail, const char *text, Py_
         return false;
     if (!tail->limited)
         return true;
-    if (time > left->at) {      /* TokenBucket.refill() */
-        left->tokens = fmin(tail->burst, left->tokens + (time - left->at) * tail->rate);
-        left->at = time;
-    }
+    *left = refilled(tail, time);
     left->tokens -= (double)line_cost(length);
     return left->tokens >= 0;
+}
+
+/* Whether a line that has ended is dropped, and that is all, as GuestLog._drop() sees it (Dropping). */
+static bool is_dropped(const Tail *tail, Py_ssize_t length, double time)
+{
+    return time < tail->drop_until &&
+           refilled(tail, time).tokens < (double)line_cost(length) + tail->report - ROUNDING;
 }
 
 /* Hand the line that has ended to journald. False: nothing was done, it is Python's. */
@@ -101,7 +119,7 @@ int end_line(Poller *self, Tail *tail, double time)
     }
     if (tail->gathered > 0)     /* those before it first */
         return hand_in(self, time) < 0 ? -1 : end_line(self, tail, time);
-    if (tail->unsettled || time >= tail->drop_until) {
+    if (tail->unsettled || !is_dropped(tail, length - back, time)) {
         /* Python knows what was dropped, and keeps all of it when it settles. */
         if (catch_up(tail) < 0 || append_pending(tail) < 0)
             return -1;

@@ -98,17 +98,16 @@ static PyObject *Tail_offer(Tail *self, PyObject *args)
     unsigned long long sequence;
     int area, blacklisted, logging;
     int noted;
-    double begin_from, drop_until;
+    double begin_from;
 
-    if (!PyArg_ParseTuple(args, "Kippddi:offer", &sequence, &area, &blacklisted, &logging, &begin_from, &drop_until,
-                          &noted))
+    if (!PyArg_ParseTuple(args, "Kippdi:offer", &sequence, &area, &blacklisted, &logging, &begin_from, &noted))
         return NULL;
     self->sequence = sequence;
     self->area = area & 1;
     self->blacklisted = blacklisted;
     self->logging = logging;
     self->begin_from = begin_from;
-    self->drop_until = drop_until;
+    self->drop_until = 0;
     self->noted = noted;
     Py_CLEAR(self->fields);
     Py_RETURN_NONE;
@@ -128,6 +127,14 @@ static PyObject *Tail_offer_lines(Tail *self, PyObject *args)
     self->balance_at = balance_at;
     self->rate = rate;
     self->burst = burst;
+    Py_RETURN_NONE;
+}
+
+static PyObject *Tail_offer_drops(Tail *self, PyObject *args)
+{
+    if (!PyArg_ParseTuple(args, "dddddd:offer_drops", &self->drop_until, &self->report, &self->balance, &self->balance_at,
+                          &self->rate, &self->burst))
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -152,6 +159,7 @@ static PyObject *Tail_tell(Tail *self, PyObject *Py_UNUSED(ignored))
 
 static PyMethodDef Tail_methods[] = {
     {"offer", (PyCFunction)Tail_offer, METH_VARARGS, "The domain is settled, and this is how it may go on."},
+    {"offer_drops", (PyCFunction)Tail_offer_drops, METH_VARARGS, "After offer(): lines that cannot pay may be dropped."},
     {"offer_lines", (PyCFunction)Tail_offer_lines, METH_VARARGS, "After offer(): lines may go to journald, and cost that."},
     {"rules", (PyCFunction)Tail_rules, METH_VARARGS, "What the configuration decides about the protocol."},
     {"tell", (PyCFunction)Tail_tell, METH_NOARGS, "Tell the domain what it was not told yet."},

@@ -41,7 +41,8 @@ typedef struct tail {
     bool blacklisted;
     bool logging;           /* log bytes may be taken here */
     double begin_from;      /* from then on a timer is soon enough to flush a line that begins */
-    double drop_until;      /* until then (CLOCK_MONOTONIC) no line can pass, and nothing else is due */
+    double drop_until;      /* until then (CLOCK_MONOTONIC) lines that cannot be paid for are dropped, and nothing else is due */
+    double report;          /* what a line must pay beside its own cost, to pass before that */
     PyObject *fields;       /* bytes: journal fields of its lines up to MESSAGE=, which may go to journald here; NULL: they may not */
     bool limited;           /* by the balance that follows: core.bucket.TokenBucket */
     double balance, balance_at, rate, burst;

@@ -40,8 +40,10 @@ class Tail:
     others: int
     def __init__(self, owner: _Owner, partial: bytearray, state: mmap.mmap) -> None: ...
     def offer(
-        self, sequence: int, area: int, blacklisted: bool, logging: bool, begin_from: float, drop_until: float,
-        noted: int, /,
+        self, sequence: int, area: int, blacklisted: bool, logging: bool, begin_from: float, noted: int, /
+    ) -> None: ...
+    def offer_drops(
+        self, until: float, report: int, balance: float, balance_at: float, rate: float, burst: float, /
     ) -> None: ...
     def offer_lines(
         self, fields: bytes, limited: bool, balance: float, balance_at: float, rate: float, burst: float, /

@@ -245,9 +245,11 @@ class Domain:
             begin_from = inf if self._timer is None else self._timer.when() - log.limits.flush_after
             noted = self._guest.magic_noted
             self.tail.offer(*self.state.place, self._guest.platform.blacklisted, not log.limits.delay, begin_from,
-                            log.drops_until(now), -1 if noted is None else noted)
-            if log.passes and self.settings.delivery.direct(self.outbox):
-                bucket = log.bucket
+                            -1 if noted is None else noted)
+            bucket, dropping = log.bucket, log.dropping
+            if dropping is not None:
+                self.tail.offer_drops(*dropping, bucket.balance, bucket.at, bucket.rate, bucket.burst)
+            elif log.passes and self.settings.delivery.direct(self.outbox):
                 self.tail.offer_lines(self.records.line_fields(*log.product), not log.limits.unlimited,
                                       bucket.balance, bucket.at, bucket.rate, bucket.burst)
 

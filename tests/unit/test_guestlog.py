@@ -444,25 +444,49 @@ def test_delay_stores_at_most_burst_and_rate_by_time_and_the_frame_in_hand(
     assert log.of(LinesDropped) == []
 
 
-def test_until_when_every_line_is_dropped_is_no_later_than_the_first_that_passes() -> None:
-    """Whoever drops lines instead of end_line() until then drops none that would have passed."""
+def test_a_line_that_is_said_to_be_dropped_would_not_have_passed() -> None:
+    """Whoever drops such lines instead of end_line() drops none that would have passed."""
     it = Log(Limits(rate=100, burst=300))
-    assert it.log.drops_until(it.now) == 0.0
     it.say((b"x" * 99 + b"\n") * 5)
-    until = it.log.drops_until(it.now)
-    assert it.now < until < it.now + 2
-    while it.now < until:
-        it.say(b"short\n")
-        assert len(it.lines) == 3
-        it.now += 0.01
-    it.now += 2
-    it.say(b"short\n")
-    assert it.lines[-1] == b"short"
+    passed, dropped = len(it.lines), 0
+    for size in (5, 99, 60, 150, 99, 64, 70, 65) * 40:
+        dropping = it.log.dropping
+        certain = dropping is not None and it.now < dropping.until and (
+            it.log.bucket.refill(it.now) < max(RECORD_COST, size) + dropping.report)
+        it.say(b"y" * size + b"\n")
+        assert not certain or len(it.lines) == passed
+        dropped += certain
+        passed = len(it.lines)
+        it.now += 0.05
+    assert dropped > 200
+    assert passed > 5
+
+
+def test_what_is_due_ends_what_is_certain() -> None:
+    it = Log(Limits(rate=10, burst=200))
+    it.say(b"x" * 100 + b"\n" + b"y" * 300 + b"\n")
+    dropping = it.log.dropping
+    assert dropping is not None
+    assert it.now + 9.9 < dropping.until < it.now + REPORT_INTERVAL
+    assert dropping.report >= RECORD_COST
 
 
 @pytest.mark.parametrize("limits", [UNLIMITED, Limits(delay=True), Limits()])
 def test_where_nothing_is_dropped_nobody_may_drop(limits: Limits) -> None:
-    assert Log(limits).log.drops_until(100.0) == 0.0
+    assert Log(limits).log.dropping is None
+
+
+def test_a_flood_of_long_lines_is_dropped_at_once_where_a_short_one_could_pass() -> None:
+    it = Log(Limits(rate=100, burst=400))
+    it.say((b"x" * 99 + b"\n") * 5)
+    it.now += 1.3  # one of 64 could pass, with the record before it
+    before = it.log.line_number
+    it.log.write((b"y" * 200 + b"\n") * 3, it.now)
+    assert it.log.line_number == before + 3
+    assert len(it.lines) == 4
+    it.say(b"short\n")
+    assert it.lines[-1] == b"short"
+    assert it.of(LinesDropped) == [LinesDropped(4, 699)]
 
 
 def test_lines_pass_elsewhere_only_where_there_is_nothing_else_to_say() -> None:

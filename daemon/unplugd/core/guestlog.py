@@ -24,7 +24,7 @@ REPORT_INTERVAL = 10.0
 
 
 _MARGIN = 0.001
-"""Seconds that drops_until() is early: more than what is lost in rounding."""
+"""Seconds that Dropping.until is early: more than what is lost in rounding."""
 
 
 class Limits(NamedTuple):
@@ -40,6 +40,16 @@ class Limits(NamedTuple):
     """The toolstack switched the limit off (`log-throttling` = 0)."""
     flush_after: float = 5.0
     """Seconds without a byte after which a partial line is recorded."""
+
+
+class Dropping(NamedTuple):
+    """What holds while a guest's lines are dropped: until then, one that cannot pay for itself and `report` is dropped,
+    and there is nothing else to say."""
+
+    until: float
+    """When something else is due (the clock that GuestLog is given)."""
+    report: int
+    """Tokens that the record of what was dropped takes at least, which comes before the next line that passes."""
 
 
 class GuestLog:
@@ -98,7 +108,7 @@ class GuestLog:
     def write(self, data: bytes, now: float) -> None:
         """Bytes from the guest, in any pieces."""
         self._last_byte = now
-        if now < self.drops_until(now) and self._drop_all(data, now):
+        if self._drop_all(data, now):
             return
         partial = self.partial
         for piece in _pieces(data):
@@ -111,13 +121,18 @@ class GuestLog:
     def _drop_all(self, data: bytes, now: float) -> bool:
         """Drop every line that ends in `data`, where none can pass: a flood must not cost more than what it writes.
 
-        False where a line would have to be cut: then nothing was done.
+        False where one might pass, or would have to be cut: then nothing was done.
         """
+        dropping = self.dropping
+        if dropping is None or now >= dropping.until:
+            return False
         *ended, rest = (bytes(self.partial) + data).split(b"\n")
         if max(map(len, ended), default=0) >= LINE_LIMIT or len(rest) >= LINE_LIMIT:
             return False
-        sizes = [len(line) - line.endswith(b"\r") for line in ended]
-        self.caught_up(now, len(ended), len(sizes) - sizes.count(0), sum(sizes), now)
+        sizes = [size for line in ended if (size := len(line) - line.endswith(b"\r"))]
+        if self.bucket.refill(now) >= max(RECORD_COST, min(sizes, default=0)) + dropping.report:
+            return False
+        self.caught_up(now, len(ended), len(sizes), sum(sizes), now)
         self.partial[:] = rest
         return True
 
@@ -151,15 +166,16 @@ class GuestLog:
         """Bytes came that were appended to `partial` directly."""
         self._last_byte = now
 
-    def drops_until(self, now: float) -> float:
-        """Until then every line that ends is dropped, whatever it is, and there is nothing else to say; 0 if not so.
+    @property
+    def dropping(self) -> Dropping | None:
+        """Which lines are certainly dropped, as far as that can be said; None where nothing can.
 
-        Whoever ends lines without end_line() until then says so with caught_up().
+        Whoever drops such lines instead of end_line() says so with caught_up(). No line costs less than its bytes.
         """
         if self.limits.delay or self.limits.unlimited or not self.throttled or not self.unsaid_lines:
-            return 0.0
-        least = RECORD_COST + self._record_cost(LinesDropped(self.unsaid_lines, self.unsaid_bytes))
-        return min(now + self.bucket.wait(least, now), self._last_report + REPORT_INTERVAL) - _MARGIN
+            return None
+        report = self._record_cost(LinesDropped(self.unsaid_lines, self.unsaid_bytes))
+        return Dropping(self._last_report + REPORT_INTERVAL - _MARGIN, report)
 
     @property
     def passes(self) -> bool:
