@@ -9,7 +9,7 @@
  * the same bytes, answers, events, counters and state.
  *
  * Who owns what, when. All of this runs on the event loop's thread with the GIL held, so it never runs beside Python,
- * only between two callbacks, when every domain is settled (Domain.settle). A Tail is the part of a domain that may
+ * only between two callbacks, or where Python lets guests in (serve), when every domain is settled (Domain.settle). A Tail is the part of a domain that may
  * change here: product and unplugged devices, the end of its partial line, all of that in the mapped state, the balance of
  * its limiter, and how many lines were dropped or went to the journal. Python offers it at the end of each settle(). What
  * changed is told to the domain (caught_up) before Python looks at it: Domain.guest asks for that. So there are never two
@@ -40,6 +40,7 @@ enum {
 static const double QUIET = 0.5e-3;     /* seconds without an access, after which there is time to tell */
 static const double LATEST = 0.1;       /* seconds after which what a driver did is told, however busy others are */
 static const double SLICE = 0.15e-3;    /* seconds of telling after which guests are looked at again */
+static const double PIECE = 0.03e-3;    /* the same where somebody tells of all, and looks at guests meanwhile (Poller_serve) */
 
 void touch(Poller *self, Tail *tail)
 {
@@ -71,10 +72,10 @@ static Tail *next_untold(Poller *self)
     return tail;
 }
 
-/* Tell of those who wait longest. Whether there are more. */
-static bool tell_some(Poller *self)
+/* Tell of those who wait longest, for so long. Whether there are more. */
+static bool tell_some(Poller *self, double seconds)
 {
-    double until = now() + SLICE;
+    double until = now() + seconds;
     Tail *tail;
 
     if (self->gathering != NULL)
@@ -92,11 +93,11 @@ static bool tell_some(Poller *self)
 
 static PyObject *Poller_tell(Poller *self, PyObject *Py_UNUSED(ignored))
 {
-    return PyBool_FromLong(self->untold != NULL && tell_some(self));
+    return PyBool_FromLong(self->untold != NULL && tell_some(self, PIECE));
 }
 
-/* One round: wait, serve, and collect what is Python's. How many descriptors were ready, -1 and an exception if
- * something fails. */
+/* One round: wait, serve, and collect what is Python's; with `events` NULL, what is not a connection's stays ready. How many
+ * descriptors were ready, -1 and an exception if something fails. */
 static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject *handed)
 {
     static const struct link nobody;
@@ -154,7 +155,10 @@ static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject 
                 result = serve(self, fd, handed);
             }
         }
-        if (result == 1) {
+        if (result == 1 && events == NULL) {
+            self->called = true;
+            result = 0;
+        } else if (result == 1) {
             PyObject *event = Py_BuildValue("(iI)", fd, ready[i].events);
 
             result = event == NULL || PyList_Append(events, event) < 0 ? -1 : 0;
@@ -168,13 +172,18 @@ static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject 
 
 static PyObject *Poller_poll(Poller *self, PyObject *timeout)
 {
-    PyObject *events = PyList_New(0), *handed = PyList_New(0), *result = NULL;
+    PyObject *events = PyList_New(0), *handed = self->handed, *result = NULL;
     double deadline = INFINITY, left = INFINITY;
     int count = 0;
 
+    self->handed = NULL;
+    if (handed != NULL)
+        deadline = left = 0;
+    else
+        handed = PyList_New(0);
     if (events == NULL || handed == NULL)
         goto end;
-    if (timeout != Py_None) {
+    if (timeout != Py_None && left > 0) {
         left = PyFloat_AsDouble(timeout);
         if (left == -1.0 && PyErr_Occurred())
             goto end;
@@ -194,7 +203,7 @@ static PyObject *Poller_poll(Poller *self, PyObject *timeout)
             if (count > 0)
                 self->served = time;
             if (time - self->served >= QUIET || time >= self->due)
-                tell_some(self);
+                tell_some(self, SLICE);
         }
         if (count <= 0 || self->called || PyList_GET_SIZE(events) > 0 || PyList_GET_SIZE(handed) > 0)
             break;
@@ -203,7 +212,7 @@ static PyObject *Poller_poll(Poller *self, PyObject *timeout)
     }
     /* something else comes now: what was done before it is told before it, but where a crowd boots guests come first */
     if (self->stepped && self->queued <= FEW && PyList_GET_SIZE(events) > 0)
-        tell_some(self);
+        tell_some(self, SLICE);
     if (count >= 0)
         result = PyTuple_Pack(2, events, handed);
 end:
@@ -212,6 +221,23 @@ end:
     Py_XDECREF(events);
     Py_XDECREF(handed);
     return result;
+}
+
+static PyObject *Poller_serve(Poller *self, PyObject *Py_UNUSED(ignored))
+{
+    int count;
+
+    if (self->handed == NULL && (self->handed = PyList_New(0)) == NULL)
+        return NULL;
+    self->called = false;
+    count = one_round(self, 0, NULL, self->handed);
+    if (self->gathering != NULL)
+        hand_in_now(self);
+    if (PyList_GET_SIZE(self->handed) > 0)
+        self->called = true;
+    else
+        Py_CLEAR(self->handed);
+    return count < 0 ? NULL : PyBool_FromLong(self->called);
 }
 
 int make_room(Poller *self, int fd)
@@ -308,6 +334,7 @@ static int Poller_traverse(Poller *self, visitproc visit, void *arg)
     }
     for (Tail *tail = self->untold; tail != NULL; tail = tail->next)
         Py_VISIT((PyObject *)tail);
+    Py_VISIT(self->handed);
     return 0;
 }
 
@@ -317,6 +344,7 @@ static int Poller_clear(Poller *self)
 
     while ((tail = next_untold(self)) != NULL)
         Py_DECREF(tail);
+    Py_CLEAR(self->handed);
     for (int fd = 0; fd < self->room; fd++)
         if (self->links[fd].kind == HELD)
             close_held(self, fd);
@@ -359,6 +387,7 @@ static int Poller_init(Poller *self, PyObject *args, PyObject *Py_UNUSED(kwargs)
 
 static PyMethodDef Poller_methods[] = {
     {"poll", (PyCFunction)Poller_poll, METH_O, "Wait, and serve meanwhile."},
+    {"serve", (PyCFunction)Poller_serve, METH_NOARGS, "Serve what has come; whether there is something for Python now."},
     {"attach", (PyCFunction)Poller_attach, METH_VARARGS, "A descriptor is a connection of a domain; not armed yet."},
     {"arm", (PyCFunction)Poller_arm, METH_VARARGS, "Serve a connection so many bytes at a time, or (0) leave it to Python."},
     {"journal", (PyCFunction)Poller_journal, METH_O, "The socket that is connected to journald; -1: there is none now."},

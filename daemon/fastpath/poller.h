@@ -54,6 +54,7 @@ typedef struct {
     bool alone;             /* nothing else was ready in this round */
     Tail *gathering;        /* whose lines wait for journald, with a reference; NULL: nobody's */
     int timer;              /* a timerfd: they have waited long enough; -1: there is none */
+    PyObject *handed;       /* what came in serve() and is Python's, for the next poll(); NULL: nothing */
     unsigned char buffer[READ_SIZE] __attribute__((aligned(8)));
 } Poller;
 

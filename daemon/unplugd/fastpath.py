@@ -97,6 +97,17 @@ def poller() -> Poller | None:
     return loop.poller if isinstance(loop, Loop) else None
 
 
+def serve_guests() -> bool:
+    """Serve guests that wait: for whoever makes something long, between two pieces of it, with every domain settled.
+
+    True where the loop is to turn: there is something for others than these guests, or it is another kind of loop.
+    """
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, Loop):
+        return loop.poller.serve()
+    return not isinstance(loop, pureloop.Loop) or loop.selector.serve()
+
+
 def tell(domains: int) -> Iterator[None]:
     """Have so many domains told what was served for them, those first who wait longest, a slice at a time."""
     holder = poller()

@@ -130,7 +130,7 @@ class Listener:
     """The socket of one domain and its connections."""
 
     _open: ClassVar[int] = 0
-    """Connections of all domains."""
+    """Connections of all domains that are Python's."""
 
     def __init__(self, domain: Domain, directory: Path, access: Access, judge: Judge, *, keep: bool = False) -> None:
         """`keep`: leave the socket with systemd for the next process."""
@@ -147,6 +147,12 @@ class Listener:
         self._inode: tuple[int, int] | None = None
         self._connections: set[Connection] = set()
         self._held = self._hold()
+
+    @staticmethod
+    def open_connections() -> int:
+        """Connections of all domains that are open."""
+        holder = poller()
+        return Listener._open + (holder.held if holder is not None else 0)
 
     def _hold(self) -> Held | None:
         """Where there is a compiled part, it holds the ordinary connections."""
@@ -322,11 +328,10 @@ class Listener:
                                                 " not root, nor this domain's device model")
             return False
         most, in_all = self._most()
-        holder = poller()
         if len(self._connections) + (domain.tail.held if domain.tail is not None else 0) >= most:
             self._deny(Event.CONNECTION_LIMIT, f"connection refused: the domain has {most} already")
             return False
-        if Listener._open + (holder.held if holder is not None else 0) >= in_all:
+        if self.open_connections() >= in_all:
             self._deny(Event.CONNECTION_LIMIT, f"connection refused: all domains have {in_all} already")
             return False
         return True

@@ -61,6 +61,17 @@ class Selector(selectors.EpollSelector):
                 if timeout <= 0:
                     return []
 
+    def serve(self) -> bool:
+        """Call the readers that are ready; whether there is something for the loop."""
+        self.wanted = False
+        for descriptor, event in self._epoll.poll(0, _EVENTS):
+            reader = self.readers.get(descriptor)
+            if reader is None or event != select.EPOLLIN:
+                self.wanted = True
+            else:
+                reader()
+        return self.wanted
+
     def close(self) -> None:
         """Close it."""
         self._epoll.close()

@@ -396,7 +396,7 @@ class Service:
     @property
     def connections(self) -> int:
         """Connections of device models that are open."""
-        return sum(domain.connections for domain in self.domains.values())
+        return Listener.open_connections()
 
     @property
     def lent_pages(self) -> list[int]:

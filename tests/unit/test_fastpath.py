@@ -135,6 +135,11 @@ class Peer:
         await asyncio.sleep(0)
         return got
 
+    @staticmethod
+    def answer(request: bytes) -> bytes:
+        """That of a driver that may run to the magic number's read."""
+        return (0x49D2).to_bytes(8, "little").join((request[:8], request[16:30] + bytes((0x23, 0))))
+
     def kept(self) -> tuple[Snapshot, bytes] | None:
         """What a process would find if this one died now, without times."""
         found = StateFile(self.one.directory / "state" / f"dom{self.domain.domid}", self.one.settings.boot)
@@ -1154,6 +1159,77 @@ def test_nonsense_is_refused() -> None:
         poller.answer(-7, b"")
     with pytest.raises(TypeError, match="not a Tail"):
         poller.hang_up(None)  # type: ignore[arg-type] # as above
+
+
+# --- between two pieces of something long
+
+
+@pytest.mark.parametrize("listening", [False, True], ids=["attached", "held"])
+@pytest.mark.parametrize("loops", [pure, fast], ids=["pure", "fast"])
+def test_guests_are_served_without_a_turn_of_the_loop(loops: Loops, listening: bool) -> None:
+    async def story(peer: Peer) -> None:
+        peer.domain.records.own(Event.UNPLUGGED, "the first record connects to journald")
+        await peer.exchange(0, string(b"Python's\n"), 32)
+        before = len(peer.one.journald.read())
+        await until(lambda: not fastpath.serve_guests())
+        for number in range(20):
+            for client in peer.clients.values():
+                client.send(MAGIC + string(f"{number}\n".encode()))
+                wanted = fastpath.serve_guests()
+                assert len(client.recv(100)) == 64
+                if wanted:
+                    assert loops is pure, "it is Python that does it there, and whose turn ends"
+                    await asyncio.sleep(0)
+            assert len(peer.one.journald.read()) == before + 2 * (number + 1)
+
+    run(loops, story, LogConfig(rate=0, burst=1 << 20), listening=listening)
+
+
+@pytest.mark.parametrize("listening", [False, True], ids=["attached", "held"])
+def test_what_is_python_s_wants_a_turn_of_the_loop_and_keeps_its_order(listening: bool) -> None:
+    async def story(peer: Peer) -> None:
+        await until(lambda: not fastpath.serve_guests())
+        one, other = peer.clients[0], peer.clients[1]
+        one.send(product(3) + unplug(3) + RESET + MAGIC)
+        other.send(MAGIC)
+        assert fastpath.serve_guests()
+        assert fastpath.serve_guests(), "as long as it has not turned"
+        assert (len(one.recv(1000)), len(other.recv(1000))) == (64, 32)
+        other.send(RESET)
+        assert fastpath.serve_guests()
+        assert await peer.exchange(0, MAGIC, 96) == RESET + peer.answer(MAGIC) * 2
+        assert await peer.exchange(1, MAGIC, 64) == RESET + peer.answer(MAGIC)
+        await until(lambda: not fastpath.serve_guests())
+
+    run(fast, story, listening=listening)
+
+
+@pytest.mark.parametrize("loops", [pure, fast], ids=["pure", "fast"])
+def test_another_descriptor_wants_a_turn_of_the_loop(loops: Loops) -> None:
+    async def story(peer: Peer) -> None:
+        await until(lambda: not fastpath.serve_guests())
+        called = Mock()
+        ours, theirs = socket.socketpair()
+        asyncio.get_running_loop().add_reader(ours, called)
+        theirs.send(b"x")
+        peer.clients[0].send(MAGIC)
+        assert fastpath.serve_guests()
+        assert len(peer.clients[0].recv(100)) == 32
+        assert not called.called
+        await until(lambda: called.called)
+        asyncio.get_running_loop().remove_reader(ours)
+        ours.close()
+        theirs.close()
+
+    run(loops, story)
+
+
+def test_any_other_loop_is_to_turn() -> None:
+    async def test() -> None:
+        assert fastpath.serve_guests()
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(test())
 
 
 # --- what both must agree on, and which is used

@@ -8,7 +8,8 @@ import os
 import re
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from unplugd.errors import HostError
 from unplugd.http import server as http
 from unplugd.http.exposition import OPENMETRICS, TEXT
 from unplugd.http.landing import TYPE as HTML
-from unplugd.http.pages import PLAIN
+from unplugd.http.pages import PLAIN, Page, Pages
 from unplugd.http.server import CONNECTIONS, HEAD_LINES, REQUEST_LIMIT, HttpServer, State
 
 PATIENCE = 20.0
@@ -328,6 +329,35 @@ def test_what_is_no_request_is_refused(request_head: bytes, status: int) -> None
         assert (got, headers["connection"]) == (status, "close")
         assert await client.rest() == b""
         assert (await (await served.connect()).get("/-/healthy"))[0] == 200
+
+    run(test)
+
+
+def test_the_loop_turns_while_a_long_page_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "serve_guests", lambda: False)  # nobody asks for it
+    turns = 0
+
+    def slowly() -> Iterator[bytes]:
+        for piece in range(100):
+            begin = time.monotonic()
+            while time.monotonic() < begin + http.TURN / 4:
+                pass
+            yield b"%d\n" % piece
+
+    def count() -> None:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(count)
+
+    async def test(served: Served) -> None:
+        client = await served.connect()
+        assert (await client.get("/-/healthy"))[0] == 200
+        monkeypatch.setattr(Pages, "answer", lambda *_, **__: Page(200, PLAIN, slowly()))
+        count()
+        before = turns
+        client.send(b"GET /slow HTTP/1.1\r\nHost: dom0\r\n\r\n")
+        await client.answer()
+        assert turns - before >= 20
 
     run(test)
 

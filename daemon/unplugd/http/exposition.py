@@ -1,8 +1,8 @@
 """The text of /metrics: Prometheus' text format 0.0.4 and OpenMetrics 1.0, in slices that do not hold the event loop.
 
 prometheus_client writes what is there once. It takes 12 us a line, so the series that every domain has are written
-here: 12 lines a domain, a thousand domains in some 6 ms, and the loop runs on after each
-slice. What is counted is not here (metrics.py), nor how the text is sent (server.py).
+here: what a domain counts is read once, and then written metric by metric. What is counted is not here (metrics.py),
+nor how the text is sent, and who is served between two pieces of it (server.py).
 
 Sources: prometheus.io "Exposition formats"; OpenMetrics 1.0 (github.com/prometheus/OpenMetrics).
 """
@@ -10,9 +10,9 @@ Sources: prometheus.io "Exposition formats"; OpenMetrics 1.0 (github.com/prometh
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import cast
+from typing import NamedTuple, cast
 
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import (
@@ -32,8 +32,11 @@ from unplugd.process import Process, count_descriptors
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-SLICE = 30
-"""Domains written between two turns of the event loop."""
+SLICE = 5
+"""Domains that are read in one piece of the text."""
+
+WRITTEN = 4 * SLICE
+"""Domains of which one metric is written in one piece of the text, which takes no longer."""
 
 _EOF = b"# EOF\n"
 _BOUNDS = (*(repr(bound) for bound in DURATION_BOUNDS), "+Inf")
@@ -146,29 +149,50 @@ def _by_library(collector: Collector, content_type: str) -> bytes:
 # --- what every domain has ------------------------------------------------------------------------
 
 
-def _by_reason(name: str, ids: str, counts: Mapping[str, int]) -> str:
-    return "".join([f'{name}{{{ids},reason="{reason}"}} {counts.get(reason, 0)}\n' for reason in DROPS])
+class _Sample(NamedTuple):
+    """What a domain counts at one moment; its labels are escaped."""
+
+    ids: str
+    """The labels that say which domain it is."""
+    driver: str
+    """Those of its name and driver."""
+    blacklisted: int
+    unplugged: int
+    lines: int
+    size: int
+    dropped_lines: tuple[str, int, str, int]
+    """For _by_reason(): `ids` and how many, for each of DROPS."""
+    dropped_bytes: tuple[str, int, str, int]
 
 
-_DOMAIN: dict[str, Callable[[str, DomainView], str]] = {
-    "unplugd_domain_info": lambda ids, domain: (
-        f'unplugd_domain_info{{{ids},name="{escape(domain.name)}",product="{escape(domain.label_product)}",'
-        f'build="{escape(domain.label_build)}"}} 1\n'
-    ),
-    "unplugd_domain_blacklisted": lambda ids, domain: (
-        f"unplugd_domain_blacklisted{{{ids}}} {1 if domain.blacklisted else 0}\n"
-    ),
-    "unplugd_domain_unplugged": lambda ids, domain: _devices(ids, domain.unplugged),
-    "unplugd_log_lines_total": lambda ids, domain: f"unplugd_log_lines_total{{{ids}}} {domain.log_lines}\n",
-    "unplugd_log_bytes_total": lambda ids, domain: f"unplugd_log_bytes_total{{{ids}}} {domain.log_bytes}\n",
-    "unplugd_log_dropped_lines_total": lambda ids, domain: (
-        _by_reason("unplugd_log_dropped_lines_total", ids, domain.dropped_lines)
-    ),
-    "unplugd_log_dropped_bytes_total": lambda ids, domain: (
-        _by_reason("unplugd_log_dropped_bytes_total", ids, domain.dropped_bytes)
-    ),
+def _sample(domain: DomainView) -> _Sample:
+    ids = f'domid="{domain.domid}",uuid="{escape(domain.uuid)}"'
+    driver = (f'name="{escape(domain.name)}",product="{escape(domain.label_product)}",'
+              f'build="{escape(domain.label_build)}"')
+    lines, size = domain.dropped_lines, domain.dropped_bytes
+    limit, sink = DROPS
+    return _Sample(ids, driver, 1 if domain.blacklisted else 0, domain.unplugged, domain.log_lines, domain.log_bytes,
+                   (ids, lines.get(limit, 0), ids, lines.get(sink, 0)),
+                   (ids, size.get(limit, 0), ids, size.get(sink, 0)))
+
+
+def _by_reason(name: str) -> str:
+    return "".join([f'{name}{{%s,reason="{reason}"}} %d\n' for reason in DROPS])
+
+
+_DROPPED_LINES = _by_reason("unplugd_log_dropped_lines_total")
+_DROPPED_BYTES = _by_reason("unplugd_log_dropped_bytes_total")
+
+_DOMAIN: dict[str, Callable[[_Sample], str]] = {
+    "unplugd_domain_info": lambda it: f"unplugd_domain_info{{{it.ids},{it.driver}}} 1\n",
+    "unplugd_domain_blacklisted": lambda it: f"unplugd_domain_blacklisted{{{it.ids}}} {it.blacklisted}\n",
+    "unplugd_domain_unplugged": lambda it: _devices(it.ids, it.unplugged),
+    "unplugd_log_lines_total": lambda it: f"unplugd_log_lines_total{{{it.ids}}} {it.lines}\n",
+    "unplugd_log_bytes_total": lambda it: f"unplugd_log_bytes_total{{{it.ids}}} {it.size}\n",
+    "unplugd_log_dropped_lines_total": lambda it: _DROPPED_LINES % it.dropped_lines,
+    "unplugd_log_dropped_bytes_total": lambda it: _DROPPED_BYTES % it.dropped_bytes,
 }
-"""Name of a metric to a domain's lines of it, given the text of the labels that say which domain it is."""
+"""Name of a metric to a domain's lines of it."""
 
 
 def _devices(ids: str, mask: int) -> str:
@@ -209,31 +233,29 @@ class Exposition:
         self._process = Process()
 
     def pieces(self, content_type: str) -> Iterator[bytes]:
-        """The whole text in pieces, each of them quickly made; the caller lets the event loop run between two.
+        """The whole text in pieces, each of them quickly made; the caller serves others between two.
 
         `content_type` is what choose() said. A piece may be empty. The domains are those at the piece that follows the
-        process's; what they count is read when a piece is made.
+        process's; all that one counts is of one moment.
         """
         for family in self._collector.collect():
             yield _by_library(_Single(family), content_type)
         for count in count_descriptors():
             self._process.open_fds = count
             yield b""
-        yield _by_library(self._process, content_type)
-        views = list(self._host.domains.values())
-        domains: list[tuple[str, DomainView]] = []
-        for start in range(0, len(views), SLICE):
-            domains += [
-                (f'domid="{domain.domid}",uuid="{escape(domain.uuid)}"', domain)
-                for domain in views[start : start + SLICE]
-            ]
+        for family in self._process.collect():
+            yield _by_library(_Single(family), content_type)
+        domains = list(self._host.domains.values())
+        samples: list[_Sample] = []
+        for start in range(0, len(domains), SLICE):
+            samples += map(_sample, domains[start : start + SLICE])
             yield b""
         for metric in CATALOGUE:
             if not metric.per_domain:
                 continue
             head, write = _header(metric, content_type), _DOMAIN[metric.name]
             yield head.encode()
-            for start in range(0, len(domains), SLICE):
-                yield "".join([write(ids, domain) for ids, domain in domains[start : start + SLICE]]).encode()
+            for start in range(0, len(samples), WRITTEN):
+                yield "".join(map(write, samples[start : start + WRITTEN])).encode()
         if content_type == OPENMETRICS:
             yield _EOF

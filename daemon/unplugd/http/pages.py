@@ -18,7 +18,7 @@ from unplugd.metrics import HostView
 PLAIN = "text/plain; charset=utf-8"
 JSON = "application/json"
 
-SLICE = 50
+SLICE = 5
 """Domains described between two turns of the event loop."""
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from email.utils import formatdate
@@ -28,6 +29,7 @@ from urllib.parse import urlsplit
 import h11
 
 from unplugd.errors import HostError
+from unplugd.fastpath import serve_guests
 from unplugd.http.pages import Page, Pages, fault
 from unplugd.http.sockets import listen_control, why
 from unplugd.metrics import HostView
@@ -45,6 +47,8 @@ WRITE_LIMIT = 65536
 Content-Length, longer ones are chunked."""
 SEND_SIZE = 32768
 """Bytes of a long answer that are sent at a time."""
+TURN = 0.5e-3
+"""Seconds for which an answer is made, with guests served between its pieces, until the event loop turns."""
 LINGER_LIMIT = 1 << 20
 """Bytes read and thrown away so that a client that still sends gets its answer, not a reset."""
 CLOSE_DEADLINE = 2.0
@@ -106,6 +110,7 @@ class Connection(asyncio.BufferedProtocol):
         self._thrown_away = 0
         self._deadline: asyncio.TimerHandle | None = None
         self._answering: asyncio.Task[None] | None = None
+        self._turn_at = 0.0
         self._writable: asyncio.Future[None] | None = None
         """There is one while the client has to read before more may be written."""
 
@@ -235,7 +240,7 @@ class Connection(asyncio.BufferedProtocol):
             piece = next(pieces, None)
             complete = piece is None
             beginning += piece or b""
-            await asyncio.sleep(0)
+            await self._let_others()
         headers = _headers(page)
         if complete:
             headers.append(("Content-Length", str(len(beginning))))
@@ -246,24 +251,32 @@ class Connection(asyncio.BufferedProtocol):
         if request.method != b"HEAD":
             self._send(h11.Data(data=beginning))
             # Pieces are small, so that guests do not wait for one; what is sent at a time need not be.
-            waiting: list[bytes] = []
+            waiting, size = [], 0
             for piece in pieces:
                 waiting.append(piece)
-                if sum(map(len, waiting)) >= SEND_SIZE:
+                size += len(piece)
+                if size >= SEND_SIZE:
+                    await self._let_others()
                     self._send(h11.Data(data=b"".join(waiting)))
-                    waiting.clear()
-                await self._drained()
+                    waiting, size = [], 0
+                await self._let_others()
             self._send(h11.Data(data=b"".join(waiting)))
         self._send(h11.EndOfMessage())
-        await self._drained()
+        await self._let_others()
 
     def _send(self, event: h11.Event) -> None:
         if data := self._http.send(event):
             self._transport.write(data)
 
-    async def _drained(self) -> None:
-        """Waits until the client has read enough for more to be written; at least, the event loop turns once."""
-        await (asyncio.sleep(0) if self._writable is None else self._writable)
+    async def _let_others(self) -> None:
+        """Lets guests be served between two pieces, the event loop turn, and the client read if it has much to read."""
+        if self._writable is not None:
+            await self._writable
+        elif serve_guests() or time.monotonic() >= self._turn_at:
+            await asyncio.sleep(0)
+        else:
+            return
+        self._turn_at = time.monotonic() + TURN
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._answering = None
