@@ -72,6 +72,8 @@ sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
     command -v pkg-config >/dev/null || need pkg-config 'as libsystemd-dev'
     pkg-config --exists libsystemd 2>/dev/null ||
         need libsystemd-dev 'no systemd-python: sockets passed by systemd are not tested'
+    command -v zsh >/dev/null || need zsh 'its completion is not tried'
+    command -v fish >/dev/null || need fish 'its completion is not tried'
     command -v curl >/dev/null || need curl "the README's look at /metrics is not tried"
     { [ -x /usr/lib/systemd/systemd-journald ] || [ -x /lib/systemd/systemd-journald ]; } &&
         command -v systemd-analyze >/dev/null || need systemd 'no journald and no systemd in the tests'

@@ -21,14 +21,19 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from unplugd.errors import NoSuchNode, StoreError
+from unplugd.fastpath import serve_guests
 from unplugd.records import Event
 from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Store
+from unplugd.xenstore.watches import ignore
 
 RETRY = 1.0
 """Seconds until xenstored is asked again what it did not answer."""
 
 _AT_ONCE = 128
 """Domains whose nodes are read at the same time: verdicts' neighbours in xenstored should not wait for thousands."""
+
+_TURN = 2e-3
+"""Seconds of telling of domains, with guests served in between, after which the event loop turns."""
 
 _ARMED_AT_ONCE = 16
 """Domains whose nodes are being watched at the same time, behind what is more urgent."""
@@ -86,6 +91,34 @@ class Census(Protocol):
 def _paths(domid: int) -> list[str]:
     """The nodes of a domain that are read and watched, in the order of _NODES."""
     return [f"/local/domain/{domid}/{name}" for name in _NODES]
+
+
+async def _facts(values: Sequence[asyncio.Future[bytes]]) -> Facts:
+    """What the values of _paths() say. Raises StoreError."""
+    try:
+        name, vm, throttling, uid = [await _text(value) for value in values]
+    except BaseException:
+        _let_go(values)
+        raise
+    uuid = vm.removeprefix("/vm/") if vm.startswith("/vm/") else ""
+    if not uuid.isascii() or len(uuid) > 64 or not uuid.replace("-", "").isalnum():
+        uuid = ""
+    return Facts(
+        name, uuid, unlimited=throttling == "0",
+        device_model_uid=int(uid) if uid.isascii() and uid.isdigit() and int(uid) < 0xFFFFFFFF else None,
+    )
+
+
+async def _text(value: asyncio.Future[bytes]) -> str:
+    try:
+        return (await value).decode("utf-8", "surrogateescape")
+    except NoSuchNode:
+        return ""
+
+
+def _let_go(values: Sequence[asyncio.Future[bytes]]) -> None:
+    for value in values:
+        value.add_done_callback(ignore)
 
 
 class _Known:
@@ -206,7 +239,7 @@ class Domains:
                 if self._judge(domid, introduced=introduced, after_release=after_release):
                     fresh.append(domid)
             found += len(fresh)
-            await asyncio.gather(*(self._meet(domid) for domid in fresh))
+            await self._meet(fresh)
         # what is watched can wait until everybody is served
         unarmed, self._unarmed = self._unarmed, []
         for domid in unarmed:
@@ -260,17 +293,35 @@ class Domains:
         except StoreError:
             pass  # then the watch went with its connection
 
-    async def _meet(self, domid: int) -> None:
-        """Read a domain's nodes and tell of it; its nodes are watched soon after. One without nodes is there too."""
-        known = self._known.get(domid)
-        if known is None:
-            return
-        known.meeting = True
+    async def _meet(self, domids: list[int]) -> None:
+        """Read domains' nodes and tell of them; their nodes are watched soon after. One without nodes is there too.
+
+        Guests are served in between. Raises the StoreError of one that could not be read, once the others are told of.
+        """
+        reading = [(domid, self._known[domid], self._ask_for(domid)) for domid in domids if domid in self._known]
+        for _, known, _ in reading:
+            known.meeting = True
+        failed: StoreError | None = None
+        turn_at = 0.0
         try:
-            self._tell(domid, known, await self._read(domid))
+            while reading:
+                domid, known, values = reading[0]
+                try:
+                    self._tell(domid, known, await _facts(values))
+                    self._unarmed.append(domid)
+                except StoreError as error:
+                    failed = error
+                known.meeting = False
+                del reading[0]
+                if serve_guests() and time.monotonic() >= turn_at:
+                    await asyncio.sleep(0)
+                    turn_at = time.monotonic() + _TURN
         finally:
-            known.meeting = False
-        self._unarmed.append(domid)
+            for _, known, values in reading:
+                known.meeting = False
+                _let_go(values)
+        if failed is not None:
+            raise failed
 
     async def _watch(self, domid: int, known: _Known) -> None:
         """Watch a domain's nodes, then read them again: what changed before they were watched was no event."""
@@ -293,25 +344,12 @@ class Domains:
             for path in _paths(domid):
                 self._spawn(self._unwatch(path, callback))
 
-    async def _read(self, domid: int) -> Facts:
+    def _ask_for(self, domid: int) -> list[asyncio.Future[bytes]]:
         reader = self._reader(domid)
-        values = await asyncio.gather(*(reader.read(path) for path in _paths(domid)), return_exceptions=True)
-        name, vm, throttling, uid = (self._text(value) for value in values)
-        uuid = vm.removeprefix("/vm/") if vm.startswith("/vm/") else ""
-        if not uuid.isascii() or len(uuid) > 64 or not uuid.replace("-", "").isalnum():
-            uuid = ""
-        return Facts(
-            name, uuid, unlimited=throttling == "0",
-            device_model_uid=int(uid) if uid.isascii() and uid.isdigit() and int(uid) < 0xFFFFFFFF else None,
-        )
+        return [reader.read(path) for path in _paths(domid)]
 
-    @staticmethod
-    def _text(value: bytes | BaseException) -> str:
-        if isinstance(value, NoSuchNode):
-            return ""
-        if isinstance(value, BaseException):
-            raise value
-        return value.decode("utf-8", "surrogateescape")
+    async def _read(self, domid: int) -> Facts:
+        return await _facts(self._ask_for(domid))
 
     def _tell(self, domid: int, known: _Known, facts: Facts) -> None:
         if self._known.get(domid) is not known:

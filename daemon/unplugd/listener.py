@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import pwd
 import resource
 import socket
+import stat
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +29,8 @@ from unplugd.systemd import forget_fd, store_fd
 
 if TYPE_CHECKING:
     from unplugd.held import Held
+
+_MODE = 0o600
 
 BACKLOG = 512
 """Who may wait to be accepted at one socket."""
@@ -186,13 +190,16 @@ class Listener:
 
     def _adopt(self, passed: Passed) -> socket.socket | None:
         """A socket that is listened on already: whoever connected meanwhile waits in its queue."""
+        mine = [begin for begin in self._names() if begin in passed]
+        if not mine:
+            return None
         inode = None
         with contextlib.suppress(OSError):
             status = self.path.lstat()
             inode = status.st_dev, status.st_ino
         found = None
-        for begin in self._names():
-            for name, listening in passed.pop(begin, ()):
+        for begin in mine:
+            for name, listening in passed.pop(begin):
                 if found is None and name == begin + _inode_suffix(inode) and self._owned():
                     found, self._stored, self._inode = listening, name, inode
                 else:
@@ -203,35 +210,43 @@ class Listener:
 
     def _owned(self) -> bool:
         try:
-            self._own(self.path)
+            self._own(os.fspath(self.path))
         except OSError:
             return False
         return True
 
     def _bind(self) -> socket.socket:
-        new = self.path.with_suffix(".new")
+        path = os.fspath(self.path)
+        new = path.removesuffix(".sock") + ".new"
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                new.unlink()
-            bound.bind(str(new))
+            os.fchmod(bound.fileno(), _MODE)  # bind() gives it to the path
+            try:
+                bound.bind(new)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                os.unlink(new)
+                bound.bind(new)
             bound.listen(BACKLOG)
-            new.chmod(0o600)
-            self._own(new)
-            status = new.stat()
-            new.rename(self.path)
+            status = self._own(new)
+            if stat.S_IMODE(status.st_mode) != _MODE:
+                os.chmod(new, _MODE)
+            os.rename(new, path)
         except OSError as error:
             bound.close()
-            raise HostError("socket of a domain", str(self.path), error.strerror or str(error)) from error
+            raise HostError("socket of a domain", path, error.strerror or str(error)) from error
         self._inode = status.st_dev, status.st_ino
         return bound
 
-    def _own(self, path: Path) -> None:
+    def _own(self, path: str) -> os.stat_result:
         uid = self._access.device_model_uid(self.domain.domid, self._known_uid)
         if uid is None:
             uid = os.geteuid()
-        if path.stat().st_uid != uid:
+        status = os.stat(path)
+        if status.st_uid != uid:
             os.chown(path, uid, -1)
+        return status
 
     def configure(self, access: Access, device_model_uid: int | None) -> None:
         """Another configuration, or xenstore says as whom the device model runs. Connections that exist stay."""
@@ -239,7 +254,7 @@ class Listener:
         self._known_uid = device_model_uid
         try:
             if self._inode is not None:
-                self._own(self.path)
+                self._own(os.fspath(self.path))
         except OSError as error:
             self.domain.records.own(Event.SINK_FAILED, f"{self.path}: its owner could not be set: {error.strerror}")
         if self._held is not None:

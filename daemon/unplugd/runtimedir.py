@@ -67,8 +67,9 @@ class RuntimeDirectory:
 
     def remove_stale(self, domids: Container[int]) -> None:
         """Remove sockets and state of all domains but these: they went while no unplugd ran."""
-        for path in [*self.path.glob("dom*.sock"), *self.state.glob("dom*")]:
-            domid = path.name.removeprefix("dom").removesuffix(".sock")
-            if domid.isdigit() and int(domid) not in domids:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        for directory, suffix in (self.path, ".sock"), (self.state, ""):
+            for name in os.listdir(directory):
+                domid = name.removeprefix("dom").removesuffix(suffix)
+                if name == f"dom{domid}{suffix}" and domid.isdigit() and int(domid) not in domids:
+                    with contextlib.suppress(OSError):
+                        (directory / name).unlink()

@@ -82,7 +82,6 @@ class Service:
         self._facts: dict[int, Facts] = {}
         self._stores: Stores
         self._store_tasks: set[asyncio.Task[None]] = set()
-        self._starting: set[asyncio.Task[None]] = set()
         self._awaited = "xenstore"
         self._synchronizing: asyncio.Task[None] | None = None
         self._status = StatusLine(self._status_text)
@@ -228,8 +227,6 @@ class Service:
                     return  # _connected() is called again
                 self._say(Event.STORE_REFUSED, f"xenstore could not be read: {error}; trying again")
                 await asyncio.sleep(1.0)
-        if self._starting:
-            await asyncio.wait(set(self._starting))
         self._oversight.spawn(self._publisher.publish_all(list(self.domains.values())))
         self._say(Event.STORE_CONNECTED, f"xenstore connected: {_count(len(self.domains), 'domain')},"
                                          f" {_count(self._blacklist.entries, 'blacklisted build')}")
@@ -264,9 +261,10 @@ class Service:
         self._facts[domid] = facts
         domain.state.note(facts.pack())
         self._learn_uid(domid, facts.device_model_uid)
-        task = self._oversight.spawn(self._listen(listener))
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
+        error = self._listen(listener)
+        if error is not None:
+            domain.records.own(Event.SINK_FAILED, f"no socket: {error}; trying again")
+            self._oversight.spawn(self._listen_again(listener))
         self._status.soon()
 
     def _learn_uid(self, domid: int, uid: int | None) -> None:
@@ -275,28 +273,32 @@ class Service:
             if other in self._listeners:
                 self._listeners[other].configure(self._access, self._facts[other].device_model_uid)
 
-    async def _listen(self, listener: Listener) -> None:
-        domid = listener.domain.domid
-        said = False
-        while self._listeners.get(domid) is listener:
-            try:
-                adopted = listener.start(self._facts[domid].device_model_uid, self._inherited.sockets)
-            except HostError as error:
-                if not said:
-                    said = True
-                    # readiness does not wait for it any longer
-                    self._starting = {task for task in self._starting if task is not asyncio.current_task()}
-                    listener.domain.records.own(Event.SINK_FAILED, f"no socket: {error}; trying again")
-                await asyncio.sleep(SOCKET_RETRY)
-                continue
-            self._oversight.spawn(self._introduce(listener, adopted=adopted))
-            return
+    def _listen(self, listener: Listener) -> HostError | None:
+        """Have a domain's socket; returns why it is not to be had."""
+        try:
+            adopted = listener.start(self._facts[listener.domain.domid].device_model_uid, self._inherited.sockets)
+        except HostError as error:
+            return error
+        if adopted:
+            self._oversight.spawn(self._introduce_later(listener))
+        else:
+            self._introduce(listener)
+        return None
 
-    async def _introduce(self, listener: Listener, *, adopted: bool) -> None:
-        if adopted:  # guests that wait for a restart come before the words about them
-            await asyncio.wait({self._served, self._ended}, timeout=WORDS_AFTER)
+    async def _listen_again(self, listener: Listener) -> None:
+        while True:
+            await asyncio.sleep(SOCKET_RETRY)
+            if self._listeners.get(listener.domain.domid) is not listener or self._listen(listener) is None:
+                return
+
+    async def _introduce_later(self, listener: Listener) -> None:
+        """Guests that wait for a restart come before the words about them."""
+        await asyncio.wait({self._served, self._ended}, timeout=WORDS_AFTER)
         if self._listeners.get(listener.domain.domid) is listener:  # else it went meanwhile, which was said
-            listener.domain.records.own(Event.INTRODUCED, f"served at {listener.path}")
+            self._introduce(listener)
+
+    def _introduce(self, listener: Listener) -> None:
+        listener.domain.records.own(Event.INTRODUCED, f"served at {listener.path}")
 
     def changed(self, domid: int, facts: Facts) -> None:
         """xenstore says something else about a domain."""

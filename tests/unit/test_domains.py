@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import pytest
 
 from tests.lab.host import OTHER_UUID, UUID, connected, until
+from unplugd import domains
 from unplugd.config import EmbeddedDomain
 from unplugd.domains import Domains, Facts
 from unplugd.errors import StoreUnavailable
@@ -421,6 +423,77 @@ def test_a_read_that_fails_at_the_first_scan_is_made_good_by_the_next() -> None:
             await it.settled()
             await it.domains.scan(after_release=False)
             assert it.register.there == {7: WEB_FACTS}
+
+    asyncio.run(main())
+
+
+def test_a_read_that_fails_keeps_no_other_domain_waiting() -> None:
+    async def main() -> None:
+        async with world(first_scan=False) as it:
+            for domid in (7, 8, 9):
+                it.store.introduce(domid, f"guest-{domid}", "")
+            it.store.failing = 1
+            with pytest.raises(StoreUnavailable):
+                await it.domains.scan(after_release=False)
+            assert list(it.register.there) == [8, 9]
+            await it.domains.scan(after_release=False)
+            assert sorted(it.register.there) == [7, 8, 9]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_guests_are_served_and_the_loop_turns_while_many_domains_come(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    served: list[int] = []
+    turns: list[int] = []
+
+    async def main() -> None:
+        async with world(*(EmbeddedDomain(domid) for domid in range(1, 101)), first_scan=False) as it:
+
+            def serve() -> bool:
+                served.append(len(it.register.there))
+                until = time.monotonic() + domains._TURN / 5
+                while time.monotonic() < until:
+                    pass
+                return wanted
+
+            def turn() -> None:
+                turns.append(len(it.register.there))
+                asyncio.get_running_loop().call_soon(turn)
+
+            monkeypatch.setattr(domains, "serve_guests", serve)
+            turn()
+            await it.domains.scan(after_release=False)
+            assert served == list(range(1, 101)), "after each"
+            assert (len(set(turns)) > 10) is wanted
+
+    asyncio.run(main())
+
+
+def test_a_scan_that_is_given_up_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        async with world(WEB, EmbeddedDomain(8), first_scan=False) as it:
+            pending: list[asyncio.Future[bytes]] = []
+
+            def never(path: str, *, tx: int = 0, deadline: float | None = None) -> asyncio.Future[bytes]:
+                pending.append(asyncio.get_running_loop().create_future())
+                return pending[-1]
+
+            read = it.store.read
+            it.store.read = never  # type: ignore[method-assign] # a store that does not answer
+            scan = asyncio.ensure_future(it.domains.scan(after_release=False))
+            await until(lambda: len(pending) == 8)
+            scan.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await scan
+            for future in pending:  # too late; nobody reads it, and nobody complains of that
+                if not future.done():
+                    future.set_exception(StoreUnavailable("no answer in time"))
+            it.store.read = read  # type: ignore[method-assign] # as above
+            await it.domains.scan(after_release=False)
+            assert sorted(it.register.there) == [7, 8]
 
     asyncio.run(main())
 

@@ -96,11 +96,11 @@ class Delivery:
         """A domain's outbox, with what an earlier process left for it. `lost` is told lines and bytes dropped."""
         if domid in self._outboxes:
             self.close(self._outboxes[domid])
-        path = self._spool_path(domid, uuid)
-        mine = {path, self._spool_path(domid, "")}  # the latter from before its uuid was known
+        path = head = self._spool_path(domid, uuid)
         left: list[tuple[Entry, list[str]]] = []
-        head = path
-        for orphan in self._orphans.pop(domid, ()):
+        orphans = self._orphans.pop(domid, ())
+        mine = {path, self._spool_path(domid, "")} if orphans else ()  # the latter from before its uuid was known
+        for orphan in orphans:
             if orphan in mine and _belongs(found := self._load(orphan), uuid):
                 head = head if left else orphan
                 left += found
@@ -110,9 +110,11 @@ class Delivery:
         self._outboxes[domid] = outbox
         if self._files is not None:
             self._files.open(domid, name)
-        self._take_over(outbox, left, head)
-        for other in mine - {path}:
-            other.unlink(missing_ok=True)
+        if orphans:
+            self._take_over(outbox, left, head)
+        for other in mine:
+            if other != path:
+                other.unlink(missing_ok=True)
         return outbox
 
     def _spool_path(self, domid: int, uuid: str) -> Path:

@@ -6,6 +6,7 @@ output, no wire format: those belong to them.
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -37,7 +38,7 @@ class Store(Protocol):
     def reconnects(self) -> int:
         """How often a connection was made again after one was lost."""
 
-    def read(self, path: str, *, tx: int = 0, deadline: float | None = None) -> Awaitable[bytes]:
+    def read(self, path: str, *, tx: int = 0, deadline: float | None = None) -> Future[bytes]:
         """The value of the node. NoSuchNode."""
 
     def directory(self, path: str, *, tx: int = 0, deadline: float | None = None) -> Awaitable[list[str]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unplugd.errors import NoSuchNode, StoreError, StoreUnavailable
 from unplugd.xenstore.store import DEADLINE
@@ -214,7 +214,7 @@ def nothing(_payload: bytes) -> None:
     """What there is to say of an answer that says no more than OK."""
 
 
-def ignore(future: asyncio.Future[None]) -> None:
+def ignore(future: asyncio.Future[Any]) -> None:
     """Whatever came of it, nobody waits for it."""
     if not future.cancelled():
         future.exception()

@@ -1,19 +1,20 @@
 """xenstore's wire protocol: requests to bytes, bytes to replies and events (xen/include/public/io/xs_wire.h).
 
-The table of operations, the header's layout and the rules for paths and permissions are pyxs's. Its `Packet` is not
+The table of operations, the header's layout and the rules for permissions are pyxs's. Its `Packet` is not
 used for what comes back: it raises for a directory over 4096 bytes, which oxenstored sends. Pure: no socket, no clock;
 connections are `connection`'s business.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from pyxs._internal import Op, Packet
 from pyxs.exceptions import InvalidPath, InvalidPermission
-from pyxs.helpers import check_path, check_perms, check_watch_path
+from pyxs.helpers import check_perms, check_watch_path
 
 from unplugd.errors import NoSuchNode, StoreError, StoreRefused, TransactionConflict
 
@@ -46,6 +47,10 @@ MAX_PAYLOAD = 4096
 
 MAX_REPLY = 16 << 20
 """The longest reply that is believed: oxenstored has no limit of its own for directories."""
+
+_PATH = re.compile(rb"/|(?:/[-\w@]+)+", re.ASCII)
+_PATH_LIMIT = 3072
+"""XENSTORE_ABS_PATH_MAX. pyxs's check_path() takes a newline at the end, and ten times as long."""
 
 _KNOWN = frozenset(Op) | {DIRECTORY_PART}
 
@@ -80,11 +85,7 @@ def node_path(path: str) -> bytes:
     NoSuchNode for one that xenstore cannot hold: it would answer EINVAL, and a NUL or newline must not get that far.
     """
     raw = path.encode("ascii", "replace")
-    try:
-        check_path(raw)
-    except InvalidPath:
-        raise NoSuchNode(path) from None
-    if not raw.startswith(b"/") or raw.endswith((b"\0", b"\n")):  # which pyxs's pattern lets through
+    if _PATH.fullmatch(raw) is None or len(raw) > _PATH_LIMIT:
         raise NoSuchNode(path)
     return raw
 
