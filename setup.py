@@ -5,11 +5,13 @@ Without a compiler the installation succeeds all the same, and unplugd is slower
 
 from setuptools import Extension, setup
 
+PARTS = ("poller", "serve", "held", "page", "log", "gather", "tell", "tail", "keep", "steps")
+
 setup(
     ext_modules=[
         Extension(
             "unplugd._fastpath",
-            [f"daemon/fastpath/{name}.c" for name in ("poller", "serve", "held", "page", "log", "gather", "tail")],
+            [f"daemon/fastpath/{name}.c" for name in PARTS],
             depends=[f"daemon/fastpath/{name}.h" for name in ("poller", "tail", "frame", "journal", "state")],
             extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden"],
             optional=True,

@@ -12,7 +12,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.daemons import MEMORY, daemon, embedded, external, sockets, uuid_of
@@ -27,22 +28,34 @@ Progress = Callable[[str], None]
 
 
 def neighbours(rounds: int, progress: Progress) -> Iterator[Figure]:
-    """p99 of 50 guests beside one that does not stop."""
-    with daemon(embedded(51)) as trial:
-        guests, noisy = sockets(trial, 1, 50), sockets(trial, 51, 51)
-        ways = {
-            "floods its log": ("-p", "lines", "-d", "8", "-n", "90000000", "-w", "0"),
-            "pipelines without end": ("-d", "512", "-n", "90000000", "-w", "0"),
-        }
-        for what, options in ways.items():
-            alone, disturbed = [], []
-            for number in range(rounds):
-                progress(f"round {number + 1} of {rounds}: 50 guests, one {what}")
-                alone.append(measured(guests, "-p", "magic", "-n", "10000")["p99_us"])
-                # -n is only an upper bound: the array of times that goes with it stays untouched memory
-                with beside(portload(noisy, *options)):
-                    disturbed.append(measured(guests, "-p", "magic", "-n", "10000")["p99_us"])
-            yield _times(f"p99 of 50 guests while one {what} / without", disturbed, alone, 2.0)
+    """p99 of 50 guests beside one that does not stop. Where the C server can be asked the same, so it is."""
+    floods = ("-p", "lines", "-d", "8", "-n", "90000000", "-w", "0")
+    pipelines = ("-d", "512", "-n", "90000000", "-w", "0")
+    with (
+        tempfile.TemporaryDirectory(prefix="unplugd-bench-", dir=MEMORY) as name,
+        echo_server(echoes := [f"{name}/{n}.sock" for n in range(51)]),
+        daemon(embedded(51)) as trial,
+    ):
+        guests = sockets(trial, 1, 51)
+        yield _beside(guests, "floods its log", floods, rounds, progress)
+        figure = _beside(guests, "pipelines without end", pipelines, rounds, progress)
+        theirs = _beside(echoes, "pipelines without end", (*pipelines, "-s", "1"), rounds, progress, "-s", "1")
+        yield replace(figure, absolute=f"{figure.absolute}; at C echo {theirs.median:.2f}")
+
+
+def _beside(
+    paths: list[str], what: str, noise: Sequence[str], rounds: int, progress: Progress, *options: str
+) -> Figure:
+    """All sockets but the last, beside one that does this on the last."""
+    *guests, noisy = paths
+    alone, disturbed = [], []
+    for turn in range(rounds):
+        progress(f"round {turn + 1} of {rounds}: 50 guests, one {what}")
+        alone.append(measured(guests, "-p", "magic", "-n", "10000", *options)["p99_us"])
+        # -n is only an upper bound: the array of times that goes with it stays untouched memory
+        with beside(portload([noisy], *noise)):
+            disturbed.append(measured(guests, "-p", "magic", "-n", "10000", *options)["p99_us"])
+    return _times(f"p99 of 50 guests while one {what} / without", disturbed, alone, 2.0)
 
 
 def _times(name: str, ours: list[float], theirs: list[float], goal: float) -> Figure:
@@ -69,17 +82,33 @@ def thousand(rounds: int, progress: Progress) -> Iterator[Figure]:
 
 
 def _flat(rounds: int, progress: Progress, one: list[str], everyone: list[str]) -> Iterator[Figure]:
-    """The cost of an access to one domain where it is alone, and where a thousand are connected."""
-    alone: list[float] = []
-    among: list[float] = []
-    turns: list[float] = []
-    for number in range(rounds):
-        progress(f"round {number + 1} of {rounds}: one domain, a thousand domains")
-        for paths, options, costs in (one, (), alone), (everyone, ("-o",), among), (everyone, (), turns):
-            run = measured(paths, "-p", "magic", "-n", "20000", "-w", "2000", *options)
-            costs.append(1e6 / run["frames_per_second"])
-    yield _times("cost of an access, 1,000 domains connected / one", among, alone, 1.1)
-    yield _times("cost of accesses to 1,000 domains in turn / to one", turns, alone, 1.1)
+    """The cost of an access to one domain where it is alone, and where a thousand are connected.
+
+    Going to a thousand sockets in turn costs the kernel, and the client, more than going to one: what of that is
+    unplugd's is what it costs more than at the C server.
+    """
+    with tempfile.TemporaryDirectory(prefix="unplugd-bench-", dir=MEMORY) as name:
+        echo, echoes = [f"{name}/one.sock"], [f"{name}/{n}.sock" for n in range(THOUSAND)]
+        with echo_server(echo), echo_server(echoes):
+            costs: dict[str, list[float]] = {}
+            for number in range(rounds):
+                progress(f"round {number + 1} of {rounds}: one domain, a thousand domains")
+                for what, paths, options in (
+                    ("alone", one, ()), ("among", everyone, ("-o",)), ("in turn", everyone, ()),
+                    ("echo alone", echo, ("-s", "1")), ("echo in turn", echoes, ("-s", "1")),
+                ):  # fmt: skip
+                    run = measured(paths, "-p", "magic", "-n", "20000", "-w", "2000", *options)
+                    costs.setdefault(what, []).append(1e6 / run["frames_per_second"])
+    yield _times("cost of an access, 1,000 domains connected / one", costs["among"], costs["alone"], 1.1)
+    ours, theirs = (
+        [turn / alone for turn, alone in zip(costs[f"{who}in turn"], costs[f"{who}alone"], strict=True)]
+        for who in ("", "echo ")
+    )
+    yield Figure(
+        "cost of an access to 1,000 in turn / to one, over that of C echo",
+        tuple(mine / its for mine, its in zip(ours, theirs, strict=True)), 1.1, reference=tuple(costs["echo alone"]),
+        absolute=f"{statistics.median(ours):.2f}, C echo {statistics.median(theirs):.2f}",
+    )  # fmt: skip
 
 
 def _scrapes(rounds: int, progress: Progress, trial: Trial, everyone: list[str]) -> Iterator[Figure]:

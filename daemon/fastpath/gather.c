@@ -11,7 +11,6 @@
 #include "poller.h"
 
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
@@ -28,15 +27,6 @@ void close_gathering(Poller *self)
     if (self->timer >= 0)
         close(self->timer);
     self->timer = -1;
-}
-
-void open_gathering(Poller *self)
-{
-    struct epoll_event event = { .events = EPOLLIN };
-
-    self->timer = event.data.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-    if (self->timer >= 0 && epoll_ctl(self->epoll, EPOLL_CTL_ADD, self->timer, &event) < 0)
-        close_gathering(self);
 }
 
 bool gather(Poller *self, Tail *tail, struct balance left, double time)

@@ -2,19 +2,18 @@
  *
  * A Poller stands in the place of select.epoll in the event loop's selector (fastpath.py). When a device model connects,
  * it is accepted (held.c); when its connection becomes readable, the frames are read and answered (serve.c) that are a
- * read of magic number or version, a product number, an unplug mask (tail.c) or guest log (log.c), and it goes back to
- * waiting. So is a build number, once Python says that xenstore allows it. All else is Python's: the first other frame, and everything behind it, is handed over with the
- * bytes that were read, in order. Nothing here is a second opinion on the protocol: what these frames do is
- * core/stream.py's, what is kept before they are answered is state.py's, and tests/unit/test_fastpath.py holds both to
- * the same bytes, answers, events, counters and state.
+ * read of magic number or version, a product number, an unplug mask (steps.c) or guest log (log.c), and it goes back to
+ * waiting. So is a build number, once Python says that xenstore allows it. All else is Python's: the first other frame, and
+ * everything behind it, is handed over with the bytes that were read, in order. Nothing here is a second opinion on the
+ * protocol: what these frames do is core/stream.py's, what is kept before they are answered is state.py's, and
+ * tests/unit/test_fastpath.py holds both to the same bytes, answers, events, counters and state.
  *
- * Who owns what, when. All of this runs on the event loop's thread with the GIL held, so it never runs beside Python,
- * only between two callbacks, or where Python lets guests in (serve), when every domain is settled (Domain.settle). A Tail is the part of a domain that may
- * change here: product and unplugged devices, the end of its partial line, all of that in the mapped state, the balance of
- * its limiter, and how many lines were dropped or went to the journal. Python offers it at the end of each settle(). What
- * changed is told to the domain (caught_up) before Python looks at it: Domain.guest asks for that. So there are never two
- * truths about a domain, and while guests keep coming nobody has to be told of them. What a driver did is told unasked too,
- * for it is to be recorded and published: once guests are quiet, a slice at a time.
+ * Who owns what, when. All of this runs on the event loop's thread with the GIL held, so it never runs beside Python, only
+ * between two callbacks, or where Python lets guests in (serve), when every domain is settled (Domain.settle). A Tail is the
+ * part of a domain that may change here: product and unplugged devices, the end of its partial line, all of that in the
+ * mapped state, the balance of its limiter, and how many lines were dropped or went to the journal. Python offers it at the
+ * end of each settle(). What changed is told to the domain (caught_up) before Python looks at it: Domain.guest asks for
+ * that. So there are never two truths about a domain (tell.c).
  *
  * SPDX-License-Identifier: MIT
  */
@@ -26,6 +25,7 @@
 #include <math.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "state.h"
@@ -33,67 +33,36 @@
 
 enum {
     EVENTS = 256,           /* descriptors looked at in one round */
-    FEW = 16,               /* domains that are told before another descriptor is Python's turn */
     ROUNDS = 4096,          /* rounds after which Python has a turn even where nothing asks for it */
 };
 
-static const double QUIET = 0.5e-3;     /* seconds without an access, after which there is time to tell */
-static const double LATEST = 0.1;       /* seconds after which what a driver did is told, however busy others are */
-static const double SLICE = 0.15e-3;    /* seconds of telling after which guests are looked at again */
-static const double PIECE = 0.03e-3;    /* the same where somebody tells of all, and looks at guests meanwhile (Poller_serve) */
+static const double LONGEST = 1e6;      /* seconds; who would wait longer has no timer */
 
-void touch(Poller *self, Tail *tail)
+int open_timer(const Poller *self)
 {
-    if (!tail->touched) {
-        tail->touched = true;
-        tail->next = NULL;
-        self->queued++;
-        if (self->untold == NULL)
-            self->behind = &self->untold;
-        *self->behind = (Tail *)Py_NewRef((PyObject *)tail);
-        self->behind = &tail->next;
+    struct epoll_event event = { .events = EPOLLIN };
+    int timer = event.data.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+
+    if (timer >= 0 && epoll_ctl(self->epoll, EPOLL_CTL_ADD, timer, &event) < 0) {
+        close(timer);
+        return -1;
     }
-    if (tail->steps > 0 && !self->stepped) {
-        self->stepped = true;
-        self->served = now();
-        self->due = self->served + LATEST;
-    }
+    return timer;
 }
 
-static Tail *next_untold(Poller *self)
+/* Have the wait end at that time, or before: whoever waits looks at the time. False: there is no such timer.
+ *
+ * A timeout of epoll_wait would set and clear a timer of the kernel's for each access, and take 1 to 3 us for that. */
+static bool set_alarm(Poller *self, double time)
 {
-    Tail *tail = self->untold;
+    struct itimerspec at = { .it_value = { (time_t)time, (long)((time - floor(time)) * 1e9) } };
 
-    if (tail != NULL) {
-        self->untold = tail->next;
-        self->queued--;
-        tail->touched = false;
-    }
-    return tail;
-}
-
-/* Tell of those who wait longest, for so long. Whether there are more. */
-static bool tell_some(Poller *self, double seconds)
-{
-    double until = now() + seconds;
-    Tail *tail;
-
-    if (self->gathering != NULL)
-        hand_in_now(self);
-    self->called = true;
-    while ((tail = next_untold(self)) != NULL) {
-        tell(tail);
-        Py_DECREF(tail);
-        if (now() >= until)
-            break;
-    }
-    self->stepped = self->untold != NULL;
-    return self->stepped;
-}
-
-static PyObject *Poller_tell(Poller *self, PyObject *Py_UNUSED(ignored))
-{
-    return PyBool_FromLong(self->untold != NULL && tell_some(self, PIECE));
+    if (self->rings > 0 && self->rings <= time)
+        return true;
+    if (self->alarm < 0 || timerfd_settime(self->alarm, TFD_TIMER_ABSTIME, &at, NULL) < 0)
+        return false;
+    self->rings = time;
+    return true;
 }
 
 /* One round: wait, serve, and collect what is Python's; with `events` NULL, what is not a connection's stays ready. How many
@@ -128,9 +97,13 @@ static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject 
             hand_in_now(self);      /* before anything else is looked at, be it that they have waited long enough */
             link = fd < self->room ? &self->links[fd] : &nobody;
         }
-        if (fd == self->timer) {
+        if (fd == self->timer || fd == self->alarm) {
             uint64_t times;
 
+            if (fd == self->alarm) {
+                self->rings = 0;
+                self->called = true;
+            }
             if (read(fd, &times, sizeof times) < 0 && errno != EAGAIN)
                 return PyErr_SetFromErrno(PyExc_OSError), -1;
             continue;
@@ -192,27 +165,20 @@ static PyObject *Poller_poll(Poller *self, PyObject *timeout)
     self->called = false;
     for (int rounds = 0; rounds < ROUNDS; rounds++) {
         /* as selectors.EpollSelector: rounded up, so that a timer is due when this returns */
-        int milliseconds = left <= 0 ? 0 : left > 1e6 ? -1 : (int)ceil(left * 1e3);
+        int milliseconds = left <= 0 ? 0 : left > LONGEST || set_alarm(self, deadline) ? -1 : (int)ceil(left * 1e3);
 
         if (self->stepped && milliseconds != 0)     /* guests first, then what is to be said of them */
             milliseconds = 1;
         count = one_round(self, milliseconds, events, handed);
-        if (self->stepped) {
-            double time = now();
-
-            if (count > 0)
-                self->served = time;
-            if (time - self->served >= QUIET || time >= self->due)
-                tell_some(self, SLICE);
-        }
+        if (self->stepped)
+            tell_in_time(self, count > 0);
         if (count <= 0 || self->called || PyList_GET_SIZE(events) > 0 || PyList_GET_SIZE(handed) > 0)
             break;
         if (deadline < INFINITY && (left = deadline - now()) <= 0)
             break;
     }
-    /* something else comes now: what was done before it is told before it, but where a crowd boots guests come first */
-    if (self->stepped && self->queued <= FEW && PyList_GET_SIZE(events) > 0)
-        tell_some(self, SLICE);
+    if (self->stepped && PyList_GET_SIZE(events) > 0)
+        tell_before(self);
     if (count >= 0)
         result = PyTuple_Pack(2, events, handed);
 end:
@@ -310,12 +276,6 @@ static PyObject *Poller_detach(Poller *self, PyObject *arg)
     Py_RETURN_NONE;
 }
 
-static PyObject *Poller_close(Poller *self, PyObject *Py_UNUSED(ignored))
-{
-    close_gathering(self);
-    Py_RETURN_NONE;
-}
-
 static PyObject *Poller_journal(Poller *self, PyObject *arg)
 {
     long fd = PyLong_AsLong(arg);
@@ -355,20 +315,35 @@ static int Poller_clear(Poller *self)
     return 0;
 }
 
+static void close_timers(Poller *self)
+{
+    close_gathering(self);
+    if (self->alarm >= 0)
+        close(self->alarm);
+    self->alarm = -1;
+    self->rings = 0;
+}
+
 static void Poller_dealloc(Poller *self)
 {
     PyObject_GC_UnTrack(self);
     Poller_clear(self);
-    close_gathering(self);
+    close_timers(self);
     PyMem_Free(self->links);
     Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyObject *Poller_close(Poller *self, PyObject *Py_UNUSED(ignored))
+{
+    close_timers(self);
+    Py_RETURN_NONE;
 }
 
 static int Poller_init(Poller *self, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
     PyObject *bounds;
 
-    self->journal = self->timer = -1;
+    self->journal = self->timer = self->alarm = -1;
     if (!PyArg_ParseTuple(args, "iO!:Poller", &self->epoll, &PyTuple_Type, &bounds))
         return -1;
     if (PyTuple_GET_SIZE(bounds) > MAX_BOUNDS) {
@@ -381,7 +356,8 @@ static int Poller_init(Poller *self, PyObject *args, PyObject *Py_UNUSED(kwargs)
         if (PyErr_Occurred())
             return -1;
     }
-    open_gathering(self);
+    self->timer = open_timer(self);
+    self->alarm = open_timer(self);
     return 0;
 }
 

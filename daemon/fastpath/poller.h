@@ -54,6 +54,8 @@ typedef struct {
     bool alone;             /* nothing else was ready in this round */
     Tail *gathering;        /* whose lines wait for journald, with a reference; NULL: nobody's */
     int timer;              /* a timerfd: they have waited long enough; -1: there is none */
+    int alarm;              /* a timerfd: Python's next timer is due; -1: there is none */
+    double rings;           /* when; 0: it is not set */
     PyObject *handed;       /* what came in serve() and is Python's, for the next poll(); NULL: nothing */
     unsigned char buffer[READ_SIZE] __attribute__((aligned(8)));
 } Poller;
@@ -118,6 +120,18 @@ PyObject *Poller_hang_up(Poller *self, PyObject *arg);
 /* Remember that a tail's domain was not told of something. */
 void touch(Poller *self, Tail *tail);
 
+/* The next one of these, no longer in the queue; with a reference. NULL: there is none. */
+Tail *next_untold(Poller *self);
+
+/* Some of them have drivers that did something: tell of it if guests are quiet, or it is time. `busy`: one was served. */
+void tell_in_time(Poller *self, bool busy);
+
+/* The same, and something else comes now: what was done before it is told before it, but where a crowd boots guests come
+ * first. */
+void tell_before(Poller *self);
+
+PyObject *Poller_tell(Poller *self, PyObject *ignored);
+
 /* Call a method of a tail's domain with the time. -1 and an exception if that fails. */
 int call(Poller *self, Tail *tail, const char *method, double time);
 
@@ -130,12 +144,12 @@ static inline Py_ssize_t line_cost(Py_ssize_t length)
     return length < RECORD_COST ? RECORD_COST : length;
 }
 
-/* To be called once, before anything else of gather.c. Where there can be no timer, lines do not wait. */
-void open_gathering(Poller *self);
+/* A timerfd in the epoll; -1 where there can be none. */
+int open_timer(const Poller *self);
 
 void close_gathering(Poller *self);
 
-/* Let the line that has ended wait for the next ones, if they come quickly and nobody else does; `left` is the balance when
+/* Let the line that has ended wait for the next ones, if they come quickly, nobody else does and there is a timer; `left` is the balance when
  * it is paid. False: nothing was done, or all it does is to arm the timer. */
 bool gather(Poller *self, Tail *tail, struct balance left, double time);
 

@@ -94,6 +94,10 @@ static inline double now(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
+/* --- keep.c: what SIGKILL does not reach */
+
+struct slot;                /* state.h */
+
 /* Log bytes of the batch that is being served, whosever it is: between two batches there are none. */
 extern unsigned char pending[LINE_LIMIT];
 
@@ -107,13 +111,21 @@ int append_pending(Tail *tail);
  * kept here would belong to no header, so there are none until the next offer. */
 bool in_step(const Tail *tail);
 
-/* Keep what the batch changed so far, where SIGKILL does not reach it. -1 and an exception where there is no memory. */
+/* The header that counts, for a change. */
+struct slot current_slot(const Tail *tail);
+
+/* From now on this one counts; `length` bytes of the partial line belong to it. */
+void publish(Tail *tail, struct slot *slot, Py_ssize_t length);
+
+/* Keep what the batch changed so far. -1 and an exception where there is no memory. */
 int keep(Tail *tail);
 
 /* journald has so many bytes of what was gathered: the next process would send only what is behind them. */
 void note_sent(Tail *tail, Py_ssize_t size);
 
-/* Serve a step of a driver that comes up: the answer is in the frame, what it changes is kept. False: it is Python's. */
+/* --- steps.c: what a driver that comes up does */
+
+/* Serve a step: the answer is in the frame, what it changes is kept. False: it is Python's. */
 bool take_step(Tail *tail, enum kind kind, struct frame *frame, double time);
 
 /* The product whose build number may be judged without Python's part of the protocol; -1: there is none. */
@@ -124,6 +136,8 @@ bool allow_build(Tail *tail, int64_t product, unsigned build, double time);
 
 /* The magic number is read: a step where the history does not have it yet. */
 void note_magic(Tail *tail, double time);
+
+/* --- tail.c: what its domain is told */
 
 /* Tell the domain what changed since it was told last; there must be nothing gathered. -1 and an exception if that fails. */
 int catch_up(Tail *tail);

@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sysconfig
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -1159,6 +1162,73 @@ def test_nonsense_is_refused() -> None:
         poller.answer(-7, b"")
     with pytest.raises(TypeError, match="not a Tail"):
         poller.hang_up(None)  # type: ignore[arg-type] # as above
+
+
+# --- time
+
+
+def test_timers_are_in_time_while_guests_keep_coming_and_when_they_become_others() -> None:
+    def guest(client: socket.socket, stop: threading.Event) -> None:
+        client.settimeout(20)
+        while not stop.is_set():
+            client.sendall(MAGIC)
+            assert len(client.recv(32)) == 32
+
+    async def story(peer: Peer) -> None:
+        loop, stop = asyncio.get_running_loop(), threading.Event()
+        talking = asyncio.ensure_future(asyncio.to_thread(guest, peer.clients[0], stop))
+        for quiet in (False, True):
+            earlier = loop.call_later(0.01, lambda: None)
+            for seconds in (0.2, 0.03, 0.001, 0.05):  # later and earlier than what the wait was to end at
+                begin = loop.time()
+                called: asyncio.Future[None] = loop.create_future()
+                loop.call_later(seconds, called.set_result, None)
+                earlier.cancel()
+                await asyncio.wait_for(called, 20)
+                assert seconds <= loop.time() - begin < seconds + 10
+                earlier = loop.call_later(seconds / 2, lambda: None)
+            if not quiet:
+                stop.set()
+                await talking
+        peer.clients[0].setblocking(False)
+
+    run(fast, story)
+
+
+def test_it_does_not_wake_up_for_timers_that_were_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = 0
+    select_ = fastpath.Selector.select
+
+    def counted(self: fastpath.Selector, timeout: float | None = None) -> list[Any]:
+        nonlocal turns
+        turns += 1
+        return select_(self, timeout)
+
+    monkeypatch.setattr(fastpath.Selector, "select", counted)
+
+    async def main() -> None:
+        await asyncio.sleep(0.05)
+        before = turns
+        await asyncio.sleep(0.3)
+        assert turns - before < 10
+
+    with asyncio.Runner(loop_factory=fast) as runner:
+        runner.run(main())
+
+
+def test_without_descriptors_for_timers_it_waits_all_the_same() -> None:
+    lowest = os.dup(0)
+    os.close(lowest)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with select.epoll() as epoll:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            poller = _fastpath.Poller(epoll.fileno(), DURATION_BOUNDS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        begin = time.monotonic()
+        assert poller.poll(0.03) == ([], [])
+        assert time.monotonic() - begin >= 0.03
 
 
 # --- between two pieces of something long
