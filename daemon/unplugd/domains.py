@@ -1,4 +1,4 @@
-"""Which domains there are: xenstore's introductions and releases, and what xenstore says about each domain.
+"""Which domains there are: xenstore's introductions and releases. What it says about each is facts.py's.
 
 The rules (contract section 1) in short:
 
@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from unplugd.errors import NoSuchNode, StoreError
+from unplugd.facts import Facts, facts_of, let_go, paths
 from unplugd.fastpath import serve_guests
 from unplugd.records import Event
 from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Store
-from unplugd.xenstore.watches import ignore
 
 RETRY = 1.0
 """Seconds until xenstored is asked again what it did not answer."""
@@ -41,40 +40,6 @@ _ARMED_AT_ONCE = 16
 _PROBED = 256
 """How far beyond the highest domid that is listed a domain without any node is looked for."""
 
-_NODES = ("name", "vm", "log-throttling", "image/device-model-kill-uid")
-
-
-class Facts(NamedTuple):
-    """What xenstore says about a domain."""
-
-    name: str = ""
-    uuid: str = ""
-    unlimited: bool = False
-    """`log-throttling` is 0."""
-    device_model_uid: int | None = None
-
-    def pack(self) -> bytes:
-        """The facts as they are kept with the domain's state."""
-        uuid = self.uuid.encode("ascii")
-        uid = -1 if self.device_model_uid is None else self.device_model_uid
-        return _FACTS.pack(self.unlimited, uid, len(uuid)) + uuid + self.name.encode("utf-8", "surrogateescape")
-
-    @classmethod
-    def unpack(cls, kept: bytes) -> Facts | None:
-        """What pack() gave; None for anything else."""
-        try:
-            unlimited, uid, length = _FACTS.unpack_from(kept)
-            uuid = kept[_FACTS.size:_FACTS.size + length].decode("ascii")
-        except (struct.error, UnicodeDecodeError):
-            return None
-        name = kept[_FACTS.size + length:].decode("utf-8", "surrogateescape")
-        return cls(name, uuid, unlimited, None if uid < 0 else uid)
-
-
-_FACTS = struct.Struct("<?qB")
-"""`unlimited`, the uid or -1, the length of the uuid; then the uuid and the name."""
-
-
 class Census(Protocol):
     """Who is told about domains."""
 
@@ -86,39 +51,6 @@ class Census(Protocol):
 
     def released(self, domid: int) -> None:
         """A domain has gone."""
-
-
-def _paths(domid: int) -> list[str]:
-    """The nodes of a domain that are read and watched, in the order of _NODES."""
-    return [f"/local/domain/{domid}/{name}" for name in _NODES]
-
-
-async def _facts(values: Sequence[asyncio.Future[bytes]]) -> Facts:
-    """What the values of _paths() say. Raises StoreError."""
-    try:
-        name, vm, throttling, uid = [await _text(value) for value in values]
-    except BaseException:
-        _let_go(values)
-        raise
-    uuid = vm.removeprefix("/vm/") if vm.startswith("/vm/") else ""
-    if not uuid.isascii() or len(uuid) > 64 or not uuid.replace("-", "").isalnum():
-        uuid = ""
-    return Facts(
-        name, uuid, unlimited=throttling == "0",
-        device_model_uid=int(uid) if uid.isascii() and uid.isdigit() and int(uid) < 0xFFFFFFFF else None,
-    )
-
-
-async def _text(value: asyncio.Future[bytes]) -> str:
-    try:
-        return (await value).decode("utf-8", "surrogateescape")
-    except NoSuchNode:
-        return ""
-
-
-def _let_go(values: Sequence[asyncio.Future[bytes]]) -> None:
-    for value in values:
-        value.add_done_callback(ignore)
 
 
 class _Known:
@@ -307,7 +239,7 @@ class Domains:
             while reading:
                 domid, known, values = reading[0]
                 try:
-                    self._tell(domid, known, await _facts(values))
+                    self._tell(domid, known, await facts_of(values))
                     self._unarmed.append(domid)
                 except StoreError as error:
                     failed = error
@@ -319,7 +251,7 @@ class Domains:
         finally:
             for _, known, values in reading:
                 known.meeting = False
-                _let_go(values)
+                let_go(values)
         if failed is not None:
             raise failed
 
@@ -330,7 +262,7 @@ class Domains:
             if callback is None:
                 return  # it went meanwhile
             try:
-                await asyncio.gather(*(self._store.watch(path, callback) for path in _paths(domid)))
+                await asyncio.gather(*(self._store.watch(path, callback) for path in paths(domid)))
             except StoreError as error:
                 self._unwatch_all(domid, known)  # to be armed anew by the scan after the next connect
                 if self._known.get(domid) is known:
@@ -341,15 +273,15 @@ class Domains:
     def _unwatch_all(self, domid: int, known: _Known) -> None:
         callback, known.callback = known.callback, None
         if callback is not None:
-            for path in _paths(domid):
+            for path in paths(domid):
                 self._spawn(self._unwatch(path, callback))
 
     def _ask_for(self, domid: int) -> list[asyncio.Future[bytes]]:
         reader = self._reader(domid)
-        return [reader.read(path) for path in _paths(domid)]
+        return [reader.read(path) for path in paths(domid)]
 
     async def _read(self, domid: int) -> Facts:
-        return await _facts(self._ask_for(domid))
+        return await facts_of(self._ask_for(domid))
 
     def _tell(self, domid: int, known: _Known, facts: Facts) -> None:
         if self._known.get(domid) is not known:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from unplugd.domains import Facts
+from unplugd.facts import Facts
 from unplugd.listener import passed_sockets
 from unplugd.state import read_note
 from unplugd.systemd import forget_fd, listen_fds

@@ -24,11 +24,12 @@ from unplugd.config import Config, load
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domain import Domain
-from unplugd.domains import Domains, Facts
+from unplugd.domains import Domains
 from unplugd.domainsettings import Settings
 from unplugd.domainview import describe, describe_history
 from unplugd.errors import ConfigError, HostError, StoreError
-from unplugd.fastpath import tell
+from unplugd.facts import Facts
+from unplugd.fastpath import serve_guests, tell
 from unplugd.http.front import HttpFront
 from unplugd.http.sockets import listen_tcp
 from unplugd.inheritance import Inheritance
@@ -370,9 +371,10 @@ class Service:
         for domid, facts in self._facts.items():
             self._access.learn(domid, facts.device_model_uid)
         self._publisher.enabled = config.publish
-        for domid, domain in self.domains.items():
+        for domid, domain in list(self.domains.items()):
             domain.configure()
             self._listeners[domid].configure(self._access, self._facts[domid].device_model_uid)
+            serve_guests()
         self._oversight.spawn(self._publisher.publish_all(list(self.domains.values())))
         self._blacklist.configure(config.blacklist, self.settings.registry)
         self._stores.follow_configuration(config.xenstore.domains)

@@ -13,8 +13,9 @@ import pytest
 from tests.lab.host import OTHER_UUID, UUID, connected, until
 from unplugd import domains
 from unplugd.config import EmbeddedDomain
-from unplugd.domains import Domains, Facts
+from unplugd.domains import Domains
 from unplugd.errors import StoreUnavailable
+from unplugd.facts import Facts
 from unplugd.records import Event
 from unplugd.xenstore.embedded import EmbeddedStore
 from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN
@@ -557,19 +558,6 @@ def test_a_domain_that_goes_while_its_nodes_are_being_watched_is_no_fault_of_xen
 
 
 # --- a process that was started anew goes on where the last one was (restore)
-
-
-@pytest.mark.parametrize("facts", [
-    Facts(), Facts("web-01", UUID), Facts("web-01", UUID, unlimited=True, device_model_uid=0),
-    Facts("n\u00e4me\udcff", "", device_model_uid=0xFFFFFFFE),
-])  # fmt: skip
-def test_facts_are_kept_as_they_are(facts: Facts) -> None:
-    assert Facts.unpack(facts.pack()) == facts
-
-
-@pytest.mark.parametrize("kept", [b"", b"\0" * 9, b"\0" * 9 + b"\3\xff\xff\xff"])
-def test_facts_that_are_none(kept: bytes) -> None:
-    assert Facts.unpack(kept) is None
 
 
 async def _restored(it: World, facts: dict[int, Facts]) -> None:
