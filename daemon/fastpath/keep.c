@@ -120,11 +120,12 @@ void note_sent(Tail *tail, Py_ssize_t size)
 int keep(Tail *tail)
 {
     char *map = tail->state.buf;
-    Py_ssize_t have = PyByteArray_GET_SIZE(tail->partial), more = tail->waiting;
+    Py_ssize_t have, more = tail->waiting;
     bool ended = tail->ended;
 
     if (!ended && more == 0)
         return 0;
+    have = PyByteArray_GET_SIZE(tail->partial);
     if (append_pending(tail) < 0)
         return -1;
     tail->ended = false;

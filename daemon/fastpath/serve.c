@@ -16,13 +16,12 @@
 
 Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *answered, double began)
 {
-    Py_ssize_t at = 0, out = 0, have = PyByteArray_GET_SIZE(tail->partial);
+    Py_ssize_t at = 0, out = 0, have = 0;
     uint64_t magic = tail->blacklisted ? MAGIC_DENIED : MAGIC_ALLOWED;
     long long magics = 0, logged = 0;
     double seconds;
+    bool looked = false;    /* at the state and the partial line: memory that a magic read does not need */
 
-    if (tail->logging && !in_step(tail))
-        tail->logging = false;
     while (at + FRAME <= size) {
         struct frame frame;     /* behind a string write, the next one is not aligned */
         unsigned char byte;
@@ -38,6 +37,12 @@ Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *answere
             frame.data = magic;
             frame.flags = RESPONSE | READ;
             goto answered;
+        }
+        if (!looked) {
+            looked = true;
+            have = PyByteArray_GET_SIZE(tail->partial);
+            if (tail->logging && !in_step(tail))
+                tail->logging = false;
         }
         if (kind == OTHER || kind == BUILD || !tail->logging)
             break;

@@ -72,7 +72,7 @@ bool allow_build(Tail *tail, int64_t product, unsigned build, double time)
 
 void note_magic(Tail *tail, double time)
 {
-    if (tail->noted != tail->blacklisted && tail->steps < MAX_STEPS) {
+    if (tail->noted != tail->blacklisted && tail->steps < MAX_STEPS && in_step(tail)) {
         tail->noted = tail->blacklisted;
         add_step(tail, MAGIC, 0, time);
     }
