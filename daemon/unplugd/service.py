@@ -1,7 +1,7 @@
 """The service: one read of this file tells the main job, from xenstore's news to a guest's answer.
 
     store.run ── connected ─> _synchronize: blacklist into xenstore and mirrored, domains read, READY=1
-    Domains ──── introduced ─> Domain (state, log) + Listener (socket) ── Connection ── core: frames -> answers
+    Domains ──── introduced ─> Served: Domain (state, log) + Listener (socket) ── Connection ── core: frames -> answers
                  released ──> all of it taken down, its partial line recorded
     Connection ─ build number ─> Blacklist.judge ── xenstored or mirror
     Domain ───── events ─> Delivery (journal, files, stderr), Publisher (/local/domain/<domid>/unplug)
@@ -28,8 +28,7 @@ from unplugd.domains import Domains
 from unplugd.domainsettings import Settings
 from unplugd.domainview import describe, describe_history
 from unplugd.errors import ConfigError, HostError, StoreError
-from unplugd.facts import Facts
-from unplugd.fastpath import serve_guests, tell
+from unplugd.fastpath import tell
 from unplugd.http.front import HttpFront
 from unplugd.http.sockets import listen_tcp
 from unplugd.inheritance import Inheritance
@@ -40,6 +39,7 @@ from unplugd.oversight import Oversight
 from unplugd.publish import Publisher
 from unplugd.records import Entry, Event
 from unplugd.runtimedir import RuntimeDirectory
+from unplugd.served import Served
 from unplugd.sinks.delivery import Delivery
 from unplugd.standing import Standing
 from unplugd.status import StatusLine
@@ -63,9 +63,6 @@ COLLECT_AFTER = 10_000
 """Objects after which the garbage collector looks at the youngest (Python's own figure is 700): what a guest causes is
 freed by its references, and while a thousand boot, the collector was a fifteenth of the work."""
 
-SOCKET_RETRY = 2.0
-"""Seconds until a domain's socket that could not be made is tried again."""
-
 
 class Service:
     """unplugd, from configuration to the end of the process. It is what metrics, health and API look at (HostView)."""
@@ -76,11 +73,8 @@ class Service:
         self.config = config
         self.counters = Counters()
         self.ready = False
-        self.domains: dict[int, Domain] = {}
         self.standing = Standing(config_path)
         self._config_path = config_path
-        self._listeners: dict[int, Listener] = {}
-        self._facts: dict[int, Facts] = {}
         self._stores: Stores
         self._store_tasks: set[asyncio.Task[None]] = set()
         self._awaited = "xenstore"
@@ -104,15 +98,16 @@ class Service:
         loop.set_exception_handler(self._oversight.surprised)
         sys.unraisablehook = self._oversight.unraisable
         # what systemd passes, it has kept; and the guests whose sockets these are wait
-        self._keep_sockets = self._inherited.has_guests
-        if self._keep_sockets:
+        census = self._census
+        census.keep = self._inherited.has_guests
+        if census.keep:
             self._domains.restore(self._inherited.domains(self._directory.state, self.settings.boot))
             await asyncio.sleep(FIRST_ANSWERS)
         else:
-            self._keep_sockets = await fd_store_works()
+            census.keep = await fd_store_works()
         self._use_xenstore()
         self._say(Event.STARTED, f"unplugd {__version__} started" + (
-            "; sockets are kept over restarts" if self._keep_sockets else "") + (
+            "; sockets are kept over restarts" if census.keep else "") + (
             "; no HTTP by TCP: there is no network here, and no socket was passed"
             if self.config.http.listen is not None and not self._tcp_sockets else ""))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -145,9 +140,12 @@ class Service:
         if not self._inherited.http and config.http.listen is not None:
             self._tcp_sockets = listen_tcp(*config.http.listen)
         self._http = HttpFront(self, config.runtime_dir / "control.sock", self._tcp_sockets)
+        self._census = Served(
+            self.settings, Access(config.socket.device_model_uids), self._judge, self._inherited.sockets,
+            self._oversight.spawn, gone=self._gone, quiet=self._guests_served)
+        self._census.changed_number = self._status.soon
         self._pages = IoreqPages(config.runtime_dir, self.domains.get)
-        self._access = Access(config.socket.device_model_uids)
-        self._domains = Domains(self, self._say)
+        self._domains = Domains(self._census, self._say)
         self._publisher = Publisher(self._say)
         self._blacklist = Blacklist(config.blacklist, self.settings.registry, self.counters, self._directory.state,
                                     self.settings.boot, self._say)
@@ -186,10 +184,7 @@ class Service:
         await self._publisher.stop()
         await self._http.close()
         self._pages.stop()
-        for listener in self._listeners.values():
-            listener.stop()
-        for domain in self.domains.values():
-            domain.stop()
+        self._census.stop()
         self._say(Event.STOPPED, "unplugd stopped")
         await self._delivery.stop()
         await self._stores.close()
@@ -250,87 +245,14 @@ class Service:
         self._inherited.let_go()
         self._directory.remove_stale(self.domains)
 
-    # --- domains come and go (domains.Census)
-
-    def introduced(self, domid: int, facts: Facts) -> None:
-        """xenstore has a domain that was not there."""
-        domain = Domain(domid, facts.name, facts.uuid, self.settings)
-        domain.limit(unlimited=facts.unlimited)
-        listener = Listener(domain, self.config.runtime_dir, self._access, self._judge, keep=self._keep_sockets)
-        self.domains[domid] = domain
-        self._listeners[domid] = listener
-        self._facts[domid] = facts
-        domain.state.note(facts.pack())
-        self._learn_uid(domid, facts.device_model_uid)
-        error = self._listen(listener)
-        if error is not None:
-            domain.records.own(Event.SINK_FAILED, f"no socket: {error}; trying again")
-            self._oversight.spawn(self._listen_again(listener))
-        self._status.soon()
-
-    def _learn_uid(self, domid: int, uid: int | None) -> None:
-        """As whom a device model runs decides about its socket, and about others' if they have the same uid."""
-        for other in self._access.learn(domid, uid):
-            if other in self._listeners:
-                self._listeners[other].configure(self._access, self._facts[other].device_model_uid)
-
-    def _listen(self, listener: Listener) -> HostError | None:
-        """Have a domain's socket; returns why it is not to be had."""
-        try:
-            adopted = listener.start(self._facts[listener.domain.domid].device_model_uid, self._inherited.sockets)
-        except HostError as error:
-            return error
-        if adopted:
-            self._oversight.spawn(self._introduce_later(listener))
-        else:
-            self._introduce(listener)
-        return None
-
-    async def _listen_again(self, listener: Listener) -> None:
-        while True:
-            await asyncio.sleep(SOCKET_RETRY)
-            if self._listeners.get(listener.domain.domid) is not listener or self._listen(listener) is None:
-                return
-
-    async def _introduce_later(self, listener: Listener) -> None:
-        """Guests that wait for a restart come before the words about them."""
-        await asyncio.wait({self._served, self._ended}, timeout=WORDS_AFTER)
-        if self._listeners.get(listener.domain.domid) is listener:  # else it went meanwhile, which was said
-            self._introduce(listener)
-
-    def _introduce(self, listener: Listener) -> None:
-        listener.domain.records.own(Event.INTRODUCED, f"served at {listener.path}")
-
-    def changed(self, domid: int, facts: Facts) -> None:
-        """xenstore says something else about a domain."""
-        domain = self.domains[domid]
-        self._facts[domid] = facts
-        if facts.uuid and not domain.identify(facts.uuid):
-            # what an earlier unplugd left for this domid was another guest's
-            self.released(domid)
-            self.introduced(domid, facts)
-            return
-        if facts.name:
-            domain.rename(facts.name)
-        domain.limit(unlimited=facts.unlimited)
-        domain.state.note(facts.pack())
-        self._learn_uid(domid, facts.device_model_uid)
-        if domain.published is not None:
-            self._publisher.changed(domain)
-
-    def released(self, domid: int) -> None:
-        """A domain has gone."""
-        domain = self.domains.pop(domid)
-        self._pages.give_back(domid)
-        self._facts.pop(domid)
-        self._listeners.pop(domid).close()
-        self._learn_uid(domid, None)
+    def _gone(self, domain: Domain) -> None:
+        """A domain was released: who else has something of it forgets it."""
+        self._pages.give_back(domain.domid)
         self._publisher.forget(domain)
-        self._blacklist.forget(domid)
-        domain.release()
-        domain.records.own(Event.RELEASED, "released")
-        self._delivery.close(domain.outbox)
-        self._status.soon()
+        self._blacklist.forget(domain.domid)
+
+    async def _guests_served(self) -> None:
+        await asyncio.wait({self._served, self._ended}, timeout=WORDS_AFTER)
 
     def _judge(self, domain: Domain, need: NeedVerdict, deadline: float) -> asyncio.Future[Verdict]:
         return self._blacklist.judge(domain, need, deadline)
@@ -367,14 +289,8 @@ class Service:
             await self._http.replace(http)
         self.config = config
         self.settings.configure(config)
-        self._access = Access(config.socket.device_model_uids)
-        for domid, facts in self._facts.items():
-            self._access.learn(domid, facts.device_model_uid)
         self._publisher.enabled = config.publish
-        for domid, domain in list(self.domains.items()):
-            domain.configure()
-            self._listeners[domid].configure(self._access, self._facts[domid].device_model_uid)
-            serve_guests()
+        self._census.configure(Access(config.socket.device_model_uids))
         self._oversight.spawn(self._publisher.publish_all(list(self.domains.values())))
         self._blacklist.configure(config.blacklist, self.settings.registry)
         self._stores.follow_configuration(config.xenstore.domains)
@@ -396,6 +312,11 @@ class Service:
                 raise ConfigError(file, key, f"was {before} at start; to change it, restart unplugd")
 
     # --- what is shown (metrics.HostView, STATUS=)
+
+    @property
+    def domains(self) -> dict[int, Domain]:
+        """The domains that are served now, by domid."""
+        return self._census.domains
 
     @property
     def connections(self) -> int:
