@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 from tests.lab.hostview import StandInDomain, StandInHost, many
 from unplugd.errors import HostError
-from unplugd.http import server as http
+from unplugd.http import client as http
+from unplugd.http.client import CONNECTIONS, HEAD_LINES, REQUEST_LIMIT, State
 from unplugd.http.exposition import OPENMETRICS, TEXT
 from unplugd.http.landing import TYPE as HTML
 from unplugd.http.pages import PLAIN, Page, Pages
-from unplugd.http.server import CONNECTIONS, HEAD_LINES, REQUEST_LIMIT, HttpServer, State
+from unplugd.http.server import HttpServer
 
 PATIENCE = 20.0
 

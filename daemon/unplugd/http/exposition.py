@@ -2,7 +2,7 @@
 
 prometheus_client writes what is there once. It takes 12 us a line, so the series that every domain has are written
 here: what a domain counts is read once, and then written metric by metric. What is counted is not here (metrics.py),
-nor how the text is sent, and who is served between two pieces of it (server.py).
+nor how the text is sent, and who is served between two pieces of it (client.py).
 
 Sources: prometheus.io "Exposition formats"; OpenMetrics 1.0 (github.com/prometheus/OpenMetrics).
 """

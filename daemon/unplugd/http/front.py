@@ -1,7 +1,7 @@
 """HTTP as the service has it: sockets that listen from the start, and a server that is loaded when somebody asks.
 
 HTTP and its libraries take a tenth of a second and 10 MiB, which no guest should wait for and no host should give that
-nobody scrapes. Until the first client they are not there; that one waits a little longer. What is said is server.py's.
+nobody scrapes. Until the first client they are not there; that one waits a little longer. What is said is client.py's.
 """
 
 from __future__ import annotations

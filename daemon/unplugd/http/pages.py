@@ -1,6 +1,6 @@
 """What the HTTP server answers: the routes of contract section 4 and the text of their answers.
 
-A page is made from a HostView and knows nothing of connections and deadlines (server.py), of the format of metrics
+A page is made from a HostView and knows nothing of connections and deadlines (client.py), of the format of metrics
 (exposition.py) nor of HTML (landing.py). All that a guest or dom0 chose is escaped for the format that it goes into.
 """
 

@@ -1,7 +1,7 @@
 """Where HTTP listens: sockets that are there from the start, before HTTP itself and its libraries are loaded.
 
 A client that connects early waits in a queue instead of being refused, and a port that is in use is found at once.
-What is said on the sockets is server.py's.
+What is said on the sockets is client.py's.
 """
 
 from __future__ import annotations

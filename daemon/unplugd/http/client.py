@@ -1,0 +1,319 @@
+"""A client of the HTTP server: h11 over an asyncio transport, everything bounded and with a deadline.
+
+One Connection serves one client, one request at a time; pages.py says what is answered:
+
+    FRESH, IDLE --bytes--> READING --request--> ANSWERING --answer sent--> IDLE, READING (pipelined) or LINGERING
+    READING --no request, deadline--> LINGERING --end of input, deadline--> CLOSED
+
+What a client may cost: REQUEST_LIMIT bytes for the head of a request and READ_SIZE for what comes with it, WRITE_LIMIT
+and one piece for an answer that it does not read, and the time in DEADLINES. A listener has at most CONNECTIONS
+clients; one more takes the place of the one that has longest been without a request, so that idle ones keep nobody out.
+
+Sources: RFC 9110, RFC 9112; h11's documentation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from email.utils import formatdate
+from enum import Enum
+from http import HTTPStatus
+from typing import cast
+from urllib.parse import urlsplit
+
+import h11
+
+from unplugd.fastpath import serve_guests
+from unplugd.http.pages import Page, Pages, fault
+
+CONNECTIONS = 64
+"""Clients of one listener at a time."""
+REQUEST_LIMIT = 8192
+"""Bytes after which a request's head must have ended."""
+HEAD_LINES = 64
+"""Lines that a request's head may have: h11 takes 4 us for one, so 8 KiB of short ones would hold the event loop."""
+READ_SIZE = 8192
+"""Bytes taken from a client at a time."""
+WRITE_LIMIT = 65536
+"""Bytes that wait to be read by a client before the making of its answer stops; also the longest page that gets a
+Content-Length, longer ones are chunked."""
+SEND_SIZE = 32768
+"""Bytes of a long answer that are sent at a time."""
+TURN = 0.5e-3
+"""Seconds for which an answer is made, with guests served between its pieces, until the event loop turns."""
+LINGER_LIMIT = 1 << 20
+"""Bytes read and thrown away so that a client that still sends gets its answer, not a reset."""
+
+
+class State(Enum):
+    """What a connection does now."""
+
+    FRESH = "waits for its first request"
+    READING = "has a part of a request"
+    ANSWERING = "sends an answer"
+    IDLE = "waits for another request"
+    LINGERING = "has sent its last answer and throws away what comes"
+    CLOSED = "is gone"
+
+
+DEADLINES = {State.FRESH: 10.0, State.READING: 10.0, State.ANSWERING: 30.0, State.IDLE: 90.0, State.LINGERING: 5.0}
+"""Seconds that a connection may be in a state. IDLE outlasts Prometheus' usual interval of a minute."""
+
+
+class Listener:
+    """The clients of one listening address. `everything`: whether it is the control socket."""
+
+    def __init__(self, pages: Pages, *, everything: bool) -> None:
+        self.pages = pages
+        self.everything = everything
+        self.connections: dict[Connection, None] = {}
+        """In the order in which they came into their state: the first has been in it longest."""
+
+    def admit(self, connection: Connection) -> bool:
+        """Makes room for one more client; False if all that are here are being answered."""
+        if len(self.connections) >= CONNECTIONS:
+            idler = next((other for other in self.connections if other.state is not State.ANSWERING), None)
+            if idler is None:
+                return False
+            del self.connections[idler]
+            idler.abort()
+        self.connections[connection] = None
+        return True
+
+    def moved(self, connection: Connection) -> None:
+        """`connection` has just come into another state."""
+        if connection in self.connections:
+            del self.connections[connection]
+            self.connections[connection] = None
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.state = State.FRESH
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_LIMIT)
+        self._buffer = memoryview(bytearray(READ_SIZE))
+        self._thrown_away = 0
+        self._deadline: asyncio.TimerHandle | None = None
+        self._answering: asyncio.Task[None] | None = None
+        self._turn_at = 0.0
+        self._writable: asyncio.Future[None] | None = None
+        """There is one while the client has to read before more may be written."""
+
+    # --- called by the transport ----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Part of asyncio.BufferedProtocol."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=WRITE_LIMIT)
+        if self._listener.admit(self):
+            self._enter(State.FRESH)
+        else:
+            self._transport.write(_plain_answer(fault(503, "Too many connections.")))
+            self._transport.close()
+            self.state = State.CLOSED
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Part of asyncio.BufferedProtocol."""
+        self._enter(State.CLOSED)
+        self._listener.connections.pop(self, None)
+        if self._answering is not None:
+            self._answering.cancel()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Part of asyncio.BufferedProtocol."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Part of asyncio.BufferedProtocol."""
+        match self.state:
+            case State.LINGERING:
+                self._thrown_away += nbytes
+                if self._thrown_away > LINGER_LIMIT:
+                    self.abort()
+            case State.FRESH | State.READING | State.IDLE:
+                self._http.receive_data(bytes(self._buffer[:nbytes]))
+                if self.state is not State.READING:
+                    self._enter(State.READING)
+                self._next_request()
+
+    def eof_received(self) -> bool:
+        """Part of asyncio.BufferedProtocol. The transport closes, once all is written, if this returns False."""
+        if self.state in (State.FRESH, State.READING, State.IDLE):
+            self._http.receive_data(b"")
+            self._next_request()
+        return self.state is State.ANSWERING
+
+    def pause_writing(self) -> None:
+        """Part of asyncio.BufferedProtocol."""
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """Part of asyncio.BufferedProtocol."""
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    # --- requests -------------------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """Closes at once; what was not sent is lost."""
+        self._transport.abort()
+        self._enter(State.CLOSED)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._listener.moved(self)
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if state is not State.CLOSED:
+            self._deadline = self._loop.call_later(DEADLINES[state], self._too_late)
+
+    def _too_late(self) -> None:
+        if self.state is State.READING:
+            self._refuse(408, "The request did not come in time.")
+        else:
+            self.abort()
+
+    def _next_request(self) -> None:
+        """Answers the request whose head is here, if it is here."""
+        received, _ = self._http.trailing_data
+        if received.count(b"\n", 0, received.find(b"\r\n\r\n")) > HEAD_LINES:
+            self._refuse(431, "The request's head has too many lines.")
+            return
+        try:
+            event = self._http.next_event()
+        except h11.RemoteProtocolError as error:
+            text = "The request's head is too long." if error.error_status_hint == 431 else "This is no HTTP request."
+            self._refuse(error.error_status_hint, text)
+            return
+        if isinstance(event, h11.ConnectionClosed):
+            self._transport.close()
+        elif isinstance(event, h11.Request):
+            if event.http_version not in (b"1.0", b"1.1"):
+                self._refuse(505, "HTTP/1.1 is served here.")
+                return
+            # The request ends here; if it has a body, it is answered all the same, and the connection then closed.
+            with suppress(h11.RemoteProtocolError):
+                self._http.next_event()
+            self._transport.pause_reading()
+            self._enter(State.ANSWERING)
+            self._answering = self._loop.create_task(self._answer(event))
+            self._answering.add_done_callback(self._answered)
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Answers what is not a request, or cannot be answered otherwise, and closes."""
+        self._transport.write(_plain_answer(fault(status, text)))
+        self._linger()
+
+    def _linger(self) -> None:
+        self._enter(State.LINGERING)
+        self._transport.write_eof()
+        self._transport.resume_reading()
+
+    # --- answers --------------------------------------------------------------------------------------
+
+    async def _answer(self, request: h11.Request) -> None:
+        accept = ",".join(value.decode("latin-1") for name, value in request.headers if name == b"accept")
+        page = self._listener.pages.answer(
+            request.method.decode("ascii"), _path(request.target), accept, everything=self._listener.everything
+        )
+        # The beginning is made before anything is sent: a page that fails there is a 500 and not half a page.
+        pieces = iter((page.body,)) if isinstance(page.body, bytes) else page.body
+        beginning, complete = b"", False
+        while not complete and len(beginning) <= WRITE_LIMIT:
+            piece = next(pieces, None)
+            complete = piece is None
+            beginning += piece or b""
+            await self._let_others()
+        headers = _headers(page)
+        if complete:
+            headers.append(("Content-Length", str(len(beginning))))
+        if self._http.their_state is not h11.DONE:
+            headers.append(("Connection", "close"))
+        reason = HTTPStatus(page.status).phrase
+        self._send(h11.Response(status_code=page.status, headers=headers, reason=reason.encode()))
+        if request.method != b"HEAD":
+            self._send(h11.Data(data=beginning))
+            # Pieces are small, so that guests do not wait for one; what is sent at a time need not be.
+            waiting, size = [], 0
+            for piece in pieces:
+                waiting.append(piece)
+                size += len(piece)
+                if size >= SEND_SIZE:
+                    await self._let_others()
+                    self._send(h11.Data(data=b"".join(waiting)))
+                    waiting, size = [], 0
+                await self._let_others()
+            self._send(h11.Data(data=b"".join(waiting)))
+        self._send(h11.EndOfMessage())
+        await self._let_others()
+
+    def _send(self, event: h11.Event) -> None:
+        if data := self._http.send(event):
+            self._transport.write(data)
+
+    async def _let_others(self) -> None:
+        """Lets guests be served between two pieces, the event loop turn, and the client read if it has much to read."""
+        if self._writable is not None:
+            await self._writable
+        elif serve_guests() or time.monotonic() >= self._turn_at:
+            await asyncio.sleep(0)
+        else:
+            return
+        self._turn_at = time.monotonic() + TURN
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._answering = None
+        if task.cancelled() or self.state is State.CLOSED:
+            return
+        if error := task.exception():
+            self._loop.call_exception_handler({"message": "an HTTP answer could not be made", "exception": error})
+            if self._http.our_state is h11.SEND_RESPONSE:
+                self._refuse(500, "This page could not be made; unplugd's log says why.")
+            else:
+                self.abort()
+        elif self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+            self._enter(State.READING if self._http.trailing_data[0] else State.IDLE)
+            self._transport.resume_reading()
+            if self.state is State.READING:
+                self._next_request()
+        else:
+            self._linger()
+
+
+def _path(target: bytes) -> str:
+    """The path of a request's target, without the query, also of the absolute form (RFC 9112 section 3.2.2)."""
+    text = target.decode("latin-1")
+    if text[:7].lower() == "http://":
+        try:
+            return urlsplit(text).path or "/"
+        except ValueError:
+            return ""
+    return text.partition("?")[0]
+
+
+def _headers(page: Page) -> list[tuple[str, str]]:
+    return [
+        ("Date", formatdate(usegmt=True)),
+        ("Content-Type", page.type),
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+        *page.headers,
+    ]
+
+
+def _plain_answer(page: Page) -> bytes:
+    """A short answer without h11, for a client whose request it does not know."""
+    assert isinstance(page.body, bytes)  # noqa: S101 (faults are bytes)
+    headers = [*_headers(page), ("Content-Length", str(len(page.body))), ("Connection", "close")]
+    status = f"HTTP/1.1 {page.status} {HTTPStatus(page.status).phrase}"
+    return "\r\n".join([status, *(f"{name}: {value}" for name, value in headers), "", ""]).encode() + page.body
