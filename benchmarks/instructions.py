@@ -1,11 +1,14 @@
-"""Counts what one access costs in instructions, which do not depend on how busy the machine is.
+"""Counts what one access costs in instructions and allocations, which do not depend on how busy the machine is.
 
     python -m benchmarks.instructions
+
+How many bytecodes one takes is bytecodes.py's.
 
 The daemon runs under valgrind's callgrind, which sees user mode only: the system calls (three for each read:
 epoll_wait, recv, send) are not in the figure. Only what is done while the client sends is counted, and two seconds
 behind it: what a driver's start leaves to be recorded. The daemon is some fifty times slower there while
-its clock runs as ever, so what it may take of a turn is a hundred times as much. Takes five minutes.
+its clock runs as ever, so what it may take of a turn is a hundred times as much. Takes five minutes. What Python's
+free lists give again (small tuples, floats, frames) is no allocation.
 """
 
 from __future__ import annotations
@@ -65,8 +68,23 @@ NOTHING = Case("a client comes and goes", ("-p", "magic", "-n", "1"), 0)
 """What is not counted of a case: what a client costs that makes hardly an access, and what goes on anyway."""
 
 
-def count(case: Case, wrapper: tuple[str, ...]) -> int:
-    """The instructions of all that comes of it."""
+ALLOCATORS = ("_PyObject_Malloc", "_PyObject_Calloc", "_PyObject_Realloc", "malloc", "calloc", "realloc")
+"""The functions that give memory, in libpython and in libc."""
+
+
+class Cost(NamedTuple):
+    """What is counted."""
+
+    instructions: float
+    allocations: float
+
+    def of_each(self, other: Cost, accesses: int) -> Cost:
+        """One access's part of it, but for `other`."""
+        return Cost(*((mine - its) / accesses for mine, its in zip(self, other, strict=True)))
+
+
+def count(case: Case, wrapper: tuple[str, ...]) -> Cost:
+    """All that comes of it."""
     with tempfile.TemporaryDirectory(prefix="unplugd-count-", dir=MEMORY) as name:
         directory = Path(name)
         (directory / "sitecustomize.py").write_text(PATIENCE)
@@ -85,10 +103,26 @@ def count(case: Case, wrapper: tuple[str, ...]) -> int:
             _instrument(trial.pid, "off")
             trial.stop()
             said = trial.log.read_text(errors="replace")
-    found = re.search(r"Collected : (\d+)", said)
-    if found is None:
-        raise OSError(f"callgrind says nothing: {said[-500:]}")
-    return int(found[1])
+        found = re.search(r"Collected : (\d+)", said)
+        if found is None:
+            raise OSError(f"callgrind says nothing: {said[-500:]}")
+        return Cost(int(found[1]), _calls((directory / "callgrind.out").read_text()))
+
+
+def _calls(profile: str) -> int:
+    """How often ALLOCATORS were called (valgrind's manual, "Callgrind Format Specification")."""
+    names: dict[str, str] = {}
+    called, calls = "", 0
+    for line in profile.splitlines():
+        if found := re.fullmatch(r"c?fn=(\(\d+\))(?: (.*))?", line):
+            number, name = found.groups()
+            if name is not None:
+                names[number] = name.partition("'")[0]  # a recursive call has its depth behind that
+            if line.startswith("c"):
+                called = names[number]
+        elif line.startswith("calls=") and called in ALLOCATORS:
+            calls += int(line.removeprefix("calls=").split()[0])
+    return calls
 
 
 def _instrument(pid: int, what: str) -> None:
@@ -102,17 +136,19 @@ def main() -> int:
         return 2
     build()
     try:
-        print(f"{'instructions of an access':<50} {'pure Python':>12} {'compiled':>12}")
-        rest: dict[tuple[int, tuple[str, ...]], int] = {}
+        print(f"{'':<50} {'instructions of an access':>27} {'allocations':>21}")
+        print(f"{'':<50} {'pure Python':>14} {'compiled':>12} {'pure Python':>12} {'compiled':>8}")
+        rest: dict[tuple[int, tuple[str, ...]], Cost] = {}
         for case in CASES:
+            costs = []
             for wrapper in (PURE, ()):
                 if (case.domains, wrapper) not in rest:
                     nothing = NOTHING._replace(domains=case.domains, later=case.later)
                     rest[case.domains, wrapper] = count(nothing, wrapper)
-            pure, compiled = (
-                (count(case, wrapper) - rest[case.domains, wrapper]) / case.accesses for wrapper in (PURE, ())
-            )
-            print(f"{case.name:<50} {pure:>12,.0f} {compiled:>12,.0f}", flush=True)
+                costs.append(count(case, wrapper).of_each(rest[case.domains, wrapper], case.accesses))
+            pure, compiled = costs
+            print(f"{case.name:<50} {pure.instructions:>14,.0f} {compiled.instructions:>12,.0f}"
+                  f" {pure.allocations:>12.1f} {compiled.allocations:>8.1f}", flush=True)
     except (UnplugdError, OSError, subprocess.CalledProcessError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
