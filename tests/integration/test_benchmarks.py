@@ -31,3 +31,13 @@ def test_one_round(tmp_path: Path) -> None:
     found = json.loads(figures.read_text())
     assert len(found["figures"]) == (8 if found["compiled"] else 4)
     assert all(one["median"] > 0 and len(one["values"]) == 1 for one in found["figures"])
+
+
+def test_bytecodes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bytecodes"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = {line[:52].strip(): line[52:].split() for line in done.stdout.splitlines()[1:]}
+    assert all(float(pure) > 100 for pure, _ in counts.values())
+    assert "magic number" in counts
