@@ -35,7 +35,12 @@ def test_one_round(tmp_path: Path) -> None:
 
 def test_bytecodes() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bytecodes"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-m", "benchmarks.bytecodes"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     counts = {line[:52].strip(): line[52:].split() for line in done.stdout.splitlines()[1:]}
