@@ -194,23 +194,6 @@ class Domain:
         """Whether its log is over the limit. The fast path drops lines, but does not decide that."""
         return self._guest.log.throttled
 
-    @property
-    def published(self) -> dict[str, str] | None:
-        """The nodes under /local/domain/<domid>/unplug and their values; None where there is nothing to say."""
-        platform = self.guest.platform
-        if platform.build is None and not platform.unplugged:
-            return None
-        nodes = {}
-        if platform.build is not None and platform.product is not None:
-            nodes["product"] = str(platform.product)
-            name = self.settings.registry.name(platform.product)
-            if name is not None:
-                nodes["product-name"] = name
-            nodes["build"] = str(platform.build)
-        nodes["blacklisted"] = str(int(platform.blacklisted))
-        nodes["unplugged"] = str(platform.unplugged)
-        return nodes
-
     # --- what the guest causes
 
     def settle(self, now: float) -> None:

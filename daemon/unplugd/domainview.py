@@ -1,4 +1,4 @@
-"""A domain as the API shows it: its fields are explained in docs/api.md."""
+"""A domain as others see it: by the API, whose fields docs/api.md explains, and in xenstore (contract section 2)."""
 
 from __future__ import annotations
 
@@ -40,3 +40,20 @@ def describe(domain: Domain) -> dict[str, object]:
 def describe_history(domain: Domain) -> list[dict[str, object]]:
     """The last steps of the guest's driver, as the API shows them for one domain."""
     return domain.guest.history.describe(time.time() - time.monotonic())
+
+
+def published(domain: Domain) -> dict[str, str] | None:
+    """The nodes under /local/domain/<domid>/unplug and their values; None where there is nothing to say."""
+    platform = domain.guest.platform
+    if platform.build is None and not platform.unplugged:
+        return None
+    nodes = {}
+    if platform.build is not None and platform.product is not None:
+        nodes["product"] = str(platform.product)
+        name = domain.settings.registry.name(platform.product)
+        if name is not None:
+            nodes["product-name"] = name
+        nodes["build"] = str(platform.build)
+    nodes["blacklisted"] = str(int(platform.blacklisted))
+    nodes["unplugged"] = str(platform.unplugged)
+    return nodes

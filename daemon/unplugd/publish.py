@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from unplugd.domain import Domain
+from unplugd.domainview import published
 from unplugd.errors import NoSuchNode, StoreError, StoreUnavailable, TransactionConflict
 from unplugd.records import Event
 from unplugd.xenstore.store import Store
@@ -64,7 +65,7 @@ class Publisher:
         """After a connect: what domains have to tell, and nodes of one that has nothing to tell any more removed."""
         silent = []
         for domain in domains:
-            if domain.published is not None:
+            if published(domain) is not None:
                 self.changed(domain)
             else:
                 silent.append(domain)
@@ -116,7 +117,7 @@ class Publisher:
                 del self._tasks[domain]
 
     async def _publish(self, domain: Domain) -> None:
-        nodes = domain.published
+        nodes = published(domain)
         if domain in self._written and self._written[domain] == nodes:
             return
         try:

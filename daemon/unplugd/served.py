@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from unplugd.connection import Judge
 from unplugd.domain import Domain
 from unplugd.domainsettings import Settings
+from unplugd.domainview import published
 from unplugd.errors import HostError
 from unplugd.facts import Facts
 from unplugd.fastpath import serve_guests
@@ -114,7 +115,7 @@ class Served:
         domain.limit(unlimited=facts.unlimited)
         domain.state.note(facts.pack())
         self._learn_uid(domid, facts.device_model_uid)
-        if domain.published is not None:
+        if published(domain) is not None:
             self._settings.published(domain)
 
     def released(self, domid: int) -> None:

@@ -15,7 +15,7 @@ from unplugd.core.guest import Verdict
 from unplugd.core.protocol import Effect
 from unplugd.domain import Domain
 from unplugd.domainrecords import COMPLAINTS
-from unplugd.domainview import describe
+from unplugd.domainview import describe, published
 from unplugd.labels import CHANGES
 from unplugd.records import Event
 
@@ -143,13 +143,13 @@ def test_what_is_published(tmp_path: Path) -> None:
         announce(domain)
         unplug(domain)
         assert one.published
-        assert domain.published == {
+        assert published(domain) == {
             "product": "3", "product-name": "linux", "build": "1", "blacklisted": "0", "unplugged": "3",
         }  # fmt: skip
         one.published.clear()
         reset(domain)
         assert one.published == [7]
-        assert domain.published is None
+        assert published(domain) is None
 
     run(tmp_path, main)
 
@@ -193,7 +193,7 @@ def test_another_product_is_not_shown_with_the_build_of_the_last(tmp_path: Path)
         announce(domain, 3, 1)
         domain.guest.write(Effect.PRODUCT, 2, 0.0)
         unplug(domain)
-        nodes = domain.published or {}
+        nodes = published(domain) or {}
         assert (nodes.get("product"), nodes.get("build")) != ("2", "1"), "no driver ever said that"
         assert (domain.label_product, domain.label_build) != ("2", "1")
 
@@ -390,6 +390,6 @@ def test_a_reload_changes_rules_and_limits(tmp_path: Path) -> None:
         assert unplug(domain) == 2
         assert domain.guest.log.bucket.balance <= 500
         announce(domain, 0x777, 1)
-        assert (domain.published or {})["product-name"] == "mine"
+        assert (published(domain) or {})["product-name"] == "mine"
 
     run(tmp_path, main)

@@ -40,6 +40,7 @@ from unplugd.core.history import Did
 from unplugd.core.ioreq import PAYLOAD_LIMIT
 from unplugd.core.stream import IoreqStream, NeedVerdict
 from unplugd.domain import Domain
+from unplugd.domainview import published
 from unplugd.listener import Access, Listener
 from unplugd.metrics import DURATION_BOUNDS
 from unplugd.records import Event
@@ -167,7 +168,7 @@ class Peer:
             "dropped": (self.domain.dropped_lines, self.domain.dropped_bytes),
             "lines": (self.domain.log_lines, self.domain.log_bytes, guest.log.throttled, guest.log.suppressed),
             "ioreqs": dict(counters.ioreqs),
-            "published": self.domain.published,
+            "published": published(self.domain),
             "history": [(noted.step, noted.times) for noted in guest.history.steps],
             "entries": [
                 {
@@ -801,7 +802,7 @@ def test_of_a_drivers_start_only_the_verdict_is_pythons(received: list[bytes]) -
             "web-01 (domain 7): PV driver linux (3) build 1: allowed", "web-01 (domain 7): unplugs ide-disks, nics"])
         assert [noted.step.did.value for noted in peer.domain.guest.history.steps] == [
             "magic", "version", "product", "build", "unplug"]
-        assert peer.domain.published == {
+        assert published(peer.domain) == {
             "product": "3", "product-name": "linux", "build": "1", "blacklisted": "0", "unplugged": "3"}
         assert (peer.one.counters.ioreqs["build"], sum(peer.one.counters.duration_counts)) == (1, 6)
 
