@@ -40,10 +40,12 @@ def draw(title: str, bars: Sequence[Bar]) -> str:
             f'<text x="{_LEFT - 8}" y="{y + 15}" text-anchor="end">{html.escape(bar.name)}</text>',
             f'<rect x="{_LEFT}" y="{y}" width="{end - _LEFT:.1f}" height="20" fill="#4477aa"/>',
             f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y + 10}" y2="{y + 10}" stroke="black"/>',
-            f'<text x="{max(end, high) + 6:.1f}" y="{y + 15}">{bar.value:.2f}</text>',
         ]
+        last = max(end, high)
         if bar.goal is not None:
             x = _LEFT + bar.goal * scale
+            last = max(last, x)
             lines.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 3}" y2="{y + 23}" class="goal"/>')
+        lines.append(f'<text x="{last + 6:.1f}" y="{y + 15}">{bar.value:.2f}</text>')
     lines.append(f'<text x="{_LEFT}" y="{height - 3}" fill="#c31">red: the goal</text>')
     return "\n".join([*lines, "</svg>", ""])
