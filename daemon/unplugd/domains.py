@@ -21,7 +21,7 @@ from typing import Protocol
 
 from unplugd.errors import NoSuchNode, StoreError
 from unplugd.facts import Facts, facts_of, let_go, paths
-from unplugd.fastpath import serve_guests
+from unplugd.longwork import LongWork
 from unplugd.records import Event
 from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Store
 
@@ -39,6 +39,7 @@ _ARMED_AT_ONCE = 16
 
 _PROBED = 256
 """How far beyond the highest domid that is listed a domain without any node is looked for."""
+
 
 class Census(Protocol):
     """Who is told about domains."""
@@ -234,7 +235,7 @@ class Domains:
         for _, known, _ in reading:
             known.meeting = True
         failed: StoreError | None = None
-        turn_at = 0.0
+        work = LongWork(at_least=_TURN, at_most=_TURN)
         try:
             while reading:
                 domid, known, values = reading[0]
@@ -245,9 +246,7 @@ class Domains:
                     failed = error
                 known.meeting = False
                 del reading[0]
-                if serve_guests() and time.monotonic() >= turn_at:
-                    await asyncio.sleep(0)
-                    turn_at = time.monotonic() + _TURN
+                await work.let_others()
         finally:
             for _, known, values in reading:
                 known.meeting = False

@@ -15,8 +15,8 @@ from unplugd.domainsettings import Settings
 from unplugd.domainview import published
 from unplugd.errors import HostError
 from unplugd.facts import Facts
-from unplugd.fastpath import serve_guests
 from unplugd.listener import Access, Listener, Passed
+from unplugd.longwork import LongWork
 from unplugd.records import Event
 
 SOCKET_RETRY = 2.0
@@ -133,12 +133,13 @@ class Served:
     def configure(self, access: Access) -> None:
         """Follow a reload, with guests served in between; the settings have followed it already."""
         self._access = access
+        work = LongWork()
         for domid, facts in self._facts.items():
             access.learn(domid, facts.device_model_uid)
         for domid, domain in list(self.domains.items()):
             domain.configure()
             self._listeners[domid].configure(access, self._facts[domid].device_model_uid)
-            serve_guests()
+            work.serve()
 
     def stop(self) -> None:
         """unplugd stops: sockets first, so that who connects now waits for the next process."""

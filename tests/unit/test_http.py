@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.lab.hostview import StandInDomain, StandInHost, many
+from unplugd import longwork
 from unplugd.errors import HostError
 from unplugd.http import client as http
 from unplugd.http.client import CONNECTIONS, HEAD_LINES, REQUEST_LIMIT, State
@@ -335,7 +336,7 @@ def test_what_is_no_request_is_refused(request_head: bytes, status: int) -> None
 
 
 def test_the_loop_turns_while_a_long_page_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "serve_guests", lambda: False)  # nobody asks for it
+    monkeypatch.setattr(longwork, "serve_guests", lambda: False)  # nobody asks for it
     turns = 0
 
     def slowly() -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.host import OTHER_UUID, UUID, Host, host, until
-from unplugd import served
+from unplugd import longwork, served
 from unplugd.core.guest import ALLOWED, Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domain import Domain
@@ -173,7 +173,7 @@ def test_guests_are_served_between_two_domains_that_follow_a_reload(
                 uids.append([domid for domid in range(1, 6) if it.served._listeners[domid]._access is access])
                 return False
 
-            monkeypatch.setattr(served, "serve_guests", serve)
+            monkeypatch.setattr(longwork, "serve_guests", serve)
             it.served.configure(access)
             assert uids == [list(range(1, domid + 1)) for domid in range(1, 6)]
 

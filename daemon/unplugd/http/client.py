@@ -15,7 +15,6 @@ Sources: RFC 9110, RFC 9112; h11's documentation.
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import suppress
 from email.utils import formatdate
 from enum import Enum
@@ -25,8 +24,8 @@ from urllib.parse import urlsplit
 
 import h11
 
-from unplugd.fastpath import serve_guests
 from unplugd.http.pages import Page, Pages, fault
+from unplugd.longwork import LongWork
 
 CONNECTIONS = 64
 """Clients of one listener at a time."""
@@ -102,7 +101,7 @@ class Connection(asyncio.BufferedProtocol):
         self._thrown_away = 0
         self._deadline: asyncio.TimerHandle | None = None
         self._answering: asyncio.Task[None] | None = None
-        self._turn_at = 0.0
+        self._work = LongWork(at_most=TURN)
         self._writable: asyncio.Future[None] | None = None
         """There is one while the client has to read before more may be written."""
 
@@ -264,11 +263,7 @@ class Connection(asyncio.BufferedProtocol):
         """Lets guests be served between two pieces, the event loop turn, and the client read if it has much to read."""
         if self._writable is not None:
             await self._writable
-        elif serve_guests() or time.monotonic() >= self._turn_at:
-            await asyncio.sleep(0)
-        else:
-            return
-        self._turn_at = time.monotonic() + TURN
+        await self._work.let_others()
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._answering = None
