@@ -5,7 +5,7 @@ Without a compiler the installation succeeds all the same, and unplugd is slower
 
 from setuptools import Extension, setup
 
-PARTS = ("poller", "serve", "held", "page", "log", "gather", "tell", "tail", "keep", "steps")
+PARTS = ("poller", "serve", "held", "page", "log", "tell", "tail", "keep", "steps")
 
 setup(
     ext_modules=[
@@ -13,7 +13,7 @@ setup(
             "unplugd._fastpath",
             [f"daemon/fastpath/{name}.c" for name in PARTS],
             depends=[f"daemon/fastpath/{name}.h" for name in ("poller", "tail", "frame", "journal", "state")],
-            extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden"],
+            extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-D_FORTIFY_SOURCE=3"],
             optional=True,
         ),
     ]

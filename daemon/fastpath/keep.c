@@ -46,6 +46,15 @@ static uint32_t crc32(const struct header *header)     /* zlib.crc32, eight byte
     return ~crc;
 }
 
+bool wait_for(Tail *tail, const void *data, size_t size)
+{
+    if (size > sizeof pending - (size_t)tail->waiting)
+        return false;
+    memcpy(pending + tail->waiting, data, size);
+    tail->waiting += (Py_ssize_t)size;
+    return true;
+}
+
 int append_pending(Tail *tail)
 {
     Py_ssize_t have = PyByteArray_GET_SIZE(tail->partial);
@@ -105,16 +114,10 @@ static void commit(Tail *tail, Py_ssize_t length)
 }
 
 /* StateFile.grow(): one aligned store, it is there or it is not. */
-static void store_word(const Tail *tail, Py_ssize_t sent)
+static void store_word(const Tail *tail)
 {
     *(volatile uint64_t *)((char *)tail->state.buf + WORD) =
-        (uint64_t)sent << (32 + LENGTH_BITS) | (tail->sequence & 0xFFFFFFFFu) << LENGTH_BITS |
-        (uint64_t)PyByteArray_GET_SIZE(tail->partial);
-}
-
-void note_sent(Tail *tail, Py_ssize_t size)
-{
-    store_word(tail, size);
+        (tail->sequence & 0xFFFFFFFFu) << LENGTH_BITS | (uint64_t)PyByteArray_GET_SIZE(tail->partial);
 }
 
 int keep(Tail *tail)
@@ -126,6 +129,10 @@ int keep(Tail *tail)
     if (!ended && more == 0)
         return 0;
     have = PyByteArray_GET_SIZE(tail->partial);
+    if (tail->owner == NULL || have + more > PAGE) {    /* the domain went during a callback; or a bug: never beyond the area */
+        PyErr_SetString(PyExc_RuntimeError, "the state of a domain has no room for its log");
+        return -1;
+    }
     if (append_pending(tail) < 0)
         return -1;
     tail->ended = false;
@@ -135,7 +142,7 @@ int keep(Tail *tail)
     if (ended)
         commit(tail, more);
     else
-        store_word(tail, 0);
+        store_word(tail);
     atomic_signal_fence(memory_order_seq_cst);
     return 0;
 }

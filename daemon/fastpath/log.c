@@ -73,13 +73,9 @@ static const char *line_text(Tail *tail)
 {
     Py_ssize_t have = PyByteArray_GET_SIZE(tail->partial);
 
-    if (have == tail->gathered)
+    if (have == 0)
         return (const char *)pending;
-    if (have < tail->gathered)      /* those before it are pending too */
-        return (const char *)pending + tail->gathered - have;
-    if (append_pending(tail) < 0)
-        return NULL;
-    return PyByteArray_AS_STRING(tail->partial) + tail->gathered;
+    return append_pending(tail) < 0 ? NULL : PyByteArray_AS_STRING(tail->partial);
 }
 
 /* A line has ended that has bytes. 1: it was taken care of, and so was its balance; 0: nothing was done; -1 and an exception. */
@@ -92,9 +88,7 @@ static int take_line(Poller *self, Tail *tail, Py_ssize_t length, bool back, dou
         return -1;
     if (!may_pass(self, tail, text, length - back, time, &left))
         return 0;
-    if (!back && gather(self, tail, left, time))
-        return 1;
-    if (tail->gathered > 0 || !pass_line(self, tail, text, length - back, left))
+    if (!pass_line(self, tail, text, length - back, left))
         return 0;
     tail->waiting = 0;
     return PyByteArray_Resize(tail->partial, 0) < 0 ? -1 : 1;
@@ -102,7 +96,7 @@ static int take_line(Poller *self, Tail *tail, Py_ssize_t length, bool back, dou
 
 int end_line(Poller *self, Tail *tail, double time)
 {
-    Py_ssize_t have = PyByteArray_GET_SIZE(tail->partial), length = have + tail->waiting - tail->gathered;
+    Py_ssize_t have = PyByteArray_GET_SIZE(tail->partial), length = have + tail->waiting;
     bool back;
 
     if (length == 0) {      /* empty lines are not recorded */
@@ -113,12 +107,9 @@ int end_line(Poller *self, Tail *tail, double time)
     if (!tail->unsettled && tail->fields != NULL && length > back) {
         int taken = take_line(self, tail, length, back, time);
 
-        tail->line_at = time;
         if (taken != 0)
             return taken < 0 ? -1 : 0;
     }
-    if (tail->gathered > 0)     /* those before it first */
-        return hand_in(self, time) < 0 ? -1 : end_line(self, tail, time);
     if (tail->unsettled || !is_dropped(tail, length - back, time)) {
         /* Python knows what was dropped, and keeps all of it when it settles. */
         if (catch_up(tail) < 0 || append_pending(tail) < 0)
@@ -146,7 +137,7 @@ int end_line(Poller *self, Tail *tail, double time)
 
 bool fits(const Tail *tail, const unsigned char *data, size_t count, double began)
 {
-    size_t length = (size_t)(PyByteArray_GET_SIZE(tail->partial) + tail->waiting - tail->gathered);
+    size_t length = (size_t)(PyByteArray_GET_SIZE(tail->partial) + tail->waiting);
 
     for (const unsigned char *end; (end = memchr(data, '\n', count)) != NULL; length = 0) {
         if (length + (size_t)(end - data) >= LINE_LIMIT)
@@ -157,14 +148,20 @@ bool fits(const Tail *tail, const unsigned char *data, size_t count, double bega
     return length + count < LINE_LIMIT && (length > 0 || count == 0 || began >= tail->begin_from);
 }
 
+int overflown(void)
+{
+    PyErr_SetString(PyExc_RuntimeError, "more log bytes than a line has room for");
+    return -1;
+}
+
 int take(Poller *self, Tail *tail, const unsigned char *data, size_t count, double began)
 {
     while (count > 0) {
         const unsigned char *end = memchr(data, '\n', count);
         size_t piece = end == NULL ? count : (size_t)(end - data);
 
-        memcpy(pending + tail->waiting, data, piece);
-        tail->waiting += (Py_ssize_t)piece;
+        if (!wait_for(tail, data, piece))
+            return overflown();
         if (end == NULL)
             break;
         if (end_line(self, tail, began) < 0)

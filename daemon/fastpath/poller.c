@@ -87,23 +87,16 @@ static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject 
         PyErr_SetFromErrno(PyExc_OSError);
         return -1;
     }
-    self->alone = count == 1;
     for (int i = 0; i < count; i++) {
         int fd = ready[i].data.fd, result = 1;
         const struct link *link = fd < self->room ? &self->links[fd] : &nobody;
         bool alone = ready[i].events == EPOLLIN;
 
-        if (self->gathering != NULL && (link->tail != self->gathering || link->kind == LISTENING)) {
-            hand_in_now(self);      /* before anything else is looked at, be it that they have waited long enough */
-            link = fd < self->room ? &self->links[fd] : &nobody;
-        }
-        if (fd == self->timer || fd == self->alarm) {
+        if (fd == self->alarm) {
             uint64_t times;
 
-            if (fd == self->alarm) {
-                self->rings = 0;
-                self->called = true;
-            }
+            self->rings = 0;
+            self->called = true;
             if (read(fd, &times, sizeof times) < 0 && errno != EAGAIN)
                 return PyErr_SetFromErrno(PyExc_OSError), -1;
             continue;
@@ -170,20 +163,18 @@ static PyObject *Poller_poll(Poller *self, PyObject *timeout)
         if (self->stepped && milliseconds != 0)     /* guests first, then what is to be said of them */
             milliseconds = 1;
         count = one_round(self, milliseconds, events, handed);
-        if (self->stepped)
+        if (self->stepped && count >= 0)    /* else there is an exception, with which Python must not be called */
             tell_in_time(self, count > 0);
         if (count <= 0 || self->called || PyList_GET_SIZE(events) > 0 || PyList_GET_SIZE(handed) > 0)
             break;
         if (deadline < INFINITY && (left = deadline - now()) <= 0)
             break;
     }
-    if (self->stepped && PyList_GET_SIZE(events) > 0)
+    if (count >= 0 && self->stepped && PyList_GET_SIZE(events) > 0)
         tell_before(self);
     if (count >= 0)
         result = PyTuple_Pack(2, events, handed);
 end:
-    if (self->gathering != NULL)    /* Python sees nobody's lines under way */
-        hand_in_now(self);
     Py_XDECREF(events);
     Py_XDECREF(handed);
     return result;
@@ -197,8 +188,6 @@ static PyObject *Poller_serve(Poller *self, PyObject *Py_UNUSED(ignored))
         return NULL;
     self->called = false;
     count = one_round(self, 0, NULL, self->handed);
-    if (self->gathering != NULL)
-        hand_in_now(self);
     if (PyList_GET_SIZE(self->handed) > 0)
         self->called = true;
     else
@@ -317,7 +306,6 @@ static int Poller_clear(Poller *self)
 
 static void close_timers(Poller *self)
 {
-    close_gathering(self);
     if (self->alarm >= 0)
         close(self->alarm);
     self->alarm = -1;
@@ -343,7 +331,7 @@ static int Poller_init(Poller *self, PyObject *args, PyObject *Py_UNUSED(kwargs)
 {
     PyObject *bounds;
 
-    self->journal = self->timer = self->alarm = -1;
+    self->journal = self->alarm = -1;
     if (!PyArg_ParseTuple(args, "iO!:Poller", &self->epoll, &PyTuple_Type, &bounds))
         return -1;
     if (PyTuple_GET_SIZE(bounds) > MAX_BOUNDS) {
@@ -356,7 +344,6 @@ static int Poller_init(Poller *self, PyObject *args, PyObject *Py_UNUSED(kwargs)
         if (PyErr_Occurred())
             return -1;
     }
-    self->timer = open_timer(self);
     self->alarm = open_timer(self);
     return 0;
 }

@@ -51,9 +51,6 @@ typedef struct {
     int most;
     unsigned long long round;
     int journal;            /* sinks.journal.Journal's socket, connected to journald; -1: it has none */
-    bool alone;             /* nothing else was ready in this round */
-    Tail *gathering;        /* whose lines wait for journald, with a reference; NULL: nobody's */
-    int timer;              /* a timerfd: they have waited long enough; -1: there is none */
     int alarm;              /* a timerfd: Python's next timer is due; -1: there is none */
     double rings;           /* when; 0: it is not set */
     PyObject *handed;       /* what came in serve() and is Python's, for the next poll(); NULL: nothing */
@@ -147,24 +144,11 @@ static inline Py_ssize_t line_cost(Py_ssize_t length)
 /* A timerfd in the epoll; -1 where there can be none. */
 int open_timer(const Poller *self);
 
-void close_gathering(Poller *self);
-
-/* Let the line that has ended wait for the next ones, if they come quickly, nobody else does and there is a timer; `left` is the balance when
- * it is paid. False: nothing was done, or all it does is to arm the timer. */
-bool gather(Poller *self, Tail *tail, struct balance left, double time);
-
-/* journald gets what was gathered; what it does not take is Python's. Part of a batch, whose earlier frames it keeps. -1 and
- * an exception if something fails. */
-int hand_in(Poller *self, double time);
-
-/* The same between two batches, where nobody can be told of an exception: it is said. */
-void hand_in_now(Poller *self);
-
-/* The bytes that were pending are not part of the batch any more: nor are the lines that ended in them. */
-void drop_ungathered(Tail *tail);
-
 /* Whether all bytes of a string write can be taken: none fills a line, and none begins one that no timer will flush. */
 bool fits(const Tail *tail, const unsigned char *data, size_t count, double began);
+
+/* -1 and the exception of bytes that do not fit after all. */
+int overflown(void);
 
 /* Bytes of guest log that fit. -1 and an exception if something fails. */
 int take(Poller *self, Tail *tail, const unsigned char *data, size_t count, double began);

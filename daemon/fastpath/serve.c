@@ -55,9 +55,6 @@ Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *answere
             const unsigned char *data = self->buffer + at + FRAME;
 
             payload = frame.count;
-            if (tail->gathered > 0 && have + tail->waiting + (Py_ssize_t)payload >= LINE_LIMIT &&
-                hand_in(self, began) < 0)
-                return -1;
             if (at + FRAME + (Py_ssize_t)payload > size || !fits(tail, data, payload, began))
                 break;
             if (take(self, tail, data, payload, began) < 0)
@@ -68,15 +65,11 @@ Py_ssize_t answer(Poller *self, Tail *tail, Py_ssize_t size, Py_ssize_t *answere
                 return -1;
             have = PyByteArray_GET_SIZE(tail->partial);
         } else {
-            if (tail->gathered > 0 && have + tail->waiting + 1 >= LINE_LIMIT) {
-                if (hand_in(self, began) < 0)
-                    return -1;
-                have = PyByteArray_GET_SIZE(tail->partial);
-            }
             if (have + tail->waiting + 1 >= LINE_LIMIT ||
-                (have + tail->waiting == tail->gathered && began < tail->begin_from))
+                (have + tail->waiting == 0 && began < tail->begin_from))
                 break;
-            pending[tail->waiting++] = byte;
+            if (!wait_for(tail, &byte, 1))
+                return overflown();
         }
         logged++;
         frame.data = 0;
@@ -123,7 +116,6 @@ void cut(Poller *self, Tail *tail, int fd)
         PyErr_SetString(PyExc_RuntimeError, "a domain went while it was being served");
     PyErr_WriteUnraisable((PyObject *)Py_TYPE(tail));
     tail->waiting = 0;
-    drop_ungathered(tail);
     tail->unsettled = tail->ended = tail->paid = false;
     tail->logging = false;  /* until Python has settled */
     if (self->links[fd].tail != tail)
@@ -202,9 +194,13 @@ int serve(Poller *self, int fd, PyObject *handed)
         return 0;
     }
     link->window = 0;
-    if (size - served == FRAME && sent == answered && link->kind == HELD &&
-        ask(self, fd, (const struct frame *)(self->buffer + served)))
-        return 0;
+    if (size - served == FRAME && sent == answered && link->kind == HELD) {
+        struct frame frame;     /* behind a string write it is not aligned */
+
+        memcpy(&frame, self->buffer + served, FRAME);
+        if (ask(self, fd, &frame))
+            return 0;
+    }
     return hand_over(handed, link->handed, fd, self->buffer + sent, answered - sent, self->buffer + served,
                      size - served);
 }

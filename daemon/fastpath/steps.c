@@ -22,7 +22,7 @@ bool take_step(Tail *tail, enum kind kind, struct frame *frame, double time)
     unsigned value = (uint16_t)frame->data;
     uint64_t order = 0;
 
-    if (tail->version == 0 || tail->steps == MAX_STEPS || tail->waiting > 0 || tail->gathered > 0 || tail->ended ||
+    if (tail->version == 0 || tail->steps == MAX_STEPS || tail->waiting > 0 || tail->ended ||
         tail->unsettled)
         return false;
     if (kind != VERSION)
@@ -49,7 +49,7 @@ bool take_step(Tail *tail, enum kind kind, struct frame *frame, double time)
 
 int64_t product_asked(const Tail *tail)
 {
-    bool judged = tail->ask != NULL && tail->version != 0 && tail->logging && tail->gathered == 0 && in_step(tail);
+    bool judged = tail->ask != NULL && tail->version != 0 && tail->logging && in_step(tail);
 
     return judged ? current_slot(tail).header.product : -1;
 }

@@ -203,7 +203,7 @@ int catch_up(Tail *tail)
     }
     Py_XDECREF(told);
     Py_XDECREF(done);
-    return done == NULL ? -1 : 0;
+    return done == NULL || tail->owner == NULL ? -1 : 0;    /* what it did may have closed the domain */
 }
 
 int call_owner(Tail *tail, const char *method, double time)

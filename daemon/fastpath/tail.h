@@ -62,10 +62,6 @@ typedef struct tail {
     long long unsaid_lines, unsaid_bytes;   /* dropped lines that no header counts yet */
     unsigned long long round;               /* of the Poller, in which it took `spent` seconds */
     double spent;
-    Py_ssize_t gathered;    /* bytes in front of the partial line: lines that journald is to get, see gather.c */
-    int gathered_lines;
-    struct balance before;  /* them */
-    double line_at;         /* when the last line ended */
     bool paid;              /* the balance is another than the header's */
     bool touched;           /* it is in the Poller's queue */
     struct tail *next;
@@ -104,6 +100,10 @@ extern unsigned char pending[LINE_LIMIT];
 /* Once, before all else here. */
 void make_crc_table(void);
 
+/* Bytes of guest log wait in `pending`, behind those of `partial`: the only way there. False, and nothing was written, where
+ * the line would not fit: a bug of the caller's, for it has asked fits(). */
+bool wait_for(Tail *tail, const void *data, size_t size);
+
 /* Bytes that are pending become part of the partial line. -1 and an exception where there is no memory. */
 int append_pending(Tail *tail);
 
@@ -119,9 +119,6 @@ void publish(Tail *tail, struct slot *slot, Py_ssize_t length);
 
 /* Keep what the batch changed so far. -1 and an exception where there is no memory. */
 int keep(Tail *tail);
-
-/* journald has so many bytes of what was gathered: the next process would send only what is behind them. */
-void note_sent(Tail *tail, Py_ssize_t size);
 
 /* --- steps.c: what a driver that comes up does */
 
@@ -139,7 +136,7 @@ void note_magic(Tail *tail, double time);
 
 /* --- tail.c: what its domain is told */
 
-/* Tell the domain what changed since it was told last; there must be nothing gathered. -1 and an exception if that fails. */
+/* Tell the domain what changed since it was told last. -1 and an exception if that fails. */
 int catch_up(Tail *tail);
 
 /* The same, and let it settle what the driver did. What cannot be told (for want of memory, say) is said and ends

@@ -50,8 +50,6 @@ static bool tell_some(Poller *self, double seconds)
     double until = now() + seconds;
     Tail *tail;
 
-    if (self->gathering != NULL)
-        hand_in_now(self);
     self->called = true;
     while ((tail = next_untold(self)) != NULL) {
         tell(tail);

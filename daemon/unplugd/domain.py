@@ -293,16 +293,6 @@ class Domain:
         self._guest.log.end_line(now)
         self._guest.grew = True
 
-    def lines_left(self, now: float) -> None:
-        """Lines that the fast path has answered, and journald did not take: they are in `partial`, as they came."""
-        log = self._guest.log
-        said = bytes(log.partial)
-        log.partial.clear()
-        log.line_number += 1
-        log.write(said, now)
-        self._guest.grew = True
-        self.settle(now)
-
     def _tell(self, event: CoreEvent) -> None:
         match event:
             case Line(text, product, build):

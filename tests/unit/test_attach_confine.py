@@ -66,7 +66,7 @@ print(libc.syscall(16, high, ctypes.c_ulong(FIONBIO), ctypes.byref(ctypes.c_int(
       os.get_blocking(events))
 before = os.get_blocking(ours.fileno())
 print(before, attempt(lambda: fcntl.ioctl(ours, FIONBIO, on)), os.get_blocking(ours.fileno()))
-print(attempt(lambda: fcntl.ioctl(ours, FIONBIO, off)), os.get_blocking(ours.fileno()))
+print(attempt(lambda: fcntl.ioctl(ours, FIONBIO, off)), os.get_blocking(ours.fileno()), flush=True)
 os._exit(0)
 """
 
