@@ -10,7 +10,7 @@ PARTS = ("poller", "serve", "held", "page", "log", "tell", "tail", "keep", "step
 setup(
     ext_modules=[
         Extension(
-            "unplugd._fastpath",
+            "unplugd.sockets._fastpath",
             [f"daemon/fastpath/{name}.c" for name in PARTS],
             depends=[f"daemon/fastpath/{name}.h" for name in ("poller", "tail", "frame", "journal", "state")],
             extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-D_FORTIFY_SOURCE=3"],

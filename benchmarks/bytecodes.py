@@ -22,13 +22,14 @@ from typing import Any
 
 from tests.lab.host import host
 from tests.lab.portio import frame
-from unplugd import fastpath, pureloop
-from unplugd.config import Config, LogConfig
+from unplugd.config.load import Config, LogConfig
 from unplugd.core.guest import ALLOWED, Verdict
 from unplugd.core.ioreq import FRAME_SIZE
 from unplugd.core.stream import NeedVerdict
-from unplugd.domain import Domain
-from unplugd.listener import Access, Listener
+from unplugd.domains.domain import Domain
+from unplugd.sockets import loop as eventloop
+from unplugd.sockets import pureloop
+from unplugd.sockets.listener import Access, Listener
 
 ACCESSES = 500
 
@@ -102,7 +103,7 @@ def _counting(tally: Tally | None) -> Iterator[None]:
 def main() -> int:
     """The command line."""
     results = []
-    for loop in (pureloop.Loop, fastpath.new_event_loop):
+    for loop in (pureloop.Loop, eventloop.new_event_loop):
         tally = Tally()
         threading.settrace(None)  # guests' threads are not counted
         sys.settrace(tally.trace)

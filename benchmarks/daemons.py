@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from unplugd.trial import Trial
+from unplugd.simulator.privatedaemon import Trial
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """A tmpfs, as /run is: a thousand sockets and files are made at start, and a disk takes milliseconds for each."""

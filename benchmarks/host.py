@@ -20,7 +20,7 @@ from benchmarks.daemons import MEMORY, daemon, embedded, external, sockets, uuid
 from benchmarks.figures import Figure
 from benchmarks.programs import beside, echo_server, measured, portload
 from tests.lab.xenstored import LabError, Xenstored
-from unplugd.trial import Trial, fetch
+from unplugd.simulator.privatedaemon import Trial, fetch
 
 THOUSAND = 1000
 

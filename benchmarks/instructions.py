@@ -26,7 +26,7 @@ from typing import NamedTuple
 from benchmarks.daemons import MEMORY, PURE, configuration, embedded, sockets
 from benchmarks.programs import build, measured
 from unplugd.errors import UnplugdError
-from unplugd.trial import Trial
+from unplugd.simulator.privatedaemon import Trial
 
 LATER = 2.0
 """Seconds until HTTP is loaded, before what is counted, and until all is recorded, behind it."""
@@ -36,7 +36,7 @@ MUCH_LATER = 12.0
 
 
 PATIENCE = """\
-from unplugd import connection, turns
+from unplugd.sockets import connection, turns
 turns.BUDGET *= 100
 turns._MINOR *= 100
 connection.SLOW *= 100

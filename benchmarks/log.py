@@ -20,7 +20,7 @@ from benchmarks.daemons import JOURNAL, MEMORY, daemon, embedded, pinned, socket
 from benchmarks.figures import Figure
 from benchmarks.programs import BUILD, measured
 from tests.lab.journald import Journald, missing
-from unplugd.records import Event
+from unplugd.sinks.records import Event
 
 LINES = 20000
 QUEUE = 512

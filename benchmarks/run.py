@@ -22,8 +22,9 @@ from pathlib import Path
 from benchmarks import access, host, log, picture
 from benchmarks.figures import Figure, table, warnings
 from benchmarks.programs import BUILD, build
-from unplugd import __version__, fastpath
+from unplugd import __version__
 from unplugd.errors import UnplugdError
+from unplugd.sockets import loop as eventloop
 
 
 def _progress(text: str) -> None:
@@ -33,8 +34,8 @@ def _progress(text: str) -> None:
 
 def compiled() -> bool:
     """Whether the daemon has its compiled part here."""
-    with contextlib.closing(fastpath.new_event_loop()) as loop:
-        return isinstance(loop, fastpath.Loop)
+    with contextlib.closing(eventloop.new_event_loop()) as loop:
+        return isinstance(loop, eventloop.Loop)
 
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:

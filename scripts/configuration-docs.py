@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "daemon"))
 
 import docspage
 
-from unplugd import config, configkeys
+from unplugd.config.keys import KEYS, TABLE_LISTS, Wrong
+from unplugd.config.load import load
 from unplugd.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,8 +111,8 @@ def allowed(key: str) -> str:
     words = ""
     for value in WRONG:
         try:
-            configkeys.KEYS[key](value)
-        except configkeys.Wrong as wrong:
+            KEYS[key](value)
+        except Wrong as wrong:
             words = str(wrong)
     assert words, key
     return words
@@ -119,13 +120,13 @@ def allowed(key: str) -> str:
 
 def list_keys(name: str) -> str:
     """The keys of a list of tables."""
-    checks, needed = configkeys.TABLE_LISTS[name]
+    checks, needed = TABLE_LISTS[name]
     rows = []
     for key, check in checks.items():
         words = ""
         try:
             check(object())
-        except configkeys.Wrong as wrong:
+        except Wrong as wrong:
             words = str(wrong)
         rows.append((f"`{key}`", words, "needed" if key in needed else "may be left out"))
     return docspage.table(("key of each", "allowed", ""), rows)
@@ -135,7 +136,7 @@ def keys() -> str:
     """All sections."""
     parts = []
     section: str | None = None
-    missing = {*configkeys.KEYS, *configkeys.TABLE_LISTS, "products"}
+    missing = {*KEYS, *TABLE_LISTS, "products"}
     for block in blocks(EXAMPLE.read_text()):
         if block.section != section:
             section = block.section
@@ -144,8 +145,8 @@ def keys() -> str:
         missing -= set(block.names)
         rows = []
         for name in block.names:
-            default = f"`{block.keys[name.rpartition('.')[2]]}`" if name in configkeys.KEYS else "none"
-            kind = allowed(name) if name in configkeys.KEYS else TYPES[name]
+            default = f"`{block.keys[name.rpartition('.')[2]]}`" if name in KEYS else "none"
+            kind = allowed(name) if name in KEYS else TYPES[name]
             rows.append((f"`{name}`", default, kind, RELOAD[name]))
         parts.append(docspage.table(("key", "default", "allowed", "at a reload"), rows))
         parts.append(" ".join(block.words).replace("<", "\\<") + "\n")
@@ -180,7 +181,7 @@ def errors() -> str:
         for what, text in ERRORS:
             file.write_text(text)
             try:
-                config.load(file)
+                load(file)
             except ConfigError as error:
                 message = str(error).replace(str(file), "/etc/unplugd/unplugd.toml")
                 # what Python's parser says after it is its own business

@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "daemon"))
 import docspage
 
 from unplugd.core.escape import escape_journal, escape_text
-from unplugd.records import ERROR, INFO, NOTICE, WARNING, Event
 from unplugd.sinks.files import file_name
+from unplugd.sinks.records import ERROR, INFO, NOTICE, WARNING, Event
 
 GUEST = "guest"
 HOST = "dom0"

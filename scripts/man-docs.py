@@ -12,8 +12,9 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "daemon"))
 
-from unplugd import __version__, cli, configkeys
+from unplugd import __version__, cli
 from unplugd.attach import cli as attach_cli
+from unplugd.config.keys import KEYS, Wrong
 from unplugd.ctl import cli as ctl_cli
 from unplugd.ctl.failure import EXITS
 
@@ -217,11 +218,11 @@ def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 def allowed(key: str) -> str:
     """What a key may be, in the words of the error for what it may not."""
-    check = configkeys.KEYS[key]
+    check = KEYS[key]
     for probe in ("\x00", "x", object()):
         try:
             check(probe)
-        except configkeys.Wrong as wrong:
+        except Wrong as wrong:
             said = str(wrong)
             if said != "a string without control characters":
                 return said
@@ -258,7 +259,7 @@ def keys(section: str, content: str) -> Iterator[str]:
         example = [line.removeprefix("#: ") for line in paragraph.splitlines() if line.startswith("#: ")]
         for at, (name, default) in enumerate(named):
             key = f"{section}.{name}" if section else name
-            if key not in configkeys.KEYS:
+            if key not in KEYS:
                 raise SystemExit(f"{EXAMPLE}: {key} is not a key of unplugd")
             yield from (".TP", f"{bold(key)} = {text(default)}")
             about = comment if at == 0 else "As above."

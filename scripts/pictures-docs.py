@@ -53,8 +53,8 @@ def record(name: str, title: str, command: Sequence[str], *, shows: str) -> None
 
 def record_all() -> None:
     """All recordings anew."""
-    from unplugd.demo import Demo
-    from unplugd.stage import Stage
+    from unplugd.simulator.demo import Demo
+    from unplugd.simulator.stage import Stage
 
     PICTURES.mkdir(exist_ok=True)
     record("demo", "unplugd: make demo", [sys.executable, "-m", "unplugd.demo"], shows="make demo")

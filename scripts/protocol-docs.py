@@ -22,8 +22,8 @@ from unplugd.core.ioreq import BAR, FRAME_SIZE, PAYLOAD_LIMIT, RESET, pio
 from unplugd.core.protocol import DEVICES, LEGACY_TABLE, TABLE, Row, Rules, Unplug
 from unplugd.core.registry import PUBLIC, Registry
 from unplugd.core.stream import Dispatch, IoreqStream, NeedVerdict
-from unplugd.guests import GUESTS, In, Log, Out, Step
-from unplugd.metrics import KINDS, PROTOCOL_ERRORS
+from unplugd.http.metrics import KINDS, PROTOCOL_ERRORS
+from unplugd.simulator.drivers import GUESTS, In, Log, Out, Step
 
 MEANINGS = {
     Unplug.IDE_DISKS: "all IDE and SCSI disks, but no CD drives",

@@ -6,10 +6,10 @@ import os
 from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-from unplugd import fastpath
+from unplugd.sockets import loop as eventloop
 
 # asyncio.run() runs what the daemon runs: with the compiled part where it was built, without it with UNPLUGD_PURE=1.
-asyncio.events.new_event_loop = fastpath.new_event_loop
+asyncio.events.new_event_loop = eventloop.new_event_loop
 
 pytest_plugins: list[str] = [
     "tests.lab.daemon",

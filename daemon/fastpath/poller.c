@@ -1,4 +1,4 @@
-/* unplugd._fastpath: what a driver's start and its log are made of, served without entering Python.
+/* unplugd.sockets._fastpath: what a driver's start and its log are made of, served without entering Python.
  *
  * A Poller stands in the place of select.epoll in the event loop's selector (fastpath.py). When a device model connects,
  * it is accepted (held.c); when its connection becomes readable, the frames are read and answered (serve.c) that are a
@@ -377,7 +377,7 @@ static PyMemberDef Poller_members[] = {
 
 static PyTypeObject PollerType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "unplugd._fastpath.Poller",
+    .tp_name = "unplugd.sockets._fastpath.Poller",
     .tp_basicsize = sizeof(Poller),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_doc = "Waits for an epoll's descriptors and serves connections meanwhile.",
@@ -392,7 +392,7 @@ static PyTypeObject PollerType = {
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "unplugd._fastpath",
+    .m_name = "unplugd.sockets._fastpath",
     .m_doc = "The accesses that a talking guest makes all day, served without entering Python.",
     .m_size = -1,
 };

@@ -139,7 +139,7 @@ static PyMemberDef Tail_members[] = {
 
 PyTypeObject TailType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "unplugd._fastpath.Tail",
+    .tp_name = "unplugd.sockets._fastpath.Tail",
     .tp_basicsize = sizeof(Tail),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_doc = "What of a domain may change outside of Python.",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unplugd import __version__
-from unplugd.config import files, load
+from unplugd.config.load import files, load
 from unplugd.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"configuration is valid: {read}")
             return 0
         # what --check does not need is not loaded for it
-        from unplugd.fastpath import new_event_loop
         from unplugd.service import Service
+        from unplugd.sockets.loop import new_event_loop
 
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(Service(config, file).run())

@@ -20,32 +20,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from unplugd import __version__
-from unplugd.config import Config, load
+from unplugd.blacklist.verdicts import Blacklist
+from unplugd.config.load import Config, load
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
-from unplugd.domain import Domain
-from unplugd.domains import Domains
-from unplugd.domainsettings import Settings
-from unplugd.domainview import describe, describe_history
+from unplugd.domains.domain import Domain
+from unplugd.domains.follow import Domains
+from unplugd.domains.publish import Publisher
+from unplugd.domains.settings import Settings
+from unplugd.domains.view import describe, describe_history
 from unplugd.errors import ConfigError, HostError, StoreError
-from unplugd.fastpath import tell
+from unplugd.host.inheritance import Inheritance
+from unplugd.host.oversight import Oversight
+from unplugd.host.runtimedir import RuntimeDirectory
+from unplugd.host.status import Standing, StatusLine
+from unplugd.host.systemd import fd_store_works, notify, watchdog_interval
 from unplugd.http.front import HttpFront
+from unplugd.http.metrics import Counters
 from unplugd.http.sockets import listen_tcp
-from unplugd.inheritance import Inheritance
-from unplugd.ioreqpage import IoreqPages
-from unplugd.listener import Access, Listener
-from unplugd.metrics import Counters
-from unplugd.oversight import Oversight
-from unplugd.publish import Publisher
-from unplugd.records import Entry, Event
-from unplugd.runtimedir import RuntimeDirectory
-from unplugd.served import Served
+from unplugd.lifecycle import Served
 from unplugd.sinks.delivery import Delivery
-from unplugd.standing import Standing
-from unplugd.status import StatusLine
-from unplugd.stores import Stores
-from unplugd.systemd import fd_store_works, notify, watchdog_interval
-from unplugd.verdict import Blacklist
+from unplugd.sinks.records import Entry, Event
+from unplugd.sockets.listener import Access, Listener
+from unplugd.sockets.loop import tell
+from unplugd.sockets.page import IoreqPages
+from unplugd.xenstore.stores import Stores
 
 HTTP_DELAY = 0.25
 """Seconds that HTTP waits for the guests' sockets at most: without a xenstore there is something to see, too."""

@@ -69,25 +69,25 @@ def _again_sanitized(arguments: list[str]) -> int:
 
 
 def _load() -> None:
-    """Have the sanitized library be unplugd._fastpath."""
-    loader = importlib.machinery.ExtensionFileLoader("unplugd._fastpath", os.environ[LIBRARY])
-    spec = importlib.util.spec_from_file_location("unplugd._fastpath", os.environ[LIBRARY], loader=loader)
+    """Have the sanitized library be unplugd.sockets._fastpath."""
+    loader = importlib.machinery.ExtensionFileLoader("unplugd.sockets._fastpath", os.environ[LIBRARY])
+    spec = importlib.util.spec_from_file_location("unplugd.sockets._fastpath", os.environ[LIBRARY], loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
-    import unplugd
+    import unplugd.sockets
 
-    sys.modules["unplugd._fastpath"] = module
-    unplugd._fastpath = module
+    sys.modules["unplugd.sockets._fastpath"] = module
+    unplugd.sockets._fastpath = module
 
 
 async def _fuzz(seconds: float) -> int:
     from tests.lab.host import Host, host, until
-    from unplugd.config import Config, LogConfig, PolicyConfig
+    from unplugd.config.load import Config, LogConfig, PolicyConfig
     from unplugd.core.guest import Verdict
     from unplugd.core.stream import NeedVerdict
-    from unplugd.domain import Domain
-    from unplugd.listener import Access, Listener
+    from unplugd.domains.domain import Domain
+    from unplugd.sockets.listener import Access, Listener
 
     loop = asyncio.get_running_loop()
     failed: list[dict[str, object]] = []
@@ -162,10 +162,10 @@ def main() -> int:
             return 0
         return _again_sanitized(sys.argv[1:])
     _load()
-    from unplugd import fastpath
+    from unplugd.sockets import loop as eventloop
 
-    with asyncio.Runner(loop_factory=fastpath.new_event_loop) as runner:
-        assert fastpath.Loop is not None
+    with asyncio.Runner(loop_factory=eventloop.new_event_loop) as runner:
+        assert eventloop.Loop is not None
         tried = runner.run(_fuzz(options.seconds))
     print(f"{tried} inputs tried with the sanitized fast path")
     return 0

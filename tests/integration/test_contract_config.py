@@ -95,7 +95,7 @@ BAD = [
 
 def test_check_names_file_key_and_what_is_allowed(place: Path) -> None:
     # One process a case is dear: what loads a configuration is the same for all.
-    from unplugd.config import load
+    from unplugd.config.load import load
     from unplugd.errors import ConfigError
 
     file = place / "u.toml"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.journald import Journald
-from unplugd.devicemodel import DeviceModel
+from unplugd.simulator.devicemodel import DeviceModel
 
 
 def environment(tmp_path: Path) -> dict[str, str]:

@@ -18,10 +18,10 @@ import pytest
 from scripts import terminal
 from tests.documents import ALL_BLOCKS, ROOT, RUNS_BESIDE, Block
 from tests.lab.daemon import free_port, uuid
-from unplugd.devicemodel import DeviceModel
-from unplugd.guests import CHATTY, CITRIX, FREEBSD, LINUX, XENBUS
-from unplugd.simulator import play
-from unplugd.trial import Trial, fetch
+from unplugd.simulator.cli import play
+from unplugd.simulator.devicemodel import DeviceModel
+from unplugd.simulator.drivers import CHATTY, CITRIX, FREEBSD, LINUX, XENBUS
+from unplugd.simulator.privatedaemon import Trial, fetch
 
 CONFIGURATION = """
 runtime_dir = "{run}"

@@ -13,7 +13,7 @@ from tests.documents import ALL_BLOCKS, IN_DOM0, Block
 from tests.lab.dom0 import GUESTS, ROOT, Dom0
 from tests.lab.journald import missing
 from tests.lab.xenstored import LabError, prepared
-from unplugd.records import Event
+from unplugd.sinks.records import Event
 
 CATALOG = (ROOT / "systemd" / "unplugd.catalog").read_text()
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.lab.journald import DEADLINE, Journald
-from unplugd.records import Entry
 from unplugd.sinks.journal import Journal
+from unplugd.sinks.records import Entry
 
 IDENTIFIER = "SYSLOG_IDENTIFIER=unplugd-guest"
 FIELDS = (
@@ -218,7 +218,7 @@ def test_what_was_sent_outlives_the_sender(journald: Journald) -> None:
     """A process at the fixed path that is killed right after `send`, while journald does not even read."""
     program = textwrap.dedent("""
         import os, signal, sys, time
-        from unplugd.records import Entry
+        from unplugd.sinks.records import Entry
         from unplugd.sinks.journal import Journal
         journal = Journal()
         for number in range(5):

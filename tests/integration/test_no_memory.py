@@ -31,13 +31,13 @@ MARK = 0x6D656D21
 PRODUCT = frame(0x12, 2, 3)
 BUILD = frame(0x10, 4, 1, eport=MARK)
 """A request that the injection below knows, and that is not the fast path's."""
-COMPILED = find_spec("unplugd._fastpath") is not None and not os.environ.get("UNPLUGD_PURE")
+COMPILED = find_spec("unplugd.sockets._fastpath") is not None and not os.environ.get("UNPLUGD_PURE")
 
 # In the running daemon, one call of one function finds no memory: the first one for domain 1 after FLAG was made.
 INJECTION = """
 import os, sys
-from unplugd import connection, listener
 from unplugd.cli import main
+from unplugd.sockets import connection, listener
 
 place, flag = sys.argv[1:3]
 owner, name, concerns = {

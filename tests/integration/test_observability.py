@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.prometheus import binary
-from unplugd.metrics import CATALOGUE, Type
+from unplugd.http.metrics import CATALOGUE, Type
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "config" / "prometheus"

@@ -27,7 +27,7 @@ from tests.integration.test_client_c import CLIENTS, STRICT, Probe
 from tests.lab.daemon import PATIENCE, Daemon, Run, embedded, eventually, merged
 from unplugd.attach.plan import Ask, Reply
 from unplugd.attach.unplugd import Unplugd
-from unplugd.devicemodel import Access, DeviceModel
+from unplugd.simulator.devicemodel import Access, DeviceModel
 
 
 class Do(NamedTuple):
@@ -81,7 +81,7 @@ class Client(Protocol):
 
 
 class Python:
-    """unplugd.devicemodel, which simulator, demo and tests use."""
+    """unplugd.simulator.devicemodel, which simulator, demo and tests use."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self._model = stack.enter_context(DeviceModel(path, timeout=PATIENCE, reconnect=PATIENCE))

@@ -21,7 +21,7 @@ import pytest
 from tests.integration.test_units import UNIT, Host
 from tests.lab.daemon import RESET, Daemon, Run, Wire, embedded, eventually, frame, merged, outs
 from tests.lab.systemd import Systemd
-from unplugd.devicemodel import DeviceModel, NotReachable
+from unplugd.simulator.devicemodel import DeviceModel, NotReachable
 
 BLACKLIST = {"blacklist": {"entry": [{"product": "linux", "build": 666}]}}
 MAGIC_READ = frame(0x10, 2, read=True)

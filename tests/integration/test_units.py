@@ -24,7 +24,7 @@ import pytest
 
 from tests.lab.systemd import LAB as INSIDE
 from tests.lab.systemd import Systemd, bindings, wait_for
-from unplugd.devicemodel import Access, DeviceModel, encode
+from unplugd.simulator.devicemodel import Access, DeviceModel, encode
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted(path for path in (ROOT / "systemd").iterdir() if path.suffix in {".service", ".socket"})

@@ -17,7 +17,7 @@ import pytest
 from tests.lab.xenbus import XenbusStandIn
 from tests.lab.xenstored import Xenstored
 from tests.store_behaviour import PATIENCE, Drive, Seen, StoreBehaviour
-from unplugd.config import XenstoreConfig
+from unplugd.config.load import XenstoreConfig
 from unplugd.errors import NoSuchNode, StoreRefused, StoreUnavailable
 from unplugd.xenstore import connection
 from unplugd.xenstore.choice import open_store, socket_paths

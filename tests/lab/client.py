@@ -14,11 +14,11 @@ from typing import Self
 
 from tests.lab.host import Host
 from tests.lab.portio import Answer, answers
-from unplugd.connection import Judge
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
-from unplugd.domain import Domain
-from unplugd.listener import Access, Listener
+from unplugd.domains.domain import Domain
+from unplugd.sockets.connection import Judge
+from unplugd.sockets.listener import Access, Listener
 
 PATIENCE = 30.0
 

@@ -13,14 +13,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from unittest.mock import patch
 
-from unplugd.config import Config, LogConfig
-from unplugd.domain import Domain
-from unplugd.domainsettings import Settings
-from unplugd.fastpath import tell
-from unplugd.metrics import Counters
-from unplugd.records import Event
+from unplugd.config.load import Config, LogConfig
+from unplugd.domains.domain import Domain
+from unplugd.domains.settings import Settings
+from unplugd.http.metrics import Counters
 from unplugd.sinks.delivery import Delivery
 from unplugd.sinks.journal import Journal
+from unplugd.sinks.records import Event
+from unplugd.sockets.loop import tell
 from unplugd.xenstore.embedded import EmbeddedStore
 
 UUID = "4f0e0c5e-0000-4000-8000-000000000007"

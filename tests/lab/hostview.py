@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from tests.lab.control import domain as described
 from unplugd.core.protocol import DEVICES
 from unplugd.core.registry import Registry
-from unplugd.metrics import DROPS, Counters
-from unplugd.standing import Standing
+from unplugd.host.status import Standing
+from unplugd.http.metrics import DROPS, Counters
 
 
 @dataclass

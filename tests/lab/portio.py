@@ -16,7 +16,7 @@ from unplugd.core.guestlog import Limits
 from unplugd.core.protocol import Rules
 from unplugd.core.registry import Registry
 from unplugd.core.stream import Dispatch, IoreqStream, NeedTokens, NeedVerdict
-from unplugd.metrics import Counters
+from unplugd.http.metrics import Counters
 
 BAR = 0x10000
 LAYOUT = struct.Struct("<QQIIIHBB")

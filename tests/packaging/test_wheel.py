@@ -77,7 +77,7 @@ def test_what_is_in_them(built: Path) -> None:
     modules = {str(path.relative_to(built / "sources/daemon")) for path in (built / "sources/daemon").rglob("*.py")}
     assert modules <= names
     assert "unplugd/py.typed" in names
-    assert {name for name in names if name.startswith("unplugd/_fastpath.") and name.endswith(".so")}
+    assert {name for name in names if name.startswith("unplugd/sockets/_fastpath.") and name.endswith(".so")}
     about = f"unplugd-{__version__}.dist-info/"
     others = {name for name in names - modules if not name.startswith(about)}
     assert {Path(name).suffix for name in others} == {".typed", ".pyi", ".so"}
@@ -124,7 +124,7 @@ def serving(programs: Path) -> Iterator[tuple[Path, Path]]:
 
 def is_compiled(programs: Path) -> bool:
     """Whether the environment has the compiled part."""
-    script = "import importlib.util as u; print(u.find_spec('unplugd._fastpath') is not None)"
+    script = "import importlib.util as u; print(u.find_spec('unplugd.sockets._fastpath') is not None)"
     return run(programs / "python", "-I", "-c", script).stdout == "True\n"
 
 

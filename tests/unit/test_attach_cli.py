@@ -7,9 +7,9 @@ from typing import cast
 import pytest
 
 from unplugd.attach import cli
-from unplugd.attach.settings import AttachConfig
-from unplugd.records import Entry
+from unplugd.config.attach import AttachConfig
 from unplugd.sinks.journal import Journal
+from unplugd.sinks.records import Entry
 
 
 def test_without_xen_it_says_so(

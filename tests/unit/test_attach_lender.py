@@ -12,7 +12,7 @@ import pytest
 from tests.lab.host import until
 from unplugd.attach.lender import Lender
 from unplugd.attach.slots import Access, Kind
-from unplugd.core.loan import MESSAGE_LIMIT, Offer, offered
+from unplugd.core.pageoffer import MESSAGE_LIMIT, Offer, offered
 
 
 def access(port: int) -> Access:

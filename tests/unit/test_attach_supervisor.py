@@ -16,10 +16,10 @@ import pytest
 from unplugd.attach import child, supervisor
 from unplugd.attach.child import Domain, Ended
 from unplugd.attach.confine import Identity
-from unplugd.attach.kept import Kept, KeptServers
-from unplugd.attach.settings import AttachConfig
+from unplugd.attach.serverids import Kept, KeptServers
 from unplugd.attach.supervisor import DEVICE_MODELS, Supervisor, acting_as
-from unplugd.core import loan
+from unplugd.config.attach import AttachConfig
+from unplugd.core import pageoffer
 from unplugd.errors import HostError
 from unplugd.xenstore.embedded import EmbeddedStore
 
@@ -151,7 +151,7 @@ def test_sockets_are_connected_for_it(tmp_path: Path) -> None:
 def test_who_lends_its_page_is_the_supervisors_word(tmp_path: Path) -> None:
     async def work(world: World, one: Supervisor) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as unplugd:
-            unplugd.bind(str(tmp_path / loan.SOCKET))
+            unplugd.bind(str(tmp_path / pageoffer.SOCKET))
             unplugd.listen()
             world.store.introduce(7, "a", "uuid-a")
             await world.running(7)
@@ -159,7 +159,7 @@ def test_who_lends_its_page_is_the_supervisors_word(tmp_path: Path) -> None:
             connection, _ = unplugd.accept()
             with connection:
                 connection.setblocking(False)
-                assert loan.greeted(connection.recv(100)) == 7
+                assert pageoffer.greeted(connection.recv(100)) == 7
                 async with asyncio.timeout(PATIENCE):
                     assert await asyncio.get_running_loop().sock_recv(connection, 100) == b"an offer"
 
@@ -172,7 +172,7 @@ def test_where_nobody_borrows_pages_that_is_said(tmp_path: Path) -> None:
         await world.running(7)
         await world.until(7, "refused pages 0")
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as unplugd:
-            unplugd.bind(str(tmp_path / loan.SOCKET))  # nobody listens there
+            unplugd.bind(str(tmp_path / pageoffer.SOCKET))  # nobody listens there
             world.store.introduce(6, "b", "uuid-b")
             await world.running(6)
             await world.until(6, "refused pages 0")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unplugd.records import Event
+from unplugd.sinks.records import Event
 
 CATALOG = Path(__file__).parents[2] / "systemd" / "unplugd.catalog"
 ENTRIES = re.split(r"^-- ", CATALOG.read_text(), flags=re.MULTILINE)[1:]

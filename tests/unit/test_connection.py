@@ -14,12 +14,12 @@ import pytest
 from tests.lab.client import Client, served
 from tests.lab.host import Host, host, until
 from tests.lab.portio import RESET, answers, frame
-from unplugd.config import BlacklistConfig, Config, LogConfig, PolicyConfig
+from unplugd.config.load import BlacklistConfig, Config, LogConfig, PolicyConfig
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
-from unplugd.domain import Domain
-from unplugd.listener import Access
-from unplugd.records import Event
+from unplugd.domains.domain import Domain
+from unplugd.sinks.records import Event
+from unplugd.sockets.listener import Access
 
 MAGIC = frame(0x10, 2, read=True)
 PRODUCT = frame(0x12, 2, data=3)
@@ -276,7 +276,7 @@ def test_a_release_in_the_middle_of_everything(tmp_path: Path, waits_for: str) -
 
 
 def test_a_client_that_never_reads_is_cut_off_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unplugd.connection.CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("unplugd.sockets.connection.CLOSE_TIMEOUT", 0.1)
 
     async def main(one: Host) -> None:
         domain = one.domain()

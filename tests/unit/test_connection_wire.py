@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.lab.host import until
-from unplugd import pureloop
-from unplugd.wire import HIGH, LOW, Wire
+from unplugd.sockets import pureloop
+from unplugd.sockets.wire import HIGH, LOW, Wire
 
 Loops = Callable[[], asyncio.AbstractEventLoop]
 LOOPS = pytest.mark.parametrize("loops", [asyncio.SelectorEventLoop, pureloop.Loop])

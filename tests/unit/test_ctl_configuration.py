@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unplugd.config import Config, load
+from unplugd.config.load import Config, load
 from unplugd.ctl.cli import main
 from unplugd.ctl.configuration import effective, toml
 
@@ -113,8 +113,8 @@ def test_show_of_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_no_file_at_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    monkeypatch.setattr("unplugd.config.DEFAULT_FILE", tmp_path / "none")
-    monkeypatch.setattr("unplugd.config.DEFAULT_DROP_INS", tmp_path / "none.d")
+    monkeypatch.setattr("unplugd.config.load.DEFAULT_FILE", tmp_path / "none")
+    monkeypatch.setattr("unplugd.config.load.DEFAULT_DROP_INS", tmp_path / "none.d")
     assert main(["config", "show"]) == 0
     assert "the defaults hold" in capsys.readouterr().out
     assert main(["config", "check"]) == 0

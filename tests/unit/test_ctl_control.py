@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.lab.control import domain, serving
-from unplugd import config
+from unplugd.config.load import DEFAULT_DROP_INS, DEFAULT_FILE, Config, load
 from unplugd.ctl import control
 from unplugd.ctl.control import Control, runtime_directory
 from unplugd.ctl.failure import NOT_RUNNING, USAGE, Failure
 
 
 def test_the_defaults_are_those_of_the_daemon() -> None:
-    assert Path(control.DEFAULT_FILE) == config.DEFAULT_FILE
-    assert Path(control.DEFAULT_DROP_INS) == config.DEFAULT_DROP_INS
-    assert Path(control.DEFAULT_RUNTIME) == config.Config().runtime_dir
+    assert Path(control.DEFAULT_FILE) == DEFAULT_FILE
+    assert Path(control.DEFAULT_DROP_INS) == DEFAULT_DROP_INS
+    assert Path(control.DEFAULT_RUNTIME) == Config().runtime_dir
 
 
 def test_the_runtime_directory_is_read_as_the_daemon_reads_it(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_the_runtime_directory_is_read_as_the_daemon_reads_it(tmp_path: Path) ->
     (drop_ins / "b.toml").write_text('runtime_dir = "/b"\n')
     (drop_ins / "a.toml").write_text('runtime_dir = "/a"\n')
     (drop_ins / "c.txt").write_text('runtime_dir = "/c"\n')
-    assert runtime_directory(str(file)) == "/b" == str(config.load(file).runtime_dir)
+    assert runtime_directory(str(file)) == "/b" == str(load(file).runtime_dir)
 
 
 def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import pytest
 from tests.lab.control import UUID, domain, serving
 from unplugd.ctl import journal
 from unplugd.ctl.cli import main
-from unplugd.records import Event
 from unplugd.sinks.files import format_line
+from unplugd.sinks.records import Event
 
 HOSTILE = b"\x1b]0;pwned\x07 \x1b[2J"
 

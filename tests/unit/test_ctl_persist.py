@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unplugd.config import load
+from unplugd.config.load import load
 from unplugd.core.registry import PUBLIC
 from unplugd.ctl import persist
 from unplugd.ctl.failure import Failure

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unplugd.config import XenstoreConfig
+from unplugd.config.load import XenstoreConfig
 from unplugd.ctl import store
 from unplugd.ctl.failure import XENSTORE, Failure
 from unplugd.errors import StoreRefused

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.lab.host import OTHER_UUID, UUID, FakeJournald, delivery, until
-from unplugd.config import LogConfig
+from unplugd.config.load import LogConfig
 from unplugd.errors import HostError
-from unplugd.records import Entry, Event
 from unplugd.sinks.delivery import Delivery
 from unplugd.sinks.outbox import OVERHEAD, Outbox
+from unplugd.sinks.records import Entry, Event
 from unplugd.sinks.spool import load
 
 

@@ -1,4 +1,4 @@
-"""unplugd.demo: how it fails. The show itself is tests/integration/test_demo.py's."""
+"""unplugd.simulator.demo: how it fails. The show itself is tests/integration/test_demo.py's."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import tomllib
 
 import pytest
 
-from unplugd import demo
 from unplugd.errors import HostError
-from unplugd.stage import ClaimFailed
+from unplugd.simulator import demo
+from unplugd.simulator.stage import ClaimFailed
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""unplugd.devicemodel: the frames it sends, the answers it takes, and what it does when a connection breaks."""
+"""devicemodel.py: the frames it sends, the answers it takes, and what it does when a connection breaks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.lab.fakeunplugd import FRAME, FakeUnplugd
-from unplugd.devicemodel import (
+from unplugd.simulator.devicemodel import (
     MAX_PAYLOAD,
     Access,
     ConnectionClosed,

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.lab.host import OTHER_UUID, UUID, Host, host, until
-from unplugd.config import Config, LogConfig, PolicyConfig
+from unplugd.config.load import Config, LogConfig, PolicyConfig
 from unplugd.core.guest import Verdict
 from unplugd.core.protocol import Effect
-from unplugd.domain import Domain
-from unplugd.domainrecords import COMPLAINTS
-from unplugd.domainview import describe, published
-from unplugd.labels import CHANGES
-from unplugd.records import Event
+from unplugd.domains.domain import Domain
+from unplugd.domains.labels import CHANGES
+from unplugd.domains.records import COMPLAINTS
+from unplugd.domains.view import describe, published
+from unplugd.sinks.records import Event
 
 
 def say(domain: Domain, data: bytes) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.store_behaviour import PATIENCE, Drive, Seen, StoreBehaviour
-from unplugd.config import EmbeddedDomain, XenstoreConfig
+from unplugd.config.load import EmbeddedDomain, XenstoreConfig
 from unplugd.errors import NoSuchNode, StoreUnavailable
 from unplugd.xenstore.choice import open_store
 from unplugd.xenstore.embedded import EmbeddedStore

@@ -6,7 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from unplugd import config
+from unplugd.config import load as config
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "unplugd.toml"
 TEXT = EXAMPLE.read_text()

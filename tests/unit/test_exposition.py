@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from tests.lab.hostview import StandInDomain, StandInHost, many
 from unplugd.http.exposition import OPENMETRICS, SLICE, TEXT, Exposition, choose, legible
-from unplugd.metrics import CATALOGUE, DURATION_BOUNDS
+from unplugd.http.metrics import CATALOGUE, DURATION_BOUNDS
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -31,23 +31,24 @@ from hypothesis import strategies as st
 import unplugd
 from tests.lab.host import Host, host, until
 from tests.lab.portio import RESET, frame
-from unplugd import fastpath, pureloop, turns
-from unplugd.config import Config, LogConfig, PolicyConfig
-from unplugd.connection import READ_SIZE, Connection, Judge
+from unplugd.config.load import Config, LogConfig, PolicyConfig
 from unplugd.core.guest import ALLOWED, Snapshot, Verdict
 from unplugd.core.guestlog import LINE_LIMIT, RECORD_COST
 from unplugd.core.history import Did
 from unplugd.core.ioreq import PAYLOAD_LIMIT
 from unplugd.core.stream import IoreqStream, NeedVerdict
-from unplugd.domain import Domain
-from unplugd.domainview import published
-from unplugd.listener import Access, Listener
-from unplugd.metrics import DURATION_BOUNDS
-from unplugd.records import Event
-from unplugd.state import SIZE, StateFile
+from unplugd.domains.domain import Domain
+from unplugd.domains.statefile import SIZE, StateFile
+from unplugd.domains.view import published
+from unplugd.http.metrics import DURATION_BOUNDS
+from unplugd.sinks.records import Event
+from unplugd.sockets import loop as eventloop
+from unplugd.sockets import pureloop, turns
+from unplugd.sockets.connection import READ_SIZE, Connection, Judge
+from unplugd.sockets.listener import Access, Listener
 
 try:
-    from unplugd import _fastpath
+    from unplugd.sockets import _fastpath
 except ImportError:
     pytest.skip("the compiled part was not built", allow_module_level=True)
 
@@ -62,7 +63,7 @@ def pure() -> asyncio.AbstractEventLoop:
 
 
 def fast() -> asyncio.AbstractEventLoop:
-    return fastpath.Loop(_fastpath.Poller)
+    return eventloop.Loop(_fastpath.Poller)
 
 
 def byte(value: int, addr: int = 0x12, eport: int = 0) -> bytes:
@@ -899,7 +900,7 @@ def test_a_fault_of_our_own_behind_a_verdict_cuts_the_connection(monkeypatch: py
     async def story(peer: Peer) -> None:
         await verdicts.ask(peer, 0, product(3) + build(7))
         with monkeypatch.context() as patch:
-            patch.setattr("unplugd.held.Errand", Mock(side_effect=MemoryError))
+            patch.setattr("unplugd.sockets.held.Errand", Mock(side_effect=MemoryError))
             verdicts.futures[0].set_result(FALLBACK)
             await until(lambda: peer.domain.connections == 1)
         peer.clients[0].setblocking(True)
@@ -1125,7 +1126,7 @@ def test_who_does_not_read_is_taken_over() -> None:
 
 
 def test_the_limit_of_connections_holds_for_those_that_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unplugd.listener.CONNECTIONS_A_DOMAIN", 3)
+    monkeypatch.setattr("unplugd.sockets.listener.CONNECTIONS_A_DOMAIN", 3)
 
     async def story(peer: Peer) -> None:
         await peer.exchange(0, MAGIC + MAGIC[:5], 32)
@@ -1198,14 +1199,14 @@ def test_timers_are_in_time_while_guests_keep_coming_and_when_they_become_others
 
 def test_it_does_not_wake_up_for_timers_that_were_due(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = 0
-    select_ = fastpath.Selector.select
+    select_ = eventloop.Selector.select
 
-    def counted(self: fastpath.Selector, timeout: float | None = None) -> list[Any]:
+    def counted(self: eventloop.Selector, timeout: float | None = None) -> list[Any]:
         nonlocal turns
         turns += 1
         return select_(self, timeout)
 
-    monkeypatch.setattr(fastpath.Selector, "select", counted)
+    monkeypatch.setattr(eventloop.Selector, "select", counted)
 
     async def main() -> None:
         await asyncio.sleep(0.05)
@@ -1242,11 +1243,11 @@ def test_guests_are_served_without_a_turn_of_the_loop(loops: Loops, listening: b
         peer.domain.records.own(Event.UNPLUGGED, "the first record connects to journald")
         await peer.exchange(0, string(b"Python's\n"), 32)
         before = len(peer.one.journald.read())
-        await until(lambda: not fastpath.serve_guests())
+        await until(lambda: not eventloop.serve_guests())
         for number in range(20):
             for client in peer.clients.values():
                 client.send(MAGIC + string(f"{number}\n".encode()))
-                wanted = fastpath.serve_guests()
+                wanted = eventloop.serve_guests()
                 assert len(client.recv(100)) == 64
                 if wanted:
                     assert loops is pure, "it is Python that does it there, and whose turn ends"
@@ -1259,18 +1260,18 @@ def test_guests_are_served_without_a_turn_of_the_loop(loops: Loops, listening: b
 @pytest.mark.parametrize("listening", [False, True], ids=["attached", "held"])
 def test_what_is_python_s_wants_a_turn_of_the_loop_and_keeps_its_order(listening: bool) -> None:
     async def story(peer: Peer) -> None:
-        await until(lambda: not fastpath.serve_guests())
+        await until(lambda: not eventloop.serve_guests())
         one, other = peer.clients[0], peer.clients[1]
         one.send(product(3) + unplug(3) + RESET + MAGIC)
         other.send(MAGIC)
-        assert fastpath.serve_guests()
-        assert fastpath.serve_guests(), "as long as it has not turned"
+        assert eventloop.serve_guests()
+        assert eventloop.serve_guests(), "as long as it has not turned"
         assert (len(one.recv(1000)), len(other.recv(1000))) == (64, 32)
         other.send(RESET)
-        assert fastpath.serve_guests()
+        assert eventloop.serve_guests()
         assert await peer.exchange(0, MAGIC, 96) == RESET + peer.answer(MAGIC) * 2
         assert await peer.exchange(1, MAGIC, 64) == RESET + peer.answer(MAGIC)
-        await until(lambda: not fastpath.serve_guests())
+        await until(lambda: not eventloop.serve_guests())
 
     run(fast, story, listening=listening)
 
@@ -1278,13 +1279,13 @@ def test_what_is_python_s_wants_a_turn_of_the_loop_and_keeps_its_order(listening
 @pytest.mark.parametrize("loops", [pure, fast], ids=["pure", "fast"])
 def test_another_descriptor_wants_a_turn_of_the_loop(loops: Loops) -> None:
     async def story(peer: Peer) -> None:
-        await until(lambda: not fastpath.serve_guests())
+        await until(lambda: not eventloop.serve_guests())
         called = Mock()
         ours, theirs = socket.socketpair()
         asyncio.get_running_loop().add_reader(ours, called)
         theirs.send(b"x")
         peer.clients[0].send(MAGIC)
-        assert fastpath.serve_guests()
+        assert eventloop.serve_guests()
         assert len(peer.clients[0].recv(100)) == 32
         assert not called.called
         await until(lambda: called.called)
@@ -1297,7 +1298,7 @@ def test_another_descriptor_wants_a_turn_of_the_loop(loops: Loops) -> None:
 
 def test_any_other_loop_is_to_turn() -> None:
     async def test() -> None:
-        assert fastpath.serve_guests()
+        assert eventloop.serve_guests()
 
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         runner.run(test())
@@ -1314,12 +1315,12 @@ def test_constants_are_the_same() -> None:
 
 def test_which_loop_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UNPLUGD_PURE", raising=False)
-    with contextlib.closing(fastpath.new_event_loop()) as loop:
-        assert isinstance(loop, fastpath.Loop)
+    with contextlib.closing(eventloop.new_event_loop()) as loop:
+        assert isinstance(loop, eventloop.Loop)
     monkeypatch.setenv("UNPLUGD_PURE", "1")
-    with contextlib.closing(fastpath.new_event_loop()) as loop:
+    with contextlib.closing(eventloop.new_event_loop()) as loop:
         assert isinstance(loop, pureloop.Loop)
-    assert fastpath.poller() is None
+    assert eventloop.poller() is None
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)

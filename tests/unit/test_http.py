@@ -18,7 +18,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.lab.hostview import StandInDomain, StandInHost, many
-from unplugd import longwork
 from unplugd.errors import HostError
 from unplugd.http import client as http
 from unplugd.http.client import CONNECTIONS, HEAD_LINES, REQUEST_LIMIT, State
@@ -26,6 +25,7 @@ from unplugd.http.exposition import OPENMETRICS, TEXT
 from unplugd.http.landing import TYPE as HTML
 from unplugd.http.pages import PLAIN, Page, Pages
 from unplugd.http.server import HttpServer
+from unplugd.sockets import longwork
 
 PATIENCE = 20.0
 

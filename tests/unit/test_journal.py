@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unplugd.records import Entry
 from unplugd.sinks.journal import Journal, encode, encode_fields
+from unplugd.sinks.records import Entry
 
 DEADLINE = 30.0
 FIELDS = (("PRIORITY", "6"), ("SYSLOG_IDENTIFIER", "unplugd-guest"), ("XEN_DOMID", "7"))

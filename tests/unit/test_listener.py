@@ -18,8 +18,8 @@ from tests.lab.client import Client, allowed, served
 from tests.lab.host import Host, host, until
 from tests.lab.portio import frame
 from unplugd.errors import HostError
-from unplugd.listener import Access, Listener
-from unplugd.records import Event
+from unplugd.sinks.records import Event
+from unplugd.sockets.listener import Access, Listener
 
 MAGIC = frame(0x10, 2, read=True)
 NOBODY = 65534
@@ -227,7 +227,7 @@ def test_the_device_models_uid_is_let_in(tmp_path: Path) -> None:
 
 
 def test_more_connections_than_a_domain_can_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unplugd.listener.CONNECTIONS_A_DOMAIN", 3)
+    monkeypatch.setattr("unplugd.sockets.listener.CONNECTIONS_A_DOMAIN", 3)
 
     async def main(one: Host) -> None:
         domain = one.domain()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from unplugd import longwork
-from unplugd.longwork import LongWork
+from unplugd.sockets import longwork
+from unplugd.sockets.longwork import LongWork
 
 
 class World:
@@ -23,8 +23,8 @@ class World:
         self.served = 0
         self.turns = 0
         monkeypatch.setattr(longwork, "serve_guests", self.serve)
-        monkeypatch.setattr("unplugd.longwork.time.monotonic", lambda: self.now)
-        monkeypatch.setattr("unplugd.longwork.asyncio.sleep", self.turn)
+        monkeypatch.setattr("unplugd.sockets.longwork.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("unplugd.sockets.longwork.asyncio.sleep", self.turn)
 
     def serve(self) -> bool:
         self.served += 1

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from unplugd import cli, configkeys
+from unplugd import cli
+from unplugd.config.keys import KEYS, TABLE_LISTS
 from unplugd.ctl import cli as ctl_cli
 from unplugd.ctl.completion import tree
 
@@ -86,6 +87,6 @@ def test_the_page_has_what_the_commands_help_has(module: str, page: str) -> None
 
 def test_every_key_is_explained() -> None:
     page = plain("unplugd.toml.5")
-    for key in (*configkeys.KEYS, *configkeys.TABLE_LISTS):
+    for key in (*KEYS, *TABLE_LISTS):
         assert key in page, key
     assert "Allowed: a string.\n" not in page

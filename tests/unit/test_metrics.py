@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.lab.hostview import StandInDomain, StandInHost
-from unplugd import metrics
 from unplugd.core import ioreq
 from unplugd.core.protocol import DEVICES, Effect
-from unplugd.metrics import CATALOGUE, DURATION_BOUNDS, Counters, DomainView, HostView, Type
+from unplugd.http import metrics
+from unplugd.http.metrics import CATALOGUE, DURATION_BOUNDS, Counters, DomainView, HostView, Type
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,5 +122,5 @@ def test_the_documentation_is_what_the_catalogue_says() -> None:
 
 
 def test_counting_costs_no_library() -> None:
-    code = "import sys, unplugd.metrics; sys.exit('prometheus_client' in sys.modules)"
+    code = "import sys, unplugd.http.metrics; sys.exit('prometheus_client' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

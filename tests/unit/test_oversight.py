@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from tests.lab.host import until
-from unplugd.oversight import SURPRISES, Oversight
-from unplugd.records import Event
+from unplugd.host.oversight import SURPRISES, Oversight
+from unplugd.sinks.records import Event
 
 
 class Service:

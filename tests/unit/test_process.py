@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client.process_collector import ProcessCollector
 
-from unplugd import process
-from unplugd.process import Process, count_descriptors
+from unplugd.http import process
+from unplugd.http.process import Process, count_descriptors
 
 
 def test_it_is_what_prometheus_client_says() -> None:

@@ -12,7 +12,7 @@ from tests.lab.portio import BAR, Machine, frame
 from unplugd.core.guest import Verdict
 from unplugd.core.protocol import ALL_DEVICES, LEGACY_TABLE, TABLE, Effect, Platform, Rules, device_names
 from unplugd.core.stream import NeedVerdict
-from unplugd.metrics import KINDS
+from unplugd.http.metrics import KINDS
 
 ADDRESSES = [*range(0x31), *range(BAR, BAR + 0x100), 0xFFFF, 0xFFFE]
 SIZES = (1, 2, 4, 8)

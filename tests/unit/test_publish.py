@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.lab.host import OTHER_UUID, UUID, Host, connected, host, until
-from unplugd.config import EmbeddedDomain
+from unplugd.config.load import EmbeddedDomain
 from unplugd.core.guest import Verdict
 from unplugd.core.protocol import Effect
-from unplugd.domain import Domain
+from unplugd.domains.domain import Domain
+from unplugd.domains.publish import ATTEMPTS, Publisher
 from unplugd.errors import NoSuchNode, StoreRefused, TransactionConflict
-from unplugd.publish import ATTEMPTS, Publisher
-from unplugd.records import Event
+from unplugd.sinks.records import Event
 from unplugd.xenstore.embedded import EmbeddedStore
 
 HOME = "/local/domain/7"

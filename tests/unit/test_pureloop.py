@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from unplugd import pureloop
+from unplugd.sockets import pureloop
 
 
 class Flood:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unplugd.errors import HostError
-from unplugd.runtimedir import RuntimeDirectory
+from unplugd.host.runtimedir import RuntimeDirectory
 
 
 def test_it_is_made_for_everybody_to_pass_and_its_state_for_nobody(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unplugd.records import Entry
+from unplugd.sinks.records import Entry
 from unplugd.sinks.spool import Append, Spool, begun, load
 
 FIELDS = (("PRIORITY", "6"), ("XEN_DOMAIN_NAME", "w\u00e9b\udcff"))

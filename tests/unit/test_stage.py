@@ -1,10 +1,10 @@
-"""unplugd.stage: what is shown, and what becomes of a claim."""
+"""unplugd.simulator.stage: what is shown, and what becomes of a claim."""
 
 from __future__ import annotations
 
 import pytest
 
-from unplugd.stage import ClaimFailed, Stage
+from unplugd.simulator.stage import ClaimFailed, Stage
 
 
 def test_a_claim_that_holds_is_counted(capsys: pytest.CaptureFixture[str]) -> None:

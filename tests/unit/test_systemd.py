@@ -1,4 +1,4 @@
-"""unplugd.systemd: what reaches the service manager, and what comes from it."""
+"""unplugd.host.systemd: what reaches the service manager, and what comes from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import unplugd.systemd as service_manager
+import unplugd.host.systemd as service_manager
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ import json, os, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
 if os.environ["LIBRARY"] == "0":
     sys.modules["systemd.daemon"] = None
-import unplugd.systemd as service_manager
+import unplugd.host.systemd as service_manager
 from unplugd.errors import HostError
 try:
     got = service_manager.listen_fds()
@@ -188,7 +188,7 @@ def receive(fds: list[int], names: str | None, *, library: bool) -> subprocess.C
     # The shell lays them where systemd would: subprocess cannot, since it has fd 3 and 4 in use itself.
     moves = " ".join(f"{3 + n}<&{fd}" for n, fd in enumerate(fds))
     environment = {**os.environ, "LISTEN_FDS": str(len(fds)), "LIBRARY": str(int(library))}
-    environment["PYTHONPATH"] = str(Path(service_manager.__file__).parents[1])
+    environment["PYTHONPATH"] = str(Path(service_manager.__file__).parents[2])
     if names is not None:
         environment["LISTEN_FDNAMES"] = names
     return subprocess.run(

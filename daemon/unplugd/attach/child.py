@@ -21,15 +21,15 @@ from unplugd.attach.agent import Agent
 from unplugd.attach.broker import ChildEnd
 from unplugd.attach.confine import Identity, confine
 from unplugd.attach.guestmem import GuestMemory
-from unplugd.attach.kept import Kept, KeptServers
 from unplugd.attach.lender import Lender
 from unplugd.attach.plan import FIRST_CONFIG, FIRST_PORT, LAST_CONFIG, LAST_PORT
 from unplugd.attach.platform import Platform, find
 from unplugd.attach.qemu import Monitor
 from unplugd.attach.server import IoreqServer, NotYet
-from unplugd.attach.settings import AttachConfig
+from unplugd.attach.serverids import Kept, KeptServers
 from unplugd.attach.unplugd import Unplugd
 from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError, restricted_privcmd
+from unplugd.config.attach import AttachConfig
 
 DRAIN = 10.0
 """Seconds in which vCPUs must have taken their answers when the ports are handed back. One that has not (its domain is

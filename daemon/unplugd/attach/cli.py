@@ -10,12 +10,14 @@ import time
 from collections import deque
 from pathlib import Path
 
-from unplugd import __version__, config, systemd
-from unplugd.attach.settings import UNREACHABLE, AttachConfig
+from unplugd import __version__
 from unplugd.attach.supervisor import Supervisor
+from unplugd.config.attach import UNREACHABLE, AttachConfig
+from unplugd.config.load import Config, load
 from unplugd.errors import ConfigError, HostError
-from unplugd.records import INFO, Entry
+from unplugd.host import systemd
 from unplugd.sinks.journal import Journal
+from unplugd.sinks.records import INFO, Entry
 from unplugd.xenstore.choice import open_store
 
 _UNSENT_LIMIT = 1000
@@ -59,7 +61,7 @@ class Records:
             self._unsent.popleft()
 
 
-async def _serve(settings: config.Config, attach: AttachConfig, records: Records) -> None:
+async def _serve(settings: Config, attach: AttachConfig, records: Records) -> None:
     supervisor = Supervisor(open_store(settings.xenstore), settings.runtime_dir, attach, records.report)
     supervisor.prepare()
     loop = asyncio.get_running_loop()
@@ -83,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(arguments)
     try:
-        settings = config.load(options.config)
+        settings = load(options.config)
         _require_dom0()
         given = {key: getattr(options, key) for key in ("when_unreachable", "unreachable_after")}
         attach = settings.attach._replace(**{key: value for key, value in given.items() if value is not None})

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Container
 from typing import Protocol
 
 from unplugd.attach.slots import Access
-from unplugd.core.loan import MESSAGE_LIMIT, offer
+from unplugd.core.pageoffer import MESSAGE_LIMIT, offer
 
 RETRY = 1.0
 """Seconds until a page that was not taken is offered again, and a guest must be active for that: no timer waits."""

@@ -21,10 +21,10 @@ from typing import Any
 from unplugd.attach import broker, child
 from unplugd.attach.child import Domain, Ended
 from unplugd.attach.confine import Identity, preload
-from unplugd.attach.kept import KeptServers
-from unplugd.attach.settings import AttachConfig
+from unplugd.attach.serverids import KeptServers
 from unplugd.attach.xen import libraries
-from unplugd.core import loan
+from unplugd.config.attach import AttachConfig
+from unplugd.core import pageoffer
 from unplugd.errors import HostError, NoSuchNode, StoreError
 from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Store
 
@@ -302,7 +302,7 @@ class Supervisor:
         if what == "unplugd":
             paths = (str(self._runtime_dir / f"dom{domid}.sock"),)
         elif what == "pages":
-            paths, kind = (str(self._runtime_dir / loan.SOCKET),), socket.SOCK_SEQPACKET
+            paths, kind = (str(self._runtime_dir / pageoffer.SOCKET),), socket.SOCK_SEQPACKET
         elif what == "qemu":
             paths = self._config.monitors(domid)
         connection = None
@@ -312,7 +312,7 @@ class Supervisor:
                 with acting_as(os.stat(path).st_uid):
                     connection = broker.connect(path, kind)
                 if what == "pages":
-                    connection.send(loan.greet(domid))  # whose it is, unplugd believes us alone
+                    connection.send(pageoffer.greet(domid))  # whose it is, unplugd believes us alone
                 break
             except (FileNotFoundError, ConnectionRefusedError):
                 continue  # nobody listens there

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unplugd.config import Config, load
+from unplugd.config.load import Config, load
 from unplugd.core.blacklist import LAST_BUILD, node
 from unplugd.core.registry import Registry
 from unplugd.ctl import persist, show

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unplugd.config import Config, files, load
+from unplugd.config.load import Config, files, load
 from unplugd.core.protocol import DEVICES
 from unplugd.ctl import show
 from unplugd.ctl.failure import OK, USAGE, Failure

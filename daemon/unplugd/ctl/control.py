@@ -29,7 +29,7 @@ START_HINT = "see why:  systemctl status unplugd;  journalctl -u unplugd -n 20\n
 def runtime_directory(config: str | None) -> str:
     """`runtime_dir` of the configuration that the daemon reads; nothing else of it is looked at.
 
-    unplugd.config knows all of it and takes five times as long to import. Raises Failure.
+    unplugd.config.load knows all of it and takes five times as long to import. Raises Failure.
     """
     main, drop_ins = (config, config + ".d") if config else (DEFAULT_FILE, DEFAULT_DROP_INS)
     try:

@@ -20,13 +20,13 @@ from unplugd.ctl import show
 from unplugd.ctl.control import Control
 from unplugd.ctl.failure import FAILED, NOT_FOUND, NOT_RUNNING, OK, USAGE, Failure
 from unplugd.ctl.guests import find, is_uuid
-from unplugd.records import Event
+from unplugd.sinks.records import Event
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from pathlib import Path
 
-    from unplugd.config import Config
+    from unplugd.config.load import Config
 
 _FIELDS = ("MESSAGE", "MESSAGE_ID", "PRIORITY", "XEN_DOMID", "XEN_DOMAIN_UUID", "XEN_DOMAIN_NAME", "UNPLUG_PRODUCT",
            "UNPLUG_PRODUCT_NAME", "UNPLUG_BUILD")
@@ -113,7 +113,7 @@ def _published(options: Namespace, failure: Failure) -> dict[str, Any] | None:
 def _config(options: Namespace) -> Config | None:
     from pathlib import Path
 
-    from unplugd.config import load
+    from unplugd.config.load import load
     from unplugd.errors import ConfigError
 
     try:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unplugd.config import DEFAULT_DROP_INS, files, load
+from unplugd.config.load import DEFAULT_DROP_INS, files, load
 from unplugd.ctl.failure import FAILED, USAGE, Failure
 from unplugd.errors import ConfigError
 

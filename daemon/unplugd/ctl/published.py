@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from unplugd.config import load
+from unplugd.config.load import load
 from unplugd.core.blacklist import node
 from unplugd.core.protocol import DEVICES
 from unplugd.ctl.control import START_HINT

@@ -14,7 +14,7 @@ from unplugd.xenstore.choice import open_store
 from unplugd.xenstore.store import Store
 
 if TYPE_CHECKING:
-    from unplugd.config import XenstoreConfig
+    from unplugd.config.load import XenstoreConfig
 
 NOT_ROOT = "xenstored's socket is root's: use sudo"
 

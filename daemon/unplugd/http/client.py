@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import h11
 
 from unplugd.http.pages import Page, Pages, fault
-from unplugd.longwork import LongWork
+from unplugd.sockets.longwork import LongWork
 
 CONNECTIONS = 64
 """Clients of one listener at a time."""

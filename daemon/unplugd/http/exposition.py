@@ -26,8 +26,8 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from unplugd.core.protocol import ALL_DEVICES, DEVICES
-from unplugd.metrics import CATALOGUE, DROPS, DURATION_BOUNDS, DomainView, HostView, Metric, Type
-from unplugd.process import Process, count_descriptors
+from unplugd.http.metrics import CATALOGUE, DROPS, DURATION_BOUNDS, DomainView, HostView, Metric, Type
+from unplugd.http.process import Process, count_descriptors
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unplugd.http.metrics import HostView
 from unplugd.http.sockets import listen_control
-from unplugd.metrics import HostView
 
 if TYPE_CHECKING:
     from unplugd.http.server import HttpServer

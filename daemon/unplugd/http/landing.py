@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from unplugd.core.escape import escape_journal
-from unplugd.metrics import HostView
+from unplugd.http.metrics import HostView
 
 TYPE = "text/html; charset=utf-8"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from unplugd.http import landing
 from unplugd.http.exposition import Exposition, choose, legible
-from unplugd.metrics import HostView
+from unplugd.http.metrics import HostView
 
 PLAIN = "text/plain; charset=utf-8"
 JSON = "application/json"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from unplugd.errors import HostError
 from unplugd.http.client import Connection, Listener
+from unplugd.http.metrics import HostView
 from unplugd.http.pages import Pages
 from unplugd.http.sockets import listen_control, why
-from unplugd.metrics import HostView
 
 CLOSE_DEADLINE = 2.0
 """Seconds that close() gives the connections to go."""

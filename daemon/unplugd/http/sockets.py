@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 
 from unplugd.errors import HostError
-from unplugd.runtimedir import listen_for_root
+from unplugd.host.runtimedir import listen_for_root
 
 BACKLOG = 100
 

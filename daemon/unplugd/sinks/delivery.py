@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from unplugd.config import LogConfig
+from unplugd.config.load import LogConfig
 from unplugd.core.escape import escape_journal, escape_text
 from unplugd.core.guestlog import RECORD_COST
-from unplugd.records import Entry, Event
 from unplugd.sinks.files import GuestFiles, format_line
 from unplugd.sinks.journal import Journal
 from unplugd.sinks.outbox import OVERHEAD, Outbox
+from unplugd.sinks.records import Entry, Event
 from unplugd.sinks.spool import Spool, begun, load
 from unplugd.sinks.stderr import StandardError
 

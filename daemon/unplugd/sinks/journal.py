@@ -20,11 +20,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from unplugd.core.escape import escape_journal
-from unplugd.fastpath import poller
+from unplugd.sockets.loop import poller
 
 if TYPE_CHECKING:
-    from unplugd._fastpath import Poller
-    from unplugd.records import Entry
+    from unplugd.sinks.records import Entry
+    from unplugd.sockets._fastpath import Poller
 
 SOCKET = "/run/systemd/journal/socket"
 LATE = 1.0

@@ -11,8 +11,8 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from unplugd.records import Entry
 from unplugd.sinks.files import format_line
+from unplugd.sinks.records import Entry
 from unplugd.sinks.spool import Append, Begun, Spool
 
 OVERHEAD = 256

@@ -19,8 +19,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from unplugd.configkeys import SINKS
-from unplugd.records import Entry
+from unplugd.config.keys import SINKS
+from unplugd.sinks.records import Entry
 
 _ORDER = (*(sink for sink in SINKS if sink != "file"), "file")
 _HEADER = struct.Struct(f"<{len(_ORDER)}QQQ")

@@ -12,7 +12,7 @@ from unplugd.xenstore.store import Store
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from unplugd.config import XenstoreConfig
+    from unplugd.config.load import XenstoreConfig
 
 DEVICES = ("/dev/xen/xenbus", "/proc/xen/xenbus")
 

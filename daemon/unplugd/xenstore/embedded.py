@@ -17,7 +17,7 @@ from unplugd.xenstore.tree import Transaction, Tree, View
 from unplugd.xenstore.wire import MAX_PAYLOAD, node_path, permission_list, watch_path
 
 if TYPE_CHECKING:
-    from unplugd.config import EmbeddedDomain
+    from unplugd.config.load import EmbeddedDomain
 
 T = TypeVar("T")
 

@@ -1,0 +1,271 @@
+"""The blacklist: what a build number's verdict is, and what configuration puts into xenstore for it.
+
+A verdict asks xenstored itself, on a connection that publishing and scanning do not share. When it does not answer in
+time, or a guest asks too often, the mirror decides (contract section 2). In the state directory, `owned` keeps
+what configuration put there, so that a reload after a restart takes out what was unplugd's and nothing else, and
+`mirror` the mirror, so that a restart while xenstored is silent forgets no verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from unplugd.blacklist.lookups import Answer, SharedReads
+from unplugd.config.load import BlacklistConfig
+from unplugd.core.blacklist import ROOT, Configured, node
+from unplugd.core.bucket import TokenBucket
+from unplugd.core.guest import ALLOWED, Verdict
+from unplugd.core.registry import Registry
+from unplugd.core.stream import NeedVerdict
+from unplugd.domains.domain import Domain
+from unplugd.errors import NoSuchNode, StoreError
+from unplugd.http.metrics import Counters
+from unplugd.sinks.records import Event
+from unplugd.xenstore.store import Store
+
+LOOKUPS_A_SECOND = 32
+"""Lookups that one domain may cause in xenstored; beyond, the mirror answers."""
+
+LEAST_WAIT = 0.001
+"""Seconds that xenstored has at least, however late it is."""
+
+REASON_LIMIT = 120
+"""Characters of a reason that are kept and shown."""
+
+SYNC_INTERVAL = 0.1
+"""Seconds between two readings of the whole blacklist: a script that adds a thousand entries causes few."""
+
+Say = Callable[[Event, str], None]
+
+
+class Blacklist:
+    """The verdicts of all domains. Which xenstore is asked, use() says; who asks before that waits for it."""
+
+    _store: Store
+    _lookups: SharedReads
+
+    def __init__(self, config: BlacklistConfig, registry: Registry, counters: Counters, state_directory: Path,
+                 boot: bytes, say: Say) -> None:
+        self._counters = counters
+        self._owned_file = state_directory / "owned"
+        self._mirror_file = state_directory / "mirror"
+        self._boot = boot.hex()
+        self._say = say
+        self._mirror = self._load(self._mirror_file)
+        self.synced = False
+        """Whether xenstore has what configuration puts there, and the mirror what xenstore has."""
+        self._tried = asyncio.Event()
+        """Set once xenstored was read, or could not be."""
+        self._budgets: dict[int, TokenBucket] = {}
+        self._dirty = asyncio.Event()
+        self._owned = self._load(self._owned_file)
+        self.configure(config, registry)
+
+    def use(self, store: Store, lookups: Store) -> None:
+        """Ask this one; `lookups` is a connection for verdicts alone (`store` itself where nothing can queue)."""
+        self._store = store
+        self._lookups = SharedReads(lookups)
+
+    def configure(self, config: BlacklistConfig, registry: Registry) -> None:
+        """Use another configuration; xenstore follows with the next put_entries()."""
+        self._config = config
+        self._registry = registry
+        self._configured = Configured(config.entries, config.ranges)
+
+    @property
+    def entries(self) -> int:
+        """How many builds xenstore blacklists, by the mirror."""
+        return len(self._mirror)
+
+    # --- verdicts
+
+    def judge(self, domain: Domain, need: NeedVerdict, deadline: float) -> asyncio.Future[Verdict]:
+        """The verdict about a build number, at the latest at `deadline` (time.monotonic()). Never raises.
+
+        A future, and no coroutine, so that a guest that boots does not cost a task.
+        """
+        product = self._registry.name(need.product)
+        if product is None:
+            return self._known("unknown-product", Verdict(blacklisted=False, source="unknown-product"))
+        reason = self._configured.decide(product, need.build)
+        if reason is not None:
+            return self._known("blacklisted", Verdict(blacklisted=True, reason=reason, source="configuration"))
+        path = node(product, need.build)
+        if path is None:
+            return self._known("allowed", Verdict(blacklisted=False, source="configuration"))
+        if not self._budget(domain).take(1, time.monotonic()):
+            # the guest's own doing: what decides when xenstored is silent must not be the guest's to choose
+            why = f"it asked more than {LOOKUPS_A_SECOND} times a second"
+            return self._known("fallback", self._by_mirror(path, why))
+        if not self._tried.is_set():
+            return asyncio.ensure_future(self._judge_later(path, deadline))
+        return self._ask(path, deadline)
+
+    async def _judge_later(self, path: str, deadline: float) -> Verdict:
+        """A guest that goes on right after a restart asks before there was a connection."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._tried.wait(), max(LEAST_WAIT, deadline - time.monotonic()))
+        return await self._ask(path, deadline)
+
+    def _ask(self, path: str, deadline: float) -> asyncio.Future[Verdict]:
+        """What xenstore says of a node, or what decides in its place."""
+        if not self.synced:
+            return self._known("fallback", self._fall_back(path, "xenstored is not connected"))
+        verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._lookups.read(path, max(deadline, time.monotonic() + LEAST_WAIT), partial(self._answered, path, verdict))
+        return verdict
+
+    def _answered(self, path: str, verdict: asyncio.Future[Verdict], answer: Answer) -> None:
+        if verdict.done():
+            return  # nobody waits for it any more
+        match answer:
+            case NoSuchNode():
+                result, said = "allowed", ALLOWED
+            case StoreError() as error:
+                result, said = "fallback", self._fall_back(path, str(error))
+            case _:
+                reason = answer.decode("utf-8", "replace")[:REASON_LIMIT]
+                result, said = "blacklisted", Verdict(blacklisted=True, reason=reason, source="xenstore")
+        self._counters.blacklist_lookups[result] += 1
+        verdict.set_result(said)
+
+    def _known(self, result: str, said: Verdict) -> asyncio.Future[Verdict]:
+        """What needs no word of xenstore's."""
+        self._counters.blacklist_lookups[result] += 1
+        verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        verdict.set_result(said)
+        return verdict
+
+    def _budget(self, domain: Domain) -> TokenBucket:
+        budget = self._budgets.get(domain.domid)
+        if budget is None:
+            budget = TokenBucket(LOOKUPS_A_SECOND, LOOKUPS_A_SECOND, time.monotonic())
+            self._budgets[domain.domid] = budget
+        return budget
+
+    def forget(self, domid: int) -> None:
+        """A domain is gone."""
+        self._budgets.pop(domid, None)
+
+    def _fall_back(self, path: str, why: str) -> Verdict:
+        """The verdict where xenstored has no word: what `blacklist.on_error` says."""
+        on_error = self._config.on_error
+        if on_error == "mirror":
+            return self._by_mirror(path, why)
+        return Verdict(on_error == "deny", "xenstored did not answer" if on_error == "deny" else "", "on-error",
+                       f'{why}; blacklist.on_error = "{on_error}" decided')
+
+    def _by_mirror(self, path: str, why: str) -> Verdict:
+        """The verdict by what xenstore had last."""
+        # a xenstored that has just come back may be empty: what configuration puts there counts already
+        configured = not self.synced and path in self._configured.nodes
+        return Verdict(path in self._mirror or configured, self._configured.nodes.get(path, ""), "mirror",
+                       f"{why}; what xenstore had last decided")
+
+    # --- what xenstore has
+
+    def lost(self) -> None:
+        """The connection is gone: until sync() the mirror answers."""
+        self.synced = False
+        self._tried.set()
+
+    async def sync(self) -> None:
+        """After a connect: put configuration's entries there, then read everything. Raises StoreError."""
+        await self.put_entries()
+        self._dirty.clear()
+        await self.read_all()
+        self.synced = True
+        self._tried.set()
+
+    async def put_entries(self) -> None:
+        """Make xenstore have what configuration says, and no longer what it said before. Raises StoreUnavailable."""
+        wanted = self._configured.nodes
+        for path in sorted(self._owned - wanted.keys()):
+            with contextlib.suppress(NoSuchNode):
+                await self._store.remove(path)
+            self._owned.discard(path)
+            self._save_owned()
+        for path, reason in wanted.items():
+            await self._put(path, reason)
+
+    async def _put(self, path: str, reason: str) -> None:
+        try:
+            present = await self._store.read(path)
+        except NoSuchNode:
+            present = None
+        value = reason.encode("utf-8")[:2048]
+        if present is not None and (path not in self._owned or present == value):
+            return
+        if path not in self._owned:
+            # first remember, then write: what was written and forgotten could never be taken out again
+            self._owned.add(path)
+            self._save_owned()
+        await self._store.write(path, value)
+
+    async def read_all(self) -> None:
+        """Read the mirror anew. Raises StoreUnavailable."""
+        mirror: set[str] = set()
+        try:
+            products = await self._store.directory(ROOT)
+        except NoSuchNode:
+            products = []
+        for product in products:
+            try:
+                builds = await self._store.directory(f"{ROOT}/{product}")
+            except NoSuchNode:
+                continue
+            mirror.update(f"{ROOT}/{product}/{build}" for build in builds if build.isdigit())
+        if mirror != self._mirror:
+            self._mirror = mirror
+            self._save(self._mirror_file, mirror, "after a restart without a xenstored nothing is blacklisted by it")
+
+    def arm(self) -> None:
+        """Watch the blacklist's directory; once, before the store runs: it arms its watches at every connect."""
+        self._armed = asyncio.ensure_future(self._store.watch(ROOT, self._changed))
+
+    def _changed(self, _path: str) -> None:
+        self._dirty.set()
+
+    async def follow(self) -> None:
+        """Keep the mirror up to date until cancelled."""
+        while True:
+            await self._dirty.wait()
+            await asyncio.sleep(SYNC_INTERVAL)
+            if not self.synced:
+                continue  # sync() reads it all; what it may have missed is still marked here
+            self._dirty.clear()
+            try:
+                await self.read_all()
+            except StoreError as error:
+                self._dirty.set()
+                if self._store.connected:
+                    self._say(Event.STORE_REFUSED, f"the blacklist could not be read: {error}")
+                    await asyncio.sleep(1.0)
+
+    # --- what the next process finds: which nodes are ours, and the mirror
+
+    def _load(self, file: Path) -> set[str]:
+        """The paths in a file of ours: the boot that it is of, then a path a line."""
+        try:
+            boot, *paths = file.read_text("ascii", "surrogateescape").split("\n")
+        except OSError:
+            return set()
+        return {path for path in paths if path.startswith(ROOT + "/")} if boot == self._boot else set()
+
+    def _save_owned(self) -> None:
+        self._save(self._owned_file, self._owned,
+                   "a reload after a restart will not take configuration's blacklist entries out of xenstore")
+
+    def _save(self, file: Path, paths: set[str], otherwise: str) -> None:
+        new = file.with_suffix(".new")
+        try:
+            new.write_text("\n".join((self._boot, *sorted(paths), "")), "ascii", "surrogateescape")
+            os.replace(new, file)
+        except OSError as error:
+            self._say(Event.SINK_FAILED, f"{file}: {error.strerror}; {otherwise}")

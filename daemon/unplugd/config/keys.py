@@ -1,0 +1,174 @@
+"""The keys of the configuration, and what the value of each may be (contract section 5).
+
+A check takes a value as TOML has it and returns it as config.py keeps it, or raises Wrong with what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from unplugd.config.attach import UNREACHABLE
+from unplugd.core.blacklist import LAST_BUILD
+from unplugd.core.protocol import DEVICES
+
+SINKS = ("journal", "file", "stderr")
+_LAST_DOMID = 0x7FEF
+_SOCKET_PATH_LIMIT = 107 - len("/dom32751.sock")
+
+
+class Wrong(Exception):
+    """What is allowed, in words, where a value isn't."""
+
+
+Check = Callable[[Any], Any]
+"""Takes a value as TOML has it, returns it as configuration keeps it, raises Wrong."""
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise Wrong("true or false")
+    return value
+
+
+def integer(least: int, most: int) -> Check:
+    """A whole number between these."""
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise Wrong(f"a whole number from {least} to {most}")
+        return value
+
+    return check
+
+
+def _number(least: float, most: float, unit: str) -> Check:
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise Wrong(f"a number from {least:g} to {most:g} ({unit})")
+        return float(value)
+
+    return check
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or any(ord(character) < 0x20 or ord(character) == 0x7F for character in value):
+        raise Wrong("a string without control characters")
+    return value
+
+
+def _one_of(*words: str) -> Check:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise Wrong("one of " + ", ".join(f'"{word}"' for word in words))
+        return value
+
+    return check
+
+
+def _some_of(*words: str) -> Check:
+    def check(value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(word, str) and word in words for word in value):
+            raise Wrong("a list of " + ", ".join(f'"{word}"' for word in words))
+        return tuple(dict.fromkeys(value))
+
+    return check
+
+
+def _directory(value: Any) -> Path:
+    text = _text(value)
+    if not text.startswith("/"):
+        raise Wrong("an absolute path")
+    return Path(text)
+
+
+def _runtime_directory(value: Any) -> Path:
+    path = _directory(value)
+    if len(str(path).encode()) > _SOCKET_PATH_LIMIT:
+        raise Wrong(f"an absolute path of at most {_SOCKET_PATH_LIMIT} bytes, for socket paths have 107")
+    return path
+
+
+def _socket_path(value: Any) -> str:
+    text = _text(value)
+    if text and not text.startswith("/"):
+        raise Wrong("an absolute path, or empty for the default")
+    return text
+
+
+def _user(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable() or set(value) & {"/", ":", " "}:
+        raise Wrong("the name of a user, or empty for the default")
+    return value
+
+
+def _uids(value: Any) -> tuple[int, ...] | None:
+    if value == "auto":
+        return None
+    uid = integer(0, 0xFFFFFFFE)
+    try:
+        if isinstance(value, list) and value:
+            return tuple(uid(item) for item in value)
+    except Wrong:
+        pass
+    raise Wrong('"auto", or a list of uids')
+
+
+def _listen(value: Any) -> tuple[str, int] | None:
+    text = _text(value)
+    if not text:
+        return None
+    host, colon, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host if ":" not in host else ""
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 0xFFFF):
+        raise Wrong('"address:port" (an IPv6 address in brackets), or empty for off')
+    return host, int(port)
+
+
+def _devices(value: Any) -> int:
+    mask = 0
+    for name in _some_of(*DEVICES)(value):
+        mask |= DEVICES[name]
+    return mask
+
+
+KEYS: Mapping[str, Check] = {  # in the order of contract section 5
+    "runtime_dir": _runtime_directory,
+    "publish": _boolean,
+    "protocol_version": integer(0, 1),
+    "xenstore.backend": _one_of("auto", "socket", "xenbus", "embedded"),
+    "xenstore.socket": _socket_path,
+    "blacklist.lookup_timeout": _number(0.001, 60, "seconds"),
+    "blacklist.on_error": _one_of("mirror", "allow", "deny"),
+    "policy.allow_unplug": _devices,
+    "policy.blacklisted_unplug": _one_of("allow", "deny"),
+    "policy.legacy_unplug": _boolean,
+    "socket.device_model_uids": _uids,
+    "log.sinks": _some_of(*SINKS),
+    "log.directory": _directory,
+    "log.rate": _number(0, 1e12, "bytes a second"),
+    "log.burst": _number(0, 1e12, "bytes"),
+    "log.on_limit": _one_of("drop", "delay"),
+    "log.flush_after": _number(0.01, 86400, "seconds"),
+    "log.max_file_bytes": integer(4096, 1 << 50),
+    "http.listen": _listen,
+    "attach.when_unreachable": _one_of(*UNREACHABLE),
+    "attach.unreachable_after": _number(0.1, 86400, "seconds"),
+    "attach.user": _user,
+    "attach.monitor": _socket_path,
+}
+
+TABLE_LISTS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
+    "xenstore.domain": ({"domid": integer(1, _LAST_DOMID), "name": _text, "uuid": _text}, ("domid",)),
+    "blacklist.entry": (
+        {"product": _text, "build": integer(0, LAST_BUILD), "reason": _text},
+        ("product", "build"),
+    ),
+    "blacklist.range": (
+        {"product": _text, "from": integer(0, LAST_BUILD), "to": integer(0, LAST_BUILD), "reason": _text},
+        ("product",),
+    ),
+}
+"""Lists of tables: their keys, and which of these are needed."""
+
+SECTIONS = ("xenstore", "blacklist", "products", "policy", "socket", "log", "http", "attach")

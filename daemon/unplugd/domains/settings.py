@@ -1,0 +1,58 @@
+"""What all domains share: the rules that follow from the configuration, where records and state go, who is told.
+
+What one domain is, and does with it, is domain.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unplugd.config.load import Config
+from unplugd.core.guestlog import Limits
+from unplugd.core.protocol import Rules
+from unplugd.core.registry import Registry
+from unplugd.core.stream import Dispatch
+from unplugd.domains.statefile import boot_id
+from unplugd.http.metrics import Counters
+from unplugd.sinks.delivery import Delivery
+
+if TYPE_CHECKING:
+    from unplugd.domains.domain import Domain
+
+
+@dataclass
+class Settings:
+    """`configure` replaces the parts that a reload changes."""
+
+    config: Config
+    delivery: Delivery
+    counters: Counters
+    state_directory: Path
+    published: Callable[[Domain], None]
+    """Called with a domain whose published nodes may be out of date."""
+    throttling: Callable[[], None] = lambda: None
+    """Called when a domain's log came over its limit, or is within it again."""
+    boot: bytes = field(default_factory=boot_id)
+
+    def __post_init__(self) -> None:
+        self.configure(self.config)
+
+    def configure(self, config: Config) -> None:
+        """Take the rules from `config`."""
+        self.config = config
+        self.registry = Registry(config.products)
+        self.rules = Rules(
+            config.protocol_version,
+            config.policy.allow_unplug,
+            config.policy.blacklisted_unplug == "allow",
+            config.policy.legacy_unplug,
+        )
+        self.dispatch = Dispatch(self.rules, delay=config.log.on_limit == "delay")
+
+    def limits(self, *, unlimited: bool) -> Limits:
+        """The limits of a guest's log."""
+        log = self.config.log
+        return Limits(log.rate, log.burst, log.on_limit == "delay", unlimited, log.flush_after)

@@ -1,0 +1,1 @@
+"""What unplugd has from the host: the service manager, the runtime directory, and what an earlier process left."""

@@ -1,0 +1,153 @@
+"""The domains that are served: what becomes of each from its introduction to its release (domains.Census).
+
+One has its state and log (domain.py), its socket (listener.py) and what xenstore says of it (facts.py). Which domains
+there are is domains.py's; who else has something of a domain that goes is the service's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+
+from unplugd.domains.domain import Domain
+from unplugd.domains.nodes import Facts
+from unplugd.domains.settings import Settings
+from unplugd.domains.view import published
+from unplugd.errors import HostError
+from unplugd.sinks.records import Event
+from unplugd.sockets.connection import Judge
+from unplugd.sockets.listener import Access, Listener, Passed
+from unplugd.sockets.longwork import LongWork
+
+SOCKET_RETRY = 2.0
+"""Seconds until a domain's socket that could not be made is tried again."""
+
+
+class Served:
+    """The domains, by domid. All methods belong to the event loop's thread."""
+
+    def __init__(self, settings: Settings, access: Access, judge: Judge, passed: Passed,
+                 spawn: Callable[[Coroutine[None, None, None]], object], *, gone: Callable[[Domain], None],
+                 quiet: Callable[[], Awaitable[object]]) -> None:
+        """`passed` are sockets that an earlier process left; what is used is taken out.
+
+        `gone` is told of a domain that is released, before it is taken down. `quiet` returns once there is time for
+        words about guests that had to wait for a restart.
+        """
+        self.domains: dict[int, Domain] = {}
+        self.keep = False
+        """Whether new sockets are left with systemd for the next process."""
+        self.changed_number: Callable[[], None] = _nothing
+        """Called when a domain has come or gone."""
+        self._settings = settings
+        self._access = access
+        self._judge = judge
+        self._passed = passed
+        self._spawn = spawn
+        self._gone = gone
+        self._quiet = quiet
+        self._listeners: dict[int, Listener] = {}
+        self._facts: dict[int, Facts] = {}
+
+    def introduced(self, domid: int, facts: Facts) -> None:
+        """xenstore has a domain that was not there."""
+        domain = Domain(domid, facts.name, facts.uuid, self._settings)
+        domain.limit(unlimited=facts.unlimited)
+        listener = Listener(domain, self._settings.config.runtime_dir, self._access, self._judge, keep=self.keep)
+        self.domains[domid] = domain
+        self._listeners[domid] = listener
+        self._facts[domid] = facts
+        domain.state.note(facts.pack())
+        self._learn_uid(domid, facts.device_model_uid)
+        error = self._listen(listener)
+        if error is not None:
+            domain.records.own(Event.SINK_FAILED, f"no socket: {error}; trying again")
+            self._spawn(self._listen_again(listener))
+        self.changed_number()
+
+    def _learn_uid(self, domid: int, uid: int | None) -> None:
+        """As whom a device model runs decides about its socket, and about others' if they have the same uid."""
+        for other in self._access.learn(domid, uid):
+            if other in self._listeners:
+                self._listeners[other].configure(self._access, self._facts[other].device_model_uid)
+
+    def _listen(self, listener: Listener) -> HostError | None:
+        """Have a domain's socket; returns why it is not to be had."""
+        try:
+            adopted = listener.start(self._facts[listener.domain.domid].device_model_uid, self._passed)
+        except HostError as error:
+            return error
+        if adopted:
+            self._spawn(self._introduce_later(listener))
+        else:
+            self._introduce(listener)
+        return None
+
+    async def _listen_again(self, listener: Listener) -> None:
+        while True:
+            await asyncio.sleep(SOCKET_RETRY)
+            if not self._is_served(listener) or self._listen(listener) is None:
+                return
+
+    async def _introduce_later(self, listener: Listener) -> None:
+        """Guests that wait for a restart come before the words about them."""
+        await self._quiet()
+        if self._is_served(listener):  # else it went meanwhile, which was said
+            self._introduce(listener)
+
+    def _is_served(self, listener: Listener) -> bool:
+        return self._listeners.get(listener.domain.domid) is listener
+
+    def _introduce(self, listener: Listener) -> None:
+        listener.domain.records.own(Event.INTRODUCED, f"served at {listener.path}")
+
+    def changed(self, domid: int, facts: Facts) -> None:
+        """xenstore says something else about a domain."""
+        domain = self.domains[domid]
+        self._facts[domid] = facts
+        if facts.uuid and not domain.identify(facts.uuid):
+            # what an earlier unplugd left for this domid was another guest's
+            self.released(domid)
+            self.introduced(domid, facts)
+            return
+        if facts.name:
+            domain.rename(facts.name)
+        domain.limit(unlimited=facts.unlimited)
+        domain.state.note(facts.pack())
+        self._learn_uid(domid, facts.device_model_uid)
+        if published(domain) is not None:
+            self._settings.published(domain)
+
+    def released(self, domid: int) -> None:
+        """A domain has gone."""
+        domain = self.domains.pop(domid)
+        self._gone(domain)
+        self._facts.pop(domid)
+        self._listeners.pop(domid).close()
+        self._learn_uid(domid, None)
+        domain.release()
+        domain.records.own(Event.RELEASED, "released")
+        self._settings.delivery.close(domain.outbox)
+        self.changed_number()
+
+    def configure(self, access: Access) -> None:
+        """Follow a reload, with guests served in between; the settings have followed it already."""
+        self._access = access
+        work = LongWork()
+        for domid, facts in self._facts.items():
+            access.learn(domid, facts.device_model_uid)
+        for domid, domain in list(self.domains.items()):
+            domain.configure()
+            self._listeners[domid].configure(access, self._facts[domid].device_model_uid)
+            work.serve()
+
+    def stop(self) -> None:
+        """unplugd stops: sockets first, so that who connects now waits for the next process."""
+        for listener in self._listeners.values():
+            listener.stop()
+        for domain in self.domains.values():
+            domain.stop()
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,7 @@
+"""`python3 -m unplugd.simulator` plays a guest's PV driver."""
+
+import sys
+
+from unplugd.simulator.cli import main
+
+sys.exit(main())

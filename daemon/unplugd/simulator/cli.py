@@ -1,0 +1,309 @@
+"""The driver simulator: a guest's PV driver against a real socket of unplugd.
+
+    python3 -m unplugd.simulator /run/unplugd/dom7.sock linux
+
+For driver authors, toolstack authors, the demo and the tests. This room lets a guest of drivers.py run
+through devicemodel.py and says what its driver concludes. Nothing of the daemon belongs here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from unplugd.simulator.devicemodel import (
+    MAX_PAYLOAD,
+    Access,
+    Answer,
+    DeviceModel,
+    DeviceModelError,
+    hexadecimal,
+)
+from unplugd.simulator.drivers import GUESTS, LOG, Guest, In, Log, Out, Reset, Step, Then, device_names
+
+__all__ = ["DeviceModel", "DeviceModelError", "Outcome", "Seen", "Verdict", "main", "parse", "play"]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an observer is told: an access (None: a reset), its answer and what the driver makes of it."""
+
+    access: Access | None
+    answer: Answer
+    says: str
+
+
+class Verdict(Enum):
+    """How a driver's attempt ended."""
+
+    UNPLUGGED = "unplugged"
+    EMULATED = "nothing unplugged"
+    BLACKLISTED = "blacklisted by host"
+    NO_PROTOCOL = "no unplug protocol"
+    UNKNOWN_VERSION = "unknown protocol version"
+
+
+_STOPS = {
+    Then.STOP_BLACKLISTED: Verdict.BLACKLISTED,
+    Then.STOP_NO_PROTOCOL: Verdict.NO_PROTOCOL,
+    Then.STOP_UNKNOWN_VERSION: Verdict.UNKNOWN_VERSION,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What has become of a driver: its verdict, the union of the unplug orders, and a sentence for people."""
+
+    verdict: Verdict
+    order: int
+    says: str
+
+    def __str__(self) -> str:
+        return self.says
+
+
+def play(guest: Guest, device: DeviceModel, observe: Callable[[Seen], None] | None = None) -> Outcome:
+    """Let a guest's driver run to its end; `observe` is told each access. Raises DeviceModelError."""
+    tell = observe or (lambda seen: None)
+    announced = asked = disobeying = skipping = False
+    order = 0
+    for step in guest.steps:
+        if skipping and not (isinstance(step, Out) and step.is_unplug):
+            continue
+        skipping = False
+        match step:
+            case Reset():
+                device.reset()
+                tell(Seen(None, Answer(0), "the platform device came out of reset"))
+            case In():
+                access = Access(step.port, step.size, read=True)
+                answer = device.access(access)
+                conclusion = step.conclude(answer.data)
+                tell(Seen(access, answer, conclusion.says))
+                if stop := _STOPS.get(conclusion.then):
+                    return Outcome(stop, order, f"{stop.value}: stays with emulated devices")
+                skipping = conclusion.then is Then.SKIP_TO_UNPLUG
+                disobeying |= conclusion.then is Then.GO_ON_DISOBEYING
+            case Out():
+                access = Access(step.port, step.size, read=False, data=step.value)
+                answer = device.access(access)
+                order |= answer.data
+                asked |= step.is_unplug
+                announced |= step.is_build
+                ordered = f": the host orders {device_names(answer.data)}" if step.is_unplug else ""
+                tell(Seen(access, answer, step.says + ordered))
+            case Log():
+                for access in _log_accesses(step):
+                    tell(Seen(access, device.access(access), ""))
+    return _conclude(order, asked=asked, announced=announced, blacklisted=disobeying)
+
+
+def _conclude(order: int, *, asked: bool, announced: bool, blacklisted: bool) -> Outcome:
+    """The outcome of a driver that came to its last step."""
+    judged = "blacklisted by host" if blacklisted else "allowed" if announced else "asked for no verdict"
+    if order:
+        verdict = Verdict.BLACKLISTED if blacklisted else Verdict.UNPLUGGED
+        how = " all the same" if blacklisted else ""
+        return Outcome(verdict, order, f"{judged}, unplugged {device_names(order)}{how}")
+    verdict = Verdict.BLACKLISTED if blacklisted else Verdict.EMULATED
+    what = "the host unplugged nothing" if asked else "asked for no unplug"
+    return Outcome(verdict, 0, f"{judged}, {what}: stays with emulated devices")
+
+
+def _log_accesses(step: Log) -> Iterator[Access]:
+    for line in step.lines:
+        if not step.string:
+            yield from (Access(step.port, 1, read=False, data=byte) for byte in line)
+            continue
+        for at in range(0, len(line), MAX_PAYLOAD):
+            part = line[at : at + MAX_PAYLOAD]
+            yield Access(step.port, 1, read=False, count=len(part), string=True, payload=part)
+
+
+class Transcript:
+    """An observer that writes one line an access, log bytes gathered into their lines.
+
+    `shown` log lines are written out; what comes after them is only counted.
+    """
+
+    def __init__(self, write: Callable[[str], None], *, shown: int = 8) -> None:
+        self._write = write
+        self._shown = shown
+        self._line = bytearray()
+        self._accesses = 0
+        self._lines = 0
+        self._hidden_bytes = 0
+
+    def __call__(self, seen: Seen) -> None:
+        access = seen.access
+        if access is not None and not access.read and access.size == 1 and access.port == LOG:
+            self._log(access)
+            return
+        self.finish()
+        if access is None:
+            self._row("reset", seen.says)
+        elif access.read:
+            self._row(f"{access} -> {hexadecimal(seen.answer.data, access.size)}", seen.says)
+        else:
+            order = f" -> order {seen.answer.data:#x}" if seen.answer.data else ""
+            self._row(f"{access}{order}", seen.says)
+
+    def finish(self) -> None:
+        """Write what has been gathered: a line without its end, the count of lines that were not shown."""
+        self._end_line()
+        if self._lines > self._shown:
+            hidden = self._lines - self._shown
+            self._row("...", f"{hidden} more log lines, {self._hidden_bytes} bytes")
+        self._lines = self._hidden_bytes = 0
+
+    def _log(self, access: Access) -> None:
+        self._line += access.payload if access.string else bytes([access.data & 0xFF])
+        self._accesses += 1
+        if self._line.endswith(b"\n"):
+            self._end_line(string=access.string)
+
+    def _end_line(self, *, string: bool = False) -> None:
+        if not self._line:
+            return
+        self._lines += 1
+        if self._lines <= self._shown:
+            times = f"{self._accesses} x " if self._accesses > 1 else ""
+            verb = f"rep outsb {LOG:#x} {len(self._line)} bytes" if string else f"outb {LOG:#x}"
+            self._row(times + verb, f"logs {ascii(bytes(self._line))[1:]}")
+        else:
+            self._hidden_bytes += len(self._line)
+        self._line.clear()
+        self._accesses = 0
+
+    def _row(self, left: str, right: str) -> None:
+        self._write(f"{left:<30}  {right}".rstrip())
+
+
+def parse(script: Iterable[str]) -> Guest:
+    """A guest from text, one step a line: `inw 0x10`, `outl 0x10 86451`, `log TEXT`, `reset`.
+
+    `#` begins a comment. Raises ValueError that names the line.
+    """
+    steps: list[Step] = []
+    sizes = {"b": 1, "w": 2, "l": 4}
+    for number, raw in enumerate(script, 1):
+        words = raw.split("#", 1)[0].split()
+        try:
+            match words:
+                case []:
+                    pass
+                case ["reset"]:
+                    steps.append(Reset())
+                case ["log", *_]:
+                    text = raw.strip()[len("log") :].strip()
+                    steps.append(Log((os.fsencode(text) + b"\n",)))
+                case [("inb" | "inw" | "inl") as verb, port]:
+                    steps.append(In(sizes[verb[-1]], int(port, 0)))
+                case [("outb" | "outw" | "outl") as verb, port, value]:
+                    steps.append(Out(sizes[verb[-1]], int(port, 0), int(value, 0)))
+                case _:
+                    raise ValueError("not a step")
+        except ValueError as error:
+            raise ValueError(f"line {number}: {raw.strip()!r}: {error}") from error
+    return Guest("-", "accesses from standard input", tuple(steps))
+
+
+_EPILOG = """\
+guests:
+{guests}
+  -            accesses of your own from standard input, one a line:
+               inw 0x10 | outw 0x12 0xffff | outl 0x10 86451 | log TEXT | reset   (# begins a comment)
+
+exit status:
+  0  devices were unplugged, or the accesses from standard input were all made
+  1  unplugd cannot be reached, closed the connection, or did not answer in time
+  2  the command line is wrong
+  3  the driver is blacklisted by this host
+  4  nothing was unplugged: the host ordered none, or does not speak the protocol (or its version)
+
+examples:
+  python3 -m unplugd.simulator 7 linux
+  python3 -m unplugd.simulator 7 xenbus --product 4660 --build 0x090100 --reset
+  echo 'inw 0x10' | python3 -m unplugd.simulator /run/unplugd/dom7.sock -
+"""
+
+_RUN = Path("/run/unplugd")
+_EXIT = {
+    Verdict.UNPLUGGED: 0,
+    Verdict.EMULATED: 4,
+    Verdict.BLACKLISTED: 3,
+    Verdict.NO_PROTOCOL: 4,
+    Verdict.UNKNOWN_VERSION: 4,
+}
+
+
+def _number(text: str) -> int:
+    return int(text, 0)
+
+
+_number.__name__ = "number"  # what argparse calls it in its messages
+
+
+def _parser() -> argparse.ArgumentParser:
+    guests = "\n".join(f"  {guest.name:<12} {guest.title}" for guest in GUESTS.values())
+    parser = argparse.ArgumentParser(
+        prog="python3 -m unplugd.simulator",
+        description="Play a guest's PV driver against unplugd, as the domain's device model passes it on.",
+        epilog=_EPILOG.format(guests=guests),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("socket", metavar="SOCKET", help="path of the domain's socket, or a domid")
+    add("guest", metavar="GUEST", choices=[*GUESTS, "-"], help="which driver (below), or -")
+    add("--product", type=_number, metavar="N", help="announce this product number instead")
+    add("--build", type=_number, metavar="N", help="announce this build number instead")
+    add("--mask", type=_number, metavar="N", help="ask for this unplug mask instead")
+    add("--log", action="append", metavar="TEXT", help="log this line instead (may be repeated)")
+    add("--reset", action="store_true", help="reset the platform device first")
+    add("--timeout", type=float, default=10.0, metavar="S", help="seconds an answer may take (10)")
+    add("--quiet", action="store_true", help="print only what the driver concludes")
+    add("--runtime-dir", type=Path, default=_RUN, metavar="DIR", help=f"where a domid's socket is ({_RUN})")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.guest == "-":
+        try:
+            guest = parse(sys.stdin)
+        except ValueError as error:
+            parser.error(str(error))
+    else:
+        guest = GUESTS[options.guest]
+    guest = guest.announcing(options.product, options.build)
+    if options.mask is not None:
+        guest = guest.unplugging(options.mask)
+    if options.log is not None:
+        guest = guest.logging(*(os.fsencode(line) + b"\n" for line in options.log))
+    if options.reset:
+        guest = guest.after_reset()
+    path = options.runtime_dir / f"dom{options.socket}.sock" if options.socket.isdecimal() else options.socket
+    transcript = Transcript((lambda line: None) if options.quiet else print)
+    try:
+        with DeviceModel(path, timeout=options.timeout) as device:
+            outcome = play(guest, device, transcript)
+        transcript.finish()
+        print(outcome, flush=True)
+    except DeviceModelError as error:
+        transcript.finish()
+        sys.stdout.flush()
+        print(f"simulator: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0 if options.guest == "-" else _EXIT[outcome.verdict]

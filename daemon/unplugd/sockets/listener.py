@@ -1,0 +1,385 @@
+"""A domain's socket: made, owned, listened on, and who may connect (contract sections 1 and 6).
+
+The path decides nothing: SO_PEERCRED does. The socket is bound under another name, gets its mode and owner, and only
+then its place, so that nobody ever connects to one that is not ready, and a stale one is replaced at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import pwd
+import resource
+import socket
+import stat
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from unplugd.core.stream import IoreqStream
+from unplugd.domains.domain import Domain
+from unplugd.errors import HostError
+from unplugd.host.systemd import forget_fd, store_fd
+from unplugd.sinks.records import Event
+from unplugd.sockets.connection import Connection, Judge
+from unplugd.sockets.loop import poller
+
+if TYPE_CHECKING:
+    from unplugd.sockets.held import Held
+
+_MODE = 0o600
+
+BACKLOG = 512
+"""Who may wait to be accepted at one socket."""
+ACCEPTS = 4
+"""Connections that one domain gets in an iteration of the event loop."""
+ACCEPT_RETRY = 1.0
+"""Seconds until accepting is tried again where there was no descriptor or no memory for it."""
+
+CONNECTIONS_A_DOMAIN = 256
+"""Connections that one domain may have: Xen's 128 vCPUs, twice. Fewer where there are few descriptors."""
+
+_SHARE = 2
+"""One in so many descriptors may be a device model's connection; of these, a quarter may be one domain's."""
+
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Access:
+    """Which uids may connect to which domain's socket."""
+
+    def __init__(self, listed: Sequence[int] | None) -> None:
+        """`listed` are configuration's uids; None for "auto"."""
+        self._listed = None if listed is None else tuple(listed)
+        self._users: dict[int, set[int]] = {}
+        self._uid_of: dict[int, int] = {}
+        self._base = _uid_of("xen-qemuuser-range-base") if listed is None else None
+        self._shared = _uid_of("xen-qemuuser-shared") if listed is None else None
+
+    def learn(self, domid: int, uid: int | None) -> set[int]:
+        """A domain's device-model-kill-uid (None: it has none, or the domain is gone); which domains that changes."""
+        changed = {domid}
+        before = self._uid_of.pop(domid, None)
+        if before is not None:
+            left = self._users[before]
+            left.discard(domid)
+            if len(left) == 1:
+                changed |= left
+            elif not left:
+                del self._users[before]
+        if uid is not None:
+            self._uid_of[domid] = uid
+            users = self._users.setdefault(uid, set())
+            users.add(domid)
+            if len(users) == 2:
+                changed |= users
+        return changed
+
+    def device_model_uid(self, domid: int, known: int | None) -> int | None:
+        """The uid of a domain's device model, None for root; `known` is xenstore's device-model-kill-uid."""
+        if self._listed is not None:
+            return self._listed[0]
+        if known is not None:
+            # a uid that several domains share says nothing about the domain
+            return None if known == self._shared or len(self._users.get(known, ())) > 1 else known
+        return None if self._base is None else self._base + domid
+
+    def allows(self, uid: int, domid: int, known: int | None) -> bool:
+        """Whether a process of `uid` may connect."""
+        if uid == 0:
+            return True
+        if self._listed is not None:
+            return uid in self._listed
+        return uid == self.device_model_uid(domid, known)
+
+
+def _uid_of(user: str) -> int | None:
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return None
+
+
+def _inode_suffix(inode: tuple[int, int] | None) -> str:
+    """End of a socket's name in systemd's store: device and inode of its path.
+
+    They tell a socket whose path is still its own from one that was replaced: getsockname() only knows the name that
+    the socket had before it got its place.
+    """
+    return "" if inode is None else "@{:x}.{}".format(*inode)
+
+
+def credentials(peer: socket.socket) -> tuple[int, int]:
+    """pid and uid of who has connected (SO_PEERCRED). Raises OSError."""
+    pid, uid, _gid = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid & 0xFFFFFFFF
+
+
+Passed = dict[str, list[tuple[str, socket.socket]]]
+"""Sockets that systemd passed, each with its name, by what the name begins with: all before the inode's suffix."""
+
+
+def passed_sockets(named: Mapping[str, Sequence[socket.socket]]) -> Passed:
+    """The sockets that systemd passed, given by name (systemd.listen_fds())."""
+    passed: Passed = {}
+    for name, sockets in named.items():
+        passed.setdefault(name.partition("@")[0], []).extend((name, one) for one in sockets)
+    return passed
+
+
+class Listener:
+    """The socket of one domain and its connections."""
+
+    _open: ClassVar[int] = 0
+    """Connections of all domains that are Python's."""
+
+    def __init__(self, domain: Domain, directory: Path, access: Access, judge: Judge, *, keep: bool = False) -> None:
+        """`keep`: leave the socket with systemd for the next process."""
+        self.domain = domain
+        self._keep = keep
+        self._stored: str | None = None
+        """The name under which systemd keeps the socket."""
+        self.path = directory / f"dom{domain.domid}.sock"
+        self._access = access
+        self._judge = judge
+        self._known_uid: int | None = None
+        self._listening: socket.socket | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._inode: tuple[int, int] | None = None
+        self._connections: set[Connection] = set()
+        self._held = self._hold()
+
+    @staticmethod
+    def open_connections() -> int:
+        """Connections of all domains that are open."""
+        holder = poller()
+        return Listener._open + (holder.held if holder is not None else 0)
+
+    def _hold(self) -> Held | None:
+        """Where there is a compiled part, it holds the ordinary connections."""
+        holder, tail = poller(), self.domain.tail
+        if holder is None or tail is None:
+            return None
+        from unplugd.sockets.held import Held
+
+        return Held(self.domain, holder, tail, self._judge, self._arrived, self._serve)
+
+    def start(self, device_model_uid: int | None, passed: Passed) -> bool:
+        """Listen, on the socket that an earlier process left with systemd (True) or on a new one (False).
+
+        What is taken of `passed` is taken out. Raises HostError.
+        """
+        self._known_uid = device_model_uid
+        adopted = self._adopt(passed)
+        listening = adopted or self._bind()
+        if adopted is None:
+            name = self._names()[0] + _inode_suffix(self._inode)
+            if self._keep and store_fd(name, listening.fileno()):
+                self._stored = name
+        self._listening = listening
+        self._listen()
+        return adopted is not None
+
+    def _names(self) -> list[str]:
+        """What names of the socket in systemd's store begin with: the uuid's, or without one while there was none."""
+        plain = f"dom{self.domain.domid}"
+        return [f"{plain}-{self.domain.uuid}", plain] if self.domain.uuid else [plain]
+
+    def _adopt(self, passed: Passed) -> socket.socket | None:
+        """A socket that is listened on already: whoever connected meanwhile waits in its queue."""
+        mine = [begin for begin in self._names() if begin in passed]
+        if not mine:
+            return None
+        inode = None
+        with contextlib.suppress(OSError):
+            status = self.path.lstat()
+            inode = status.st_dev, status.st_ino
+        found = None
+        for begin in mine:
+            for name, listening in passed.pop(begin):
+                if found is None and name == begin + _inode_suffix(inode) and self._owned():
+                    found, self._stored, self._inode = listening, name, inode
+                else:
+                    listening.close()
+                if name != self._stored:
+                    forget_fd(name)
+        return found
+
+    def _owned(self) -> bool:
+        try:
+            self._own(os.fspath(self.path))
+        except OSError:
+            return False
+        return True
+
+    def _bind(self) -> socket.socket:
+        path = os.fspath(self.path)
+        new = path.removesuffix(".sock") + ".new"
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            os.fchmod(bound.fileno(), _MODE)  # bind() gives it to the path
+            try:
+                bound.bind(new)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                os.unlink(new)
+                bound.bind(new)
+            bound.listen(BACKLOG)
+            status = self._own(new)
+            if stat.S_IMODE(status.st_mode) != _MODE:
+                os.chmod(new, _MODE)
+            os.rename(new, path)
+        except OSError as error:
+            bound.close()
+            raise HostError("socket of a domain", path, error.strerror or str(error)) from error
+        self._inode = status.st_dev, status.st_ino
+        return bound
+
+    def _own(self, path: str) -> os.stat_result:
+        uid = self._access.device_model_uid(self.domain.domid, self._known_uid)
+        if uid is None:
+            uid = os.geteuid()
+        status = os.stat(path)
+        if status.st_uid != uid:
+            os.chown(path, uid, -1)
+        return status
+
+    def configure(self, access: Access, device_model_uid: int | None) -> None:
+        """Another configuration, or xenstore says as whom the device model runs. Connections that exist stay."""
+        self._access = access
+        self._known_uid = device_model_uid
+        try:
+            if self._inode is not None:
+                self._own(os.fspath(self.path))
+        except OSError as error:
+            self.domain.records.own(Event.SINK_FAILED, f"{self.path}: its owner could not be set: {error.strerror}")
+        if self._held is not None:
+            self._listen()
+        for connection in self._connections:
+            connection.configure()
+
+    def _listen(self) -> None:
+        if self._listening is not None:
+            asyncio.get_running_loop().add_reader(self._listening.fileno(), self._accept)
+            if self._held is not None:
+                uid = self._access.device_model_uid(self.domain.domid, self._known_uid)
+                self._held.listen(self._listening.fileno(), uid, *self._most())
+
+    def _accept(self) -> None:
+        """Somebody connects. A few at a time: a crowd at one domain's socket does not keep the others waiting."""
+        if self._listening is None:
+            return
+        loop = asyncio.get_running_loop()
+        for _ in range(ACCEPTS):
+            try:
+                peer = self._listening.accept()[0]
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptors or no memory: they wait in the queue
+                loop.remove_reader(self._listening.fileno())
+                self._retry = loop.call_later(ACCEPT_RETRY, self._listen)
+                loop.call_exception_handler({"message": f"{self.path}: accept", "exception": error})
+                return
+            self._arrived(peer)
+
+    def _arrived(self, peer: socket.socket) -> None:
+        """Somebody has connected: serve him if he may, else close."""
+        if self._listening is not None and self._admit(peer):
+            self._serve(peer)
+        else:
+            peer.close()
+
+    def _serve(self, peer: socket.socket, stream: IoreqStream | None = None,
+               begin: Callable[[Connection], None] | None = None) -> None:
+        """A client who may connect; `stream` and `begin` as for Connection. Where that fails, it alone is closed."""
+        try:
+            connection = Connection(self.domain, self._judge, self._closed, stream, begin)
+        except MemoryError as error:
+            peer.close()
+            self._no_memory(error)
+            return
+        self._connections.add(connection)
+        self._count(1)
+        try:
+            connection.serve(peer)
+        except (OSError, MemoryError) as error:
+            self._no_memory(error)
+
+    def _no_memory(self, error: Exception) -> None:
+        self._deny(Event.CONNECTION_LIMIT, f"connection closed: there is no memory for it: {error!r}")
+
+    def _count(self, more: int) -> None:
+        """So many connections more are Python's."""
+        Listener._open += more
+        holder, tail = poller(), self.domain.tail
+        if holder is not None:
+            holder.others = Listener._open
+        if tail is not None:
+            tail.others = len(self._connections)
+
+    def _deny(self, event: Event, message: str) -> None:
+        """A connection is closed at once: it is counted and said."""
+        self.domain.settings.counters.denied_connections += 1
+        self.domain.records.complain(event, message)
+
+    def _most(self) -> tuple[int, int]:
+        """How many connections there may be: of the domain, and of all."""
+        in_all = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE
+        return min(CONNECTIONS_A_DOMAIN, in_all // 4), in_all
+
+    def _admit(self, peer: socket.socket) -> bool:
+        """Whether a client may connect; where not, that is said."""
+        domain = self.domain
+        try:
+            pid, uid = credentials(peer)
+        except OSError:
+            return False
+        if not self._access.allows(uid, domain.domid, self._known_uid):
+            self._deny(Event.CONNECTION_DENIED, f"connection of uid {uid} (pid {pid}) refused: it is"
+                                                " not root, nor this domain's device model")
+            return False
+        most, in_all = self._most()
+        if len(self._connections) + (domain.tail.held if domain.tail is not None else 0) >= most:
+            self._deny(Event.CONNECTION_LIMIT, f"connection refused: the domain has {most} already")
+            return False
+        if self.open_connections() >= in_all:
+            self._deny(Event.CONNECTION_LIMIT, f"connection refused: all domains have {in_all} already")
+            return False
+        return True
+
+    def _closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._count(-1)
+
+    def close(self) -> None:
+        """The domain is gone: no socket, no connections."""
+        self._hang_up()
+        if self._stored is not None:
+            forget_fd(self._stored)
+        with contextlib.suppress(OSError):
+            status = self.path.lstat()
+            if (status.st_dev, status.st_ino) == self._inode:  # not a successor's
+                self.path.unlink()
+
+    def stop(self) -> None:
+        """unplugd stops. A socket that systemd keeps stays where it is: who connects waits for the next process."""
+        if self._stored is not None:
+            self._hang_up()
+        else:
+            self.close()
+
+    def _hang_up(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._held is not None:
+            self._held.close(None if self._listening is None else self._listening.fileno())
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening.fileno())
+            self._listening.close()
+            self._listening = None
+        for connection in list(self._connections):
+            connection.close()
