@@ -29,7 +29,8 @@ from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
 from unplugd.sockets import loop as eventloop
 from unplugd.sockets import pureloop
-from unplugd.sockets.listener import Access, Listener
+from unplugd.sockets.access import Access
+from unplugd.sockets.listener import Listener
 
 ACCESSES = 500
 

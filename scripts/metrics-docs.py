@@ -8,7 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "daemon"))
 
-from unplugd.http.metrics import CATALOGUE, DURATION_BOUNDS, Metric, Type
+from unplugd.core.counters import DURATION_BOUNDS
+from unplugd.http.metrics import CATALOGUE, Metric, Type
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 

@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "daemon"))
 import docspage
 
 from unplugd.core.blacklist import node
+from unplugd.core.counters import KINDS, PROTOCOL_ERRORS
 from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import Limits
 from unplugd.core.ioreq import BAR, FRAME_SIZE, PAYLOAD_LIMIT, RESET, pio
 from unplugd.core.protocol import DEVICES, LEGACY_TABLE, TABLE, Row, Rules, Unplug
 from unplugd.core.registry import PUBLIC, Registry
 from unplugd.core.stream import Dispatch, IoreqStream, NeedVerdict
-from unplugd.http.metrics import KINDS, PROTOCOL_ERRORS
 from unplugd.simulator.drivers import GUESTS, In, Log, Out, Step
 
 MEANINGS = {

@@ -15,8 +15,9 @@ from unplugd.domains.settings import Settings
 from unplugd.domains.view import published
 from unplugd.errors import HostError
 from unplugd.sinks.records import Event
+from unplugd.sockets.access import Access, Passed
 from unplugd.sockets.connection import Judge
-from unplugd.sockets.listener import Access, Listener, Passed
+from unplugd.sockets.listener import Listener
 from unplugd.sockets.longwork import LongWork
 
 SOCKET_RETRY = 2.0

@@ -22,6 +22,7 @@ from pathlib import Path
 from unplugd import __version__
 from unplugd.blacklist.verdicts import Blacklist
 from unplugd.config.load import Config, load
+from unplugd.core.counters import Counters
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
@@ -36,12 +37,12 @@ from unplugd.host.runtimedir import RuntimeDirectory
 from unplugd.host.status import Standing, StatusLine
 from unplugd.host.systemd import fd_store_works, notify, watchdog_interval
 from unplugd.http.front import HttpFront
-from unplugd.http.metrics import Counters
 from unplugd.http.sockets import listen_tcp
 from unplugd.lifecycle import Served
 from unplugd.sinks.delivery import Delivery
 from unplugd.sinks.records import Entry, Event
-from unplugd.sockets.listener import Access, Listener
+from unplugd.sockets.access import Access
+from unplugd.sockets.listener import Listener
 from unplugd.sockets.loop import tell
 from unplugd.sockets.page import IoreqPages
 from unplugd.xenstore.stores import Stores

@@ -87,7 +87,8 @@ async def _fuzz(seconds: float) -> int:
     from unplugd.core.guest import Verdict
     from unplugd.core.stream import NeedVerdict
     from unplugd.domains.domain import Domain
-    from unplugd.sockets.listener import Access, Listener
+    from unplugd.sockets.access import Access
+    from unplugd.sockets.listener import Listener
 
     loop = asyncio.get_running_loop()
     failed: list[dict[str, object]] = []

@@ -17,8 +17,9 @@ from tests.lab.portio import Answer, answers
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
+from unplugd.sockets.access import Access
 from unplugd.sockets.connection import Judge
-from unplugd.sockets.listener import Access, Listener
+from unplugd.sockets.listener import Listener
 
 PATIENCE = 30.0
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 from unplugd.config.load import Config, LogConfig
+from unplugd.core.counters import Counters
 from unplugd.domains.domain import Domain
 from unplugd.domains.settings import Settings
-from unplugd.http.metrics import Counters
 from unplugd.sinks.delivery import Delivery
 from unplugd.sinks.journal import Journal
 from unplugd.sinks.records import Event

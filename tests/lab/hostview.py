@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tests.lab.control import domain as described
+from unplugd.core.counters import DROPS, Counters
 from unplugd.core.protocol import DEVICES
 from unplugd.core.registry import Registry
 from unplugd.host.status import Standing
-from unplugd.http.metrics import DROPS, Counters
 
 
 @dataclass

@@ -10,13 +10,13 @@ import struct
 from collections.abc import Collection
 from typing import NamedTuple
 
+from unplugd.core.counters import Counters
 from unplugd.core.events import Event, Line
 from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import Limits
 from unplugd.core.protocol import Rules
 from unplugd.core.registry import Registry
 from unplugd.core.stream import Dispatch, IoreqStream, NeedTokens, NeedVerdict
-from unplugd.http.metrics import Counters
 
 BAR = 0x10000
 LAYOUT = struct.Struct("<QQIIIHBB")

@@ -19,7 +19,7 @@ from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
 from unplugd.sinks.records import Event
-from unplugd.sockets.listener import Access
+from unplugd.sockets.access import Access
 
 MAGIC = frame(0x10, 2, read=True)
 PRODUCT = frame(0x12, 2, data=3)

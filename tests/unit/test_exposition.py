@@ -11,8 +11,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.lab.hostview import StandInDomain, StandInHost, many
+from unplugd.core.counters import DURATION_BOUNDS
 from unplugd.http.exposition import OPENMETRICS, SLICE, TEXT, Exposition, choose, legible
-from unplugd.http.metrics import CATALOGUE, DURATION_BOUNDS
+from unplugd.http.metrics import CATALOGUE
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

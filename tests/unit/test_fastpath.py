@@ -32,6 +32,7 @@ import unplugd
 from tests.lab.host import Host, host, until
 from tests.lab.portio import RESET, frame
 from unplugd.config.load import Config, LogConfig, PolicyConfig
+from unplugd.core.counters import DURATION_BOUNDS
 from unplugd.core.guest import ALLOWED, Snapshot, Verdict
 from unplugd.core.guestlog import LINE_LIMIT, RECORD_COST
 from unplugd.core.history import Did
@@ -40,12 +41,12 @@ from unplugd.core.stream import IoreqStream, NeedVerdict
 from unplugd.domains.domain import Domain
 from unplugd.domains.statefile import SIZE, StateFile
 from unplugd.domains.view import published
-from unplugd.http.metrics import DURATION_BOUNDS
 from unplugd.sinks.records import Event
 from unplugd.sockets import loop as eventloop
 from unplugd.sockets import pureloop, turns
+from unplugd.sockets.access import Access
 from unplugd.sockets.connection import READ_SIZE, Connection, Judge
-from unplugd.sockets.listener import Access, Listener
+from unplugd.sockets.listener import Listener
 
 try:
     from unplugd.sockets import _fastpath

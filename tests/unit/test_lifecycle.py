@@ -21,7 +21,7 @@ from unplugd.domains.statefile import read_note
 from unplugd.lifecycle import Served
 from unplugd.sinks.records import Event
 from unplugd.sockets import longwork
-from unplugd.sockets.listener import Access
+from unplugd.sockets.access import Access
 
 FACTS = Facts("web-01", UUID)
 

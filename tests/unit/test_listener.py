@@ -19,7 +19,8 @@ from tests.lab.host import Host, host, until
 from tests.lab.portio import frame
 from unplugd.errors import HostError
 from unplugd.sinks.records import Event
-from unplugd.sockets.listener import Access, Listener
+from unplugd.sockets.access import Access
+from unplugd.sockets.listener import Listener
 
 MAGIC = frame(0x10, 2, read=True)
 NOBODY = 65534

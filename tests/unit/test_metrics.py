@@ -1,23 +1,14 @@
-"""The catalogue against the contract, and the counters of the hot path."""
+"""The catalogue against the contract."""
 
 from __future__ import annotations
 
-import ast
-import inspect
 import subprocess
 import sys
-from itertools import accumulate
 from pathlib import Path
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.lab.hostview import StandInDomain, StandInHost
-from unplugd.core import ioreq
-from unplugd.core.protocol import DEVICES, Effect
-from unplugd.http import metrics
-from unplugd.http.metrics import CATALOGUE, DURATION_BOUNDS, Counters, DomainView, HostView, Type
+from unplugd.core.protocol import DEVICES
+from unplugd.http.metrics import CATALOGUE, DomainView, HostView, Type
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,51 +52,9 @@ def test_families_are_named_as_openmetrics_wants() -> None:
     assert len(set(families.values())) == len(families)
 
 
-def test_every_effect_of_an_access_is_a_kind() -> None:
-    assert {effect.kind for effect in Effect} | {"reset"} == set(metrics.KINDS)
-
-
 def test_every_device_has_a_series() -> None:
     (unplugged,) = (metric for metric in CATALOGUE if metric.name == "unplugd_domain_unplugged")
     assert unplugged.values["device"] == tuple(DEVICES)
-
-
-def test_every_reason_to_close_a_connection_has_a_series() -> None:
-    raised = {
-        call.args[0].value
-        for call in ast.walk(ast.parse(inspect.getsource(ioreq)))
-        if isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Name)
-        and call.func.id == "ClientFault"
-        and isinstance(call.args[0], ast.Constant)
-    }
-    assert raised == set(metrics.PROTOCOL_ERRORS)
-
-
-def test_counters_start_at_zero_and_with_all_their_labels() -> None:
-    counters = Counters()
-    kinds = ("magic", "version", "product", "build", "unplug", "log", "flags", "other", "reset")
-    assert counters.ioreqs == dict.fromkeys(kinds, 0)
-    results = ("allowed", "blacklisted", "unknown-product", "fallback")
-    assert counters.blacklist_lookups == dict.fromkeys(results, 0)
-    assert set(counters.protocol_errors.values()) == {0}
-    assert (counters.denied_connections, counters.xenstore_reconnects, counters.duration_sum) == (0, 0, 0.0)
-
-
-def test_buckets_reach_from_ten_microseconds_to_a_second() -> None:
-    assert DURATION_BOUNDS[0] == 10e-6
-    assert DURATION_BOUNDS[-1] == 1.0
-    assert list(DURATION_BOUNDS) == sorted(set(DURATION_BOUNDS))
-
-
-@given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 1000))))
-def test_a_bucket_counts_what_is_not_over_its_bound(observed: list[tuple[float, int]]) -> None:
-    counters = Counters()
-    for seconds, frames in observed:
-        counters.observe(seconds, frames)
-    for bound, count in zip((*DURATION_BOUNDS, float("inf")), accumulate(counters.duration_counts), strict=True):
-        assert count == sum(frames for seconds, frames in observed if seconds <= bound)
-    assert counters.duration_sum == pytest.approx(sum(seconds * frames for seconds, frames in observed))
 
 
 def test_the_stand_ins_are_views() -> None:

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.lab.portio import BAR, Machine, frame
+from unplugd.core.counters import KINDS
 from unplugd.core.guest import Verdict
 from unplugd.core.protocol import ALL_DEVICES, LEGACY_TABLE, TABLE, Effect, Platform, Rules, device_names
 from unplugd.core.stream import NeedVerdict
-from unplugd.http.metrics import KINDS
 
 ADDRESSES = [*range(0x31), *range(BAR, BAR + 0x100), 0xFFFF, 0xFFFE]
 SIZES = (1, 2, 4, 8)

@@ -20,12 +20,12 @@ from unplugd.blacklist.lookups import Answer, SharedReads
 from unplugd.config.load import BlacklistConfig
 from unplugd.core.blacklist import ROOT, Configured, node
 from unplugd.core.bucket import TokenBucket
+from unplugd.core.counters import Counters
 from unplugd.core.guest import ALLOWED, Verdict
 from unplugd.core.registry import Registry
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
 from unplugd.errors import NoSuchNode, StoreError
-from unplugd.http.metrics import Counters
 from unplugd.sinks.records import Event
 from unplugd.xenstore.store import Store
 

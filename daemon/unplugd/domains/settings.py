@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unplugd.config.load import Config
+from unplugd.core.counters import Counters
 from unplugd.core.guestlog import Limits
 from unplugd.core.protocol import Rules
 from unplugd.core.registry import Registry
 from unplugd.core.stream import Dispatch
 from unplugd.domains.statefile import boot_id
-from unplugd.http.metrics import Counters
 from unplugd.sinks.delivery import Delivery
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from unplugd.domains.nodes import Facts
 from unplugd.domains.statefile import read_note
 from unplugd.host.systemd import forget_fd, listen_fds
-from unplugd.sockets.listener import passed_sockets
+from unplugd.sockets.access import passed_sockets
 
 
 class Inheritance:

@@ -25,8 +25,9 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from unplugd.core.counters import DROPS, DURATION_BOUNDS
 from unplugd.core.protocol import ALL_DEVICES, DEVICES
-from unplugd.http.metrics import CATALOGUE, DROPS, DURATION_BOUNDS, DomainView, HostView, Metric, Type
+from unplugd.http.metrics import CATALOGUE, DomainView, HostView, Metric, Type
 from unplugd.http.process import Process, count_descriptors
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"

@@ -1,38 +1,20 @@
-"""What unplugd counts and shows: the catalogue of metrics, the counters of the hot path, and the views of its state.
+"""What unplugd shows of itself: the catalogue of metrics, and the views of its state.
 
-The catalogue is data: http/exposition.py serves it, docs/metrics.md is generated from it (scripts/metrics-docs.py); a
-test holds both to it. The hot path increments plain integers of Counters. No I/O here, no metrics library and no text
-format (http/exposition.py). Source of names, labels and label values: contract section 4.
+The catalogue is data: exposition.py serves it, docs/metrics.md is generated from it (scripts/metrics-docs.py); a test
+holds both to it. What is counted is core/counters.py's. No I/O here, no metrics library and no text format
+(exposition.py). Source of names, labels and label values: contract section 4.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from unplugd.core.counters import DROPS, KINDS, LOOKUPS, PROTOCOL_ERRORS, Counters
 from unplugd.core.protocol import DEVICES
 from unplugd.host.status import Standing
-
-KINDS = ("magic", "version", "product", "build", "unplug", "log", "flags", "other", "reset")
-"""Label `kind` of unplugd_ioreqs_total: what a frame did."""
-
-LOOKUPS = ("allowed", "blacklisted", "unknown-product", "fallback")
-"""Label `result` of unplugd_blacklist_lookups_total."""
-
-DROPS = ("rate-limit", "sink")
-"""Label `reason` of the log_dropped metrics."""
-
-PROTOCOL_ERRORS = ("bad-state", "bad-type", "bad-count", "bad-size", "payload-too-long", "bad-address")
-"""Label `reason` of unplugd_protocol_errors_total: ClientFault's reasons."""
-
-DURATION_BOUNDS = (
-    10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6,
-    1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1.0,
-)  # fmt: skip
-"""Upper bounds of the buckets of unplugd_ioreq_duration_seconds, in seconds; +Inf follows."""
 
 
 class Type(Enum):
@@ -124,31 +106,6 @@ CATALOGUE: tuple[Metric, ...] = (
            (*DOMAIN, "reason"), {"reason": DROPS}),
 )  # fmt: skip
 """Every metric but the `process_*` family, which is prometheus_client's own."""
-
-
-class Counters:
-    """What the hot path counts since the process began: plain integers, no library, no lock (one thread)."""
-
-    __slots__ = (
-        "blacklist_lookups", "denied_connections", "duration_counts", "duration_sum", "ioreqs", "protocol_errors",
-        "xenstore_reconnects",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.ioreqs = dict.fromkeys(KINDS, 0)
-        """Frames by kind. Increment by key; a key that is not there is a bug and raises KeyError."""
-        self.blacklist_lookups = dict.fromkeys(LOOKUPS, 0)
-        self.protocol_errors = dict.fromkeys(PROTOCOL_ERRORS, 0)
-        self.denied_connections = 0
-        self.xenstore_reconnects = 0
-        self.duration_counts = [0] * (len(DURATION_BOUNDS) + 1)
-        """Frames per bucket, not cumulated; the last one is for all beyond the last bound."""
-        self.duration_sum = 0.0
-
-    def observe(self, seconds: float, frames: int = 1) -> None:
-        """Counts `frames` frames that took `seconds` each into the histogram of durations."""
-        self.duration_counts[bisect_left(DURATION_BOUNDS, seconds)] += frames
-        self.duration_sum += seconds * frames
 
 
 class DomainView(Protocol):

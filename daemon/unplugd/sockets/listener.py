@@ -1,4 +1,4 @@
-"""A domain's socket: made, owned, listened on, and who may connect (contract sections 1 and 6).
+"""A domain's socket: made, owned and listened on (contract sections 1 and 6). Who may connect is access.py's.
 
 The path decides nothing: SO_PEERCRED does. The socket is bound under another name, gets its mode and owner, and only
 then its place, so that nobody ever connects to one that is not ready, and a stale one is replaced at once.
@@ -10,12 +10,10 @@ import asyncio
 import contextlib
 import errno
 import os
-import pwd
 import resource
 import socket
 import stat
-import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,6 +22,7 @@ from unplugd.domains.domain import Domain
 from unplugd.errors import HostError
 from unplugd.host.systemd import forget_fd, store_fd
 from unplugd.sinks.records import Event
+from unplugd.sockets.access import Access, Passed, credentials
 from unplugd.sockets.connection import Connection, Judge
 from unplugd.sockets.loop import poller
 
@@ -45,63 +44,6 @@ CONNECTIONS_A_DOMAIN = 256
 _SHARE = 2
 """One in so many descriptors may be a device model's connection; of these, a quarter may be one domain's."""
 
-_CREDENTIALS = struct.Struct("3i")
-
-
-class Access:
-    """Which uids may connect to which domain's socket."""
-
-    def __init__(self, listed: Sequence[int] | None) -> None:
-        """`listed` are configuration's uids; None for "auto"."""
-        self._listed = None if listed is None else tuple(listed)
-        self._users: dict[int, set[int]] = {}
-        self._uid_of: dict[int, int] = {}
-        self._base = _uid_of("xen-qemuuser-range-base") if listed is None else None
-        self._shared = _uid_of("xen-qemuuser-shared") if listed is None else None
-
-    def learn(self, domid: int, uid: int | None) -> set[int]:
-        """A domain's device-model-kill-uid (None: it has none, or the domain is gone); which domains that changes."""
-        changed = {domid}
-        before = self._uid_of.pop(domid, None)
-        if before is not None:
-            left = self._users[before]
-            left.discard(domid)
-            if len(left) == 1:
-                changed |= left
-            elif not left:
-                del self._users[before]
-        if uid is not None:
-            self._uid_of[domid] = uid
-            users = self._users.setdefault(uid, set())
-            users.add(domid)
-            if len(users) == 2:
-                changed |= users
-        return changed
-
-    def device_model_uid(self, domid: int, known: int | None) -> int | None:
-        """The uid of a domain's device model, None for root; `known` is xenstore's device-model-kill-uid."""
-        if self._listed is not None:
-            return self._listed[0]
-        if known is not None:
-            # a uid that several domains share says nothing about the domain
-            return None if known == self._shared or len(self._users.get(known, ())) > 1 else known
-        return None if self._base is None else self._base + domid
-
-    def allows(self, uid: int, domid: int, known: int | None) -> bool:
-        """Whether a process of `uid` may connect."""
-        if uid == 0:
-            return True
-        if self._listed is not None:
-            return uid in self._listed
-        return uid == self.device_model_uid(domid, known)
-
-
-def _uid_of(user: str) -> int | None:
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError:
-        return None
-
 
 def _inode_suffix(inode: tuple[int, int] | None) -> str:
     """End of a socket's name in systemd's store: device and inode of its path.
@@ -110,24 +52,6 @@ def _inode_suffix(inode: tuple[int, int] | None) -> str:
     the socket had before it got its place.
     """
     return "" if inode is None else "@{:x}.{}".format(*inode)
-
-
-def credentials(peer: socket.socket) -> tuple[int, int]:
-    """pid and uid of who has connected (SO_PEERCRED). Raises OSError."""
-    pid, uid, _gid = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return pid, uid & 0xFFFFFFFF
-
-
-Passed = dict[str, list[tuple[str, socket.socket]]]
-"""Sockets that systemd passed, each with its name, by what the name begins with: all before the inode's suffix."""
-
-
-def passed_sockets(named: Mapping[str, Sequence[socket.socket]]) -> Passed:
-    """The sockets that systemd passed, given by name (systemd.listen_fds())."""
-    passed: Passed = {}
-    for name, sockets in named.items():
-        passed.setdefault(name.partition("@")[0], []).extend((name, one) for one in sockets)
-    return passed
 
 
 class Listener:

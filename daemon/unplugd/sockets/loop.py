@@ -14,8 +14,8 @@ import selectors
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from unplugd.core.counters import DURATION_BOUNDS
 from unplugd.core.protocol import Effect
-from unplugd.http.metrics import DURATION_BOUNDS
 from unplugd.sockets import pureloop
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from unplugd.core.pageoffer import DESCRIPTORS, MESSAGE_LIMIT, SOCKET, greeted, offered
 from unplugd.host.runtimedir import listen_for_root
-from unplugd.sockets.listener import ACCEPT_RETRY, credentials
+from unplugd.sockets.access import credentials
+from unplugd.sockets.listener import ACCEPT_RETRY
 from unplugd.sockets.loop import poller
 
 if TYPE_CHECKING:
