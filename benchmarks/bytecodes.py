@@ -29,7 +29,7 @@ from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
 from unplugd.sockets import loop as eventloop
 from unplugd.sockets import pureloop
-from unplugd.sockets.access import Access
+from unplugd.sockets.access import ConnectionPolicy
 from unplugd.sockets.listener import Listener
 
 ACCESSES = 500
@@ -66,7 +66,7 @@ async def _count(tally: Tally) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         async with host(Path(name), Config(log=LogConfig(rate=0, burst=700, flush_after=1000))) as one:
             domain = one.domain()
-            listener = Listener(domain, one.directory, Access([os.geteuid()]), _judge)
+            listener = Listener(domain, one.directory, ConnectionPolicy([os.geteuid()]), _judge)
             listener.start(None, {})
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
                 client.connect(str(listener.path))

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from unplugd.simulator.privatedaemon import Trial
+from unplugd.simulator.privatedaemon import PrivateDaemon
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """A tmpfs, as /run is: a thousand sockets and files are made at start, and a disk takes milliseconds for each."""
@@ -59,15 +59,15 @@ def configuration(directory: Path, store: str, log: str = "") -> str:
 
 
 @contextlib.contextmanager
-def daemon(store: str, log: str = "", wrapper: Sequence[str] = ()) -> Iterator[Trial]:
+def daemon(store: str, log: str = "", wrapper: Sequence[str] = ()) -> Iterator[PrivateDaemon]:
     """An unplugd of its own."""
     with tempfile.TemporaryDirectory(prefix="unplugd-bench-", dir=MEMORY) as name:
         directory = Path(name)
-        with Trial(directory, configuration(directory, store, log), patience=120, wrapper=wrapper) as trial:
+        with PrivateDaemon(directory, configuration(directory, store, log), patience=120, wrapper=wrapper) as trial:
             yield trial
 
 
-def sockets(trial: Trial, first: int, last: int) -> list[str]:
+def sockets(trial: PrivateDaemon, first: int, last: int) -> list[str]:
     """The sockets of domains `first` to `last`."""
     return [str(trial.directory / "run" / f"dom{domid}.sock") for domid in range(first, last + 1)]
 

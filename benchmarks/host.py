@@ -20,7 +20,7 @@ from benchmarks.daemons import MEMORY, daemon, embedded, external, sockets, uuid
 from benchmarks.figures import Figure
 from benchmarks.programs import beside, echo_server, measured, portload
 from tests.lab.xenstored import LabError, Xenstored
-from unplugd.simulator.privatedaemon import Trial, fetch
+from unplugd.simulator.privatedaemon import PrivateDaemon, fetch
 
 THOUSAND = 1000
 
@@ -111,7 +111,7 @@ def _flat(rounds: int, progress: Progress, one: list[str], everyone: list[str]) 
     )  # fmt: skip
 
 
-def _scrapes(rounds: int, progress: Progress, trial: Trial, everyone: list[str]) -> Iterator[Figure]:
+def _scrapes(rounds: int, progress: Progress, trial: PrivateDaemon, everyone: list[str]) -> Iterator[Figure]:
     control = trial.directory / "run" / "control.sock"
     fetch(control, "/metrics")
     alone, scraped, took = [], [], []

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from benchmarks.daemons import MEMORY, PURE, configuration, embedded, sockets
 from benchmarks.programs import build, measured
 from unplugd.errors import UnplugdError
-from unplugd.simulator.privatedaemon import Trial
+from unplugd.simulator.privatedaemon import PrivateDaemon
 
 LATER = 2.0
 """Seconds until HTTP is loaded, before what is counted, and until all is recorded, behind it."""
@@ -92,7 +92,7 @@ def count(case: Case, wrapper: tuple[str, ...]) -> Cost:
                    f"--callgrind-out-file={directory}/callgrind.out"]
         # nothing is published: the embedded store's transactions would be most of a start, and no host has that store
         text = "publish = false\n" + configuration(directory, embedded(case.domains))
-        with Trial(directory, text, patience=300, wrapper=command) as trial:
+        with PrivateDaemon(directory, text, patience=300, wrapper=command) as trial:
             paths = sockets(trial, 1, case.domains)
             if case.domains == 1:   # into the rate limit first, so that all lines of what is counted are dropped
                 measured(paths, "-w", "0", "-d", "64", "-n", "3200")

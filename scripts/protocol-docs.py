@@ -23,7 +23,7 @@ from unplugd.core.ioreq import BAR, FRAME_SIZE, PAYLOAD_LIMIT, RESET, pio
 from unplugd.core.protocol import DEVICES, LEGACY_TABLE, TABLE, Row, Rules, Unplug
 from unplugd.core.registry import PUBLIC, Registry
 from unplugd.core.stream import Dispatch, IoreqStream, NeedVerdict
-from unplugd.simulator.drivers import GUESTS, In, Log, Out, Step
+from unplugd.simulator.drivers import DRIVERS, In, Log, Out, Step
 
 MEANINGS = {
     Unplug.IDE_DISKS: "all IDE and SCSI disks, but no CD drives",
@@ -96,7 +96,7 @@ def guests() -> str:
         ("guest", "accesses, in this order"),
         (
             (guest.title, "; ".join(instruction(step) for step in guest.steps))
-            for guest in GUESTS.values()
+            for guest in DRIVERS.values()
             if guest.name not in NOT_DRIVERS
         ),
     )

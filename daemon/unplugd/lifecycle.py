@@ -1,4 +1,4 @@
-"""The domains that are served: what becomes of each from its introduction to its release (domains.Census).
+"""The domains that are served: what becomes of each from its introduction to its release (follow.DomainObserver).
 
 One has its state and log (domain.py), its socket (listener.py) and what xenstore says of it (facts.py). Which domains
 there are is domains.py's; who else has something of a domain that goes is the service's.
@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 
 from unplugd.domains.domain import Domain
-from unplugd.domains.nodes import Facts
+from unplugd.domains.nodes import DomainNodes
 from unplugd.domains.settings import Settings
 from unplugd.domains.view import published
 from unplugd.errors import HostError
 from unplugd.sinks.records import Event
-from unplugd.sockets.access import Access, Passed
+from unplugd.sockets.access import ConnectionPolicy, Passed
 from unplugd.sockets.connection import Judge
 from unplugd.sockets.listener import Listener
 from unplugd.sockets.longwork import LongWork
@@ -24,10 +24,10 @@ SOCKET_RETRY = 2.0
 """Seconds until a domain's socket that could not be made is tried again."""
 
 
-class Served:
+class Domains:
     """The domains, by domid. All methods belong to the event loop's thread."""
 
-    def __init__(self, settings: Settings, access: Access, judge: Judge, passed: Passed,
+    def __init__(self, settings: Settings, access: ConnectionPolicy, judge: Judge, passed: Passed,
                  spawn: Callable[[Coroutine[None, None, None]], object], *, gone: Callable[[Domain], None],
                  quiet: Callable[[], Awaitable[object]]) -> None:
         """`passed` are sockets that an earlier process left; what is used is taken out.
@@ -48,9 +48,9 @@ class Served:
         self._gone = gone
         self._quiet = quiet
         self._listeners: dict[int, Listener] = {}
-        self._facts: dict[int, Facts] = {}
+        self._facts: dict[int, DomainNodes] = {}
 
-    def introduced(self, domid: int, facts: Facts) -> None:
+    def introduced(self, domid: int, facts: DomainNodes) -> None:
         """xenstore has a domain that was not there."""
         domain = Domain(domid, facts.name, facts.uuid, self._settings)
         domain.limit(unlimited=facts.unlimited)
@@ -102,7 +102,7 @@ class Served:
     def _introduce(self, listener: Listener) -> None:
         listener.domain.records.own(Event.INTRODUCED, f"served at {listener.path}")
 
-    def changed(self, domid: int, facts: Facts) -> None:
+    def changed(self, domid: int, facts: DomainNodes) -> None:
         """xenstore says something else about a domain."""
         domain = self.domains[domid]
         self._facts[domid] = facts
@@ -131,7 +131,7 @@ class Served:
         self._settings.delivery.close(domain.outbox)
         self.changed_number()
 
-    def configure(self, access: Access) -> None:
+    def configure(self, access: ConnectionPolicy) -> None:
         """Follow a reload, with guests served in between; the settings have followed it already."""
         self._access = access
         work = LongWork()

@@ -1,10 +1,10 @@
 """The service: one read of this file tells the main job, from xenstore's news to a guest's answer.
 
     store.run ── connected ─> _synchronize: blacklist into xenstore and mirrored, domains read, READY=1
-    Domains ──── introduced ─> Served: Domain (state, log) + Listener (socket) ── Connection ── core: frames -> answers
-                 released ──> all of it taken down, its partial line recorded
-    Connection ─ build number ─> Blacklist.judge ── xenstored or mirror
-    Domain ───── events ─> Delivery (journal, files, stderr), Publisher (/local/domain/<domid>/unplug)
+    DomainFollower ─ introduced ─> Domains: Domain (state, log) + Listener (socket) ── Connection ── core: frames -> answers
+                     released ──> all of it taken down, its partial line recorded
+    Connection ───── build number ─> Blacklist.judge ── xenstored or mirror
+    Domain ───────── events ─> Delivery (journal, files, stderr), Publisher (/local/domain/<domid>/unplug)
 
 Nothing here knows a frame or a xenstore packet.
 """
@@ -26,7 +26,7 @@ from unplugd.core.counters import Counters
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
-from unplugd.domains.follow import Domains
+from unplugd.domains.follow import DomainFollower
 from unplugd.domains.publish import Publisher
 from unplugd.domains.settings import Settings
 from unplugd.domains.view import describe, describe_history
@@ -34,14 +34,14 @@ from unplugd.errors import ConfigError, HostError, StoreError
 from unplugd.host.inheritance import Inheritance
 from unplugd.host.oversight import Oversight
 from unplugd.host.runtimedir import RuntimeDirectory
-from unplugd.host.status import Standing, StatusLine
+from unplugd.host.status import ServiceStatus, StatusLine
 from unplugd.host.systemd import fd_store_works, notify, watchdog_interval
 from unplugd.http.front import HttpFront
 from unplugd.http.sockets import listen_tcp
-from unplugd.lifecycle import Served
+from unplugd.lifecycle import Domains
 from unplugd.sinks.delivery import Delivery
 from unplugd.sinks.records import Entry, Event
-from unplugd.sockets.access import Access
+from unplugd.sockets.access import ConnectionPolicy
 from unplugd.sockets.listener import Listener
 from unplugd.sockets.loop import tell
 from unplugd.sockets.page import IoreqPages
@@ -73,7 +73,7 @@ class Service:
         self.config = config
         self.counters = Counters()
         self.ready = False
-        self.standing = Standing(config_path)
+        self.standing = ServiceStatus(config_path)
         self._config_path = config_path
         self._stores: Stores
         self._store_tasks: set[asyncio.Task[None]] = set()
@@ -98,22 +98,22 @@ class Service:
         loop.set_exception_handler(self._oversight.surprised)
         sys.unraisablehook = self._oversight.unraisable
         # what systemd passes, it has kept; and the guests whose sockets these are wait
-        census = self._census
-        census.keep = self._inherited.has_guests
-        if census.keep:
-            self._domains.restore(self._inherited.domains(self._directory.state, self.settings.boot))
+        domains = self._domains
+        domains.keep = self._inherited.has_guests
+        if domains.keep:
+            self._follower.restore(self._inherited.domains(self._directory.state, self.settings.boot))
             await asyncio.sleep(FIRST_ANSWERS)
         else:
-            census.keep = await fd_store_works()
+            domains.keep = await fd_store_works()
         self._use_xenstore()
         self._say(Event.STARTED, f"unplugd {__version__} started" + (
-            "; sockets are kept over restarts" if census.keep else "") + (
+            "; sockets are kept over restarts" if domains.keep else "") + (
             "; no HTTP by TCP: there is no network here, and no socket was passed"
             if self.config.http.listen is not None and not self._tcp_sockets else ""))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, 0)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._oversight.spawn(self._reload()))
-        self._oversight.keep_running(self._domains.follow())
+        self._oversight.keep_running(self._follower.follow())
         self._oversight.keep_running(self._blacklist.follow())
         interval = watchdog_interval()
         if interval is not None:
@@ -140,12 +140,12 @@ class Service:
         if not self._inherited.http and config.http.listen is not None:
             self._tcp_sockets = listen_tcp(*config.http.listen)
         self._http = HttpFront(self, config.runtime_dir / "control.sock", self._tcp_sockets)
-        self._census = Served(
-            self.settings, Access(config.socket.device_model_uids), self._judge, self._inherited.sockets,
+        self._domains = Domains(
+            self.settings, ConnectionPolicy(config.socket.device_model_uids), self._judge, self._inherited.sockets,
             self._oversight.spawn, gone=self._gone, quiet=self._guests_served)
-        self._census.changed_number = self._status.soon
+        self._domains.changed_number = self._status.soon
         self._pages = IoreqPages(config.runtime_dir, self.domains.get)
-        self._domains = Domains(self._census, self._say)
+        self._follower = DomainFollower(self._domains, self._say)
         self._publisher = Publisher(self._say)
         self._blacklist = Blacklist(config.blacklist, self.settings.registry, self.counters, self._directory.state,
                                     self.settings.boot, self._say)
@@ -153,11 +153,11 @@ class Service:
     def _use_xenstore(self) -> None:
         # those that were taken over are served already: reading them is not urgent
         stores = self._stores = Stores(self.config.xenstore, quick=not self.domains)
-        self._domains.use(stores.main, stores.readers)
+        self._follower.use(stores.main, stores.readers)
         self._publisher.use(stores.main, enabled=self.config.publish)
         self._blacklist.use(stores.main, stores.lookups)
         self._blacklist.arm()
-        self._domains.arm()
+        self._follower.arm()
         for running in stores.run(self._connected, self._lost):
             self._store_tasks.add(self._oversight.keep_running(running))
         for running in stores.run_readers():
@@ -180,11 +180,11 @@ class Service:
         notify("STOPPING=1", "STATUS=stopping")
         self._publisher.enabled = False
         await self._oversight.cancel(but=self._store_tasks)  # verdicts need a store to the last
-        await self._domains.stop()
+        await self._follower.stop()
         await self._publisher.stop()
         await self._http.close()
         self._pages.stop()
-        self._census.stop()
+        self._domains.stop()
         self._say(Event.STOPPED, "unplugd stopped")
         await self._delivery.stop()
         await self._stores.close()
@@ -204,7 +204,7 @@ class Service:
         if self._synchronizing is not None:
             self._synchronizing.cancel()
         self._blacklist.lost()
-        self._domains.lost()
+        self._follower.lost()
         self._publisher.lost()
         self._awaited = f"xenstore: {reason}"
         self._say(Event.STORE_LOST, f"xenstore: {reason}; trying again")
@@ -216,7 +216,7 @@ class Service:
         while True:
             try:
                 await self._blacklist.sync()
-                await self._domains.scan(after_release=not self.ready)
+                await self._follower.scan(after_release=not self.ready)
                 break
             except StoreError as error:
                 if not self._stores.main.connected:
@@ -233,7 +233,7 @@ class Service:
             self.ready = True
             notify("READY=1", self._status.assignment)
             self._loaded()
-            readers, self._domains.readers = self._domains.readers, ()
+            readers, self._follower.readers = self._follower.readers, ()
             for store in readers:
                 self._oversight.spawn(store.close())
         if not self._served.done():
@@ -290,7 +290,7 @@ class Service:
         self.config = config
         self.settings.configure(config)
         self._publisher.enabled = config.publish
-        self._census.configure(Access(config.socket.device_model_uids))
+        self._domains.configure(ConnectionPolicy(config.socket.device_model_uids))
         self._oversight.spawn(self._publisher.publish_all(list(self.domains.values())))
         self._blacklist.configure(config.blacklist, self.settings.registry)
         self._stores.follow_configuration(config.xenstore.domains)
@@ -316,7 +316,7 @@ class Service:
     @property
     def domains(self) -> dict[int, Domain]:
         """The domains that are served now, by domid."""
-        return self._census.domains
+        return self._domains.domains
 
     @property
     def connections(self) -> int:

@@ -87,7 +87,7 @@ async def _fuzz(seconds: float) -> int:
     from unplugd.core.guest import Verdict
     from unplugd.core.stream import NeedVerdict
     from unplugd.domains.domain import Domain
-    from unplugd.sockets.access import Access
+    from unplugd.sockets.access import ConnectionPolicy
     from unplugd.sockets.listener import Listener
 
     loop = asyncio.get_running_loop()
@@ -100,7 +100,7 @@ async def _fuzz(seconds: float) -> int:
     async def check(one: Host, domid: int, data: bytes, seed: int) -> None:
         expected = Outcome(0, [data]).out
         domain = one.domain(domid)
-        listener = Listener(domain, one.directory, Access([os.geteuid()]), judge)
+        listener = Listener(domain, one.directory, ConnectionPolicy([os.geteuid()]), judge)
         listener.start(None, {})
         ours = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         await loop.sock_connect(ours, str(listener.path))

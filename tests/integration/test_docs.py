@@ -21,7 +21,7 @@ from tests.lab.daemon import free_port, uuid
 from unplugd.simulator.cli import play
 from unplugd.simulator.devicemodel import DeviceModel
 from unplugd.simulator.drivers import CHATTY, CITRIX, FREEBSD, LINUX, XENBUS
-from unplugd.simulator.privatedaemon import Trial, fetch
+from unplugd.simulator.privatedaemon import PrivateDaemon, fetch
 
 CONFIGURATION = """
 runtime_dir = "{run}"
@@ -79,7 +79,7 @@ def running() -> Iterator[Running]:
             for domid, (name, _) in OTHERS.items()
         )
         text = CONFIGURATION.format(run=run, uid=os.geteuid(), port=port, more=more)
-        with Trial(Path(directory), text) as trial:
+        with PrivateDaemon(Path(directory), text) as trial:
             yield Running(run, port)
             assert trial.stop() == 0
 

@@ -27,7 +27,7 @@ from tests.integration.test_client_c import CLIENTS, STRICT, Probe
 from tests.lab.daemon import PATIENCE, Daemon, Run, embedded, eventually, merged
 from unplugd.attach.plan import Ask, Reply
 from unplugd.attach.unplugd import Unplugd
-from unplugd.simulator.devicemodel import Access, DeviceModel
+from unplugd.simulator.devicemodel import DeviceModel, PortAccess
 
 
 class Do(NamedTuple):
@@ -95,7 +95,7 @@ class Python:
         if do == RESET:
             self._model.reset()
             return 0
-        return self._model.access(Access(
+        return self._model.access(PortAccess(
             do.addr, do.size, read=do.value is None and not do.text, data=do.value or 0,
             count=len(do.text) or 1, string=bool(do.text), payload=do.text,
         )).data

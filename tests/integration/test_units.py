@@ -24,7 +24,7 @@ import pytest
 
 from tests.lab.systemd import LAB as INSIDE
 from tests.lab.systemd import Systemd, bindings, wait_for
-from unplugd.simulator.devicemodel import Access, DeviceModel, encode
+from unplugd.simulator.devicemodel import DeviceModel, PortAccess, encode
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted(path for path in (ROOT / "systemd").iterdir() if path.suffix in {".service", ".socket"})
@@ -243,7 +243,7 @@ def test_while_it_restarts_nobody_is_refused(host: Host) -> None:
         client.settimeout(30)
         client.connect(str(host.path("dom7.sock")))
         assert host.main_pid() == 0
-        client.sendall(encode(Access(0x10, 2, read=True)))
+        client.sendall(encode(PortAccess(0x10, 2, read=True)))
         answer = client.recv(32, socket.MSG_WAITALL)
     assert answer[8:10] == b"\xd2\x49"
     assert host.systemd.property(UNIT, "NRestarts") == "1"

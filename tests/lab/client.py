@@ -17,7 +17,7 @@ from tests.lab.portio import Answer, answers
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
-from unplugd.sockets.access import Access
+from unplugd.sockets.access import ConnectionPolicy
 from unplugd.sockets.connection import Judge
 from unplugd.sockets.listener import Listener
 
@@ -85,11 +85,11 @@ class Client:
 
 @asynccontextmanager
 async def served(
-    one: Host, domain: Domain, judge: Judge = allowed, access: Access | None = None
+    one: Host, domain: Domain, judge: Judge = allowed, access: ConnectionPolicy | None = None
 ) -> AsyncIterator[Listener]:
     """A domain's socket, for a while."""
     # root may always; anybody else who runs the tests is the device model
-    own = Access(None if os.geteuid() == 0 else [os.geteuid()])
+    own = ConnectionPolicy(None if os.geteuid() == 0 else [os.geteuid()])
     listener = Listener(domain, one.directory, access or own, judge)
     listener.start(None, {})
     try:

@@ -9,7 +9,7 @@ from tests.lab.control import domain as described
 from unplugd.core.counters import DROPS, Counters
 from unplugd.core.protocol import DEVICES
 from unplugd.core.registry import Registry
-from unplugd.host.status import Standing
+from unplugd.host.status import ServiceStatus
 
 
 @dataclass
@@ -45,7 +45,7 @@ class StandInHost:
         self.counters = Counters()
         self.awaited = ""
         self.problem = ""
-        self.standing = Standing()
+        self.standing = ServiceStatus()
         self.caught_up = 0
         """How often somebody wanted all to be counted."""
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unplugd.attach.platform import Platform, find
+from unplugd.attach.platform import PlatformBar, find
 
 COMMAND, BAR0 = 4, 0x10
 
@@ -76,13 +76,13 @@ class Machine:
         self.check()
 
 
-def play(machine: Machine, work: Callable[[Platform], Awaitable[None]]) -> list[str]:
+def play(machine: Machine, work: Callable[[PlatformBar], Awaitable[None]]) -> list[str]:
     said: list[str] = []
 
     async def main() -> None:
         device = await find(machine)
         assert device is not None
-        platform = Platform(device, machine, machine, said.append)
+        platform = PlatformBar(device, machine, machine, said.append)
         await platform.look()
         async with asyncio.timeout(60):
             await work(platform)
@@ -98,7 +98,7 @@ def test_a_machine_without_the_device() -> None:
 def test_the_bar_is_followed_from_place_to_place() -> None:
     machine = Machine()
 
-    async def work(platform: Platform) -> None:
+    async def work(platform: PlatformBar) -> None:
         assert platform.locate(0xC004, 1) is None
         await platform.config_write(BAR0, 4, 0xC000)
         assert platform.locate(0xC004, 1) is None  # not switched on
@@ -130,7 +130,7 @@ def test_the_guests_address_register_is_as_it_was() -> None:
     machine = Machine()
     machine.address = 0x8000F800
 
-    async def work(platform: Platform) -> None:
+    async def work(platform: PlatformBar) -> None:
         await platform.config_read(0x0E, 4)
         assert machine.address == 0x8000F800
         await platform.config_write(COMMAND, 2, 3)
@@ -142,7 +142,7 @@ def test_the_guests_address_register_is_as_it_was() -> None:
 def test_ports_beside_the_bar_are_qemus() -> None:
     machine = Machine()
 
-    async def work(platform: Platform) -> None:
+    async def work(platform: PlatformBar) -> None:
         await platform.config_write(BAR0, 4, 0xC000)
         await platform.write(0xC004, 1, 7)
         assert await platform.read(0xC004, 1) == 0x55
@@ -162,7 +162,7 @@ def test_ports_beside_the_bar_are_qemus() -> None:
 def test_a_bar_that_was_switched_on_behind_our_back_unplugs_nothing() -> None:
     machine = Machine()
 
-    async def work(platform: Platform) -> None:
+    async def work(platform: PlatformBar) -> None:
         await platform.config_write(BAR0, 4, 0xC000)
         machine.space[COMMAND] = 1
         assert platform.locate(0xC004, 1) is None
@@ -179,7 +179,7 @@ def test_a_bar_that_is_on_already_is_found() -> None:
     machine = Machine()
     machine.space[COMMAND], machine.space[BAR0 + 1] = 1, 0xC3
 
-    async def work(platform: Platform) -> None:
+    async def work(platform: PlatformBar) -> None:
         assert platform.locate(0xC300, 1) == 0
         assert machine.ours == {0xC300}
         machine.present = False  # hot-unplugged
@@ -192,7 +192,7 @@ def test_a_bar_that_is_on_already_is_found() -> None:
 def test_moving_it_without_end_ends() -> None:
     machine = Machine()
 
-    async def work(platform: Platform) -> None:
+    async def work(platform: PlatformBar) -> None:
         for place in range(1, 256):
             await platform.config_write(BAR0, 4, place << 8)
         assert len(machine.ours) == 32
@@ -213,7 +213,7 @@ def test_qemu_never_has_it_where_it_is_not_ours(steals: bool, writes: list[tuple
     machine.space[COMMAND] = steals
     machine.steals = steals
 
-    async def work(platform: Platform) -> None:
+    async def work(platform: PlatformBar) -> None:
         for register, size, value in writes:
             await platform.config_write(register, size, value & (1 << 8 * size) - 1)
             machine.check()

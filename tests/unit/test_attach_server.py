@@ -10,7 +10,7 @@ import pytest
 from unplugd.attach import server as server_module
 from unplugd.attach.server import IoreqServer, NotYet
 from unplugd.attach.slots import PAGE_SIZE, SLOT_SIZE, SlotState
-from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError
+from unplugd.attach.xen import EventChannels, ForeignMemory, XenDeviceModel, XenError
 
 LAYOUT = struct.Struct("<QQIIIHBB")
 
@@ -99,7 +99,7 @@ class FakeXen:
 
 def serve(xen: FakeXen, known: int | None = None) -> IoreqServer:
     return IoreqServer(
-        cast(DeviceModel, xen), cast(ForeignMemory, xen), cast(EventChannels, xen), [(0x0D, 0x16)], (0, 2, 0),
+        cast(XenDeviceModel, xen), cast(ForeignMemory, xen), cast(EventChannels, xen), [(0x0D, 0x16)], (0, 2, 0),
         lambda number: xen.calls.append(f"keep {number}"), known,
     )  # fmt: skip
 

@@ -14,9 +14,9 @@ from typing import NoReturn
 import pytest
 
 from unplugd.attach import child, supervisor
-from unplugd.attach.child import Domain, Ended
+from unplugd.attach.child import AttachedDomain, Ended
 from unplugd.attach.confine import Identity
-from unplugd.attach.serverids import Kept, KeptServers
+from unplugd.attach.serverids import ServerId, ServerIds
 from unplugd.attach.supervisor import DEVICE_MODELS, Supervisor, acting_as
 from unplugd.config.attach import AttachConfig
 from unplugd.core import pageoffer
@@ -27,16 +27,16 @@ PATIENCE = 30.0
 
 
 def fake_child(
-    domain: Domain, end: socket.socket, kept: KeptServers, identity: Identity, config: AttachConfig, parent: int
+    domain: AttachedDomain, end: socket.socket, kept: ServerIds, identity: Identity, config: AttachConfig, parent: int
 ) -> NoReturn:
     """Keeps server 1, says so, asks for all connections, then waits to be told to go. Over the one for pages it says
-    something. Domain 9 is a PV domain, domain 8 dies at once."""
+    something. AttachedDomain 9 is a PV domain, domain 8 dies at once."""
     status = 99
     try:
         end.setblocking(True)
         if domain.domid == 9:
             os._exit(Ended.NOT_HVM)
-        kept.save(Kept(domain.domid, domain.uuid, 1))
+        kept.save(ServerId(domain.domid, domain.uuid, 1))
         end.send(f"attached as {os.getpid()}".encode())
         if domain.domid == 8:
             os._exit(Ended.FAILED)
@@ -59,7 +59,7 @@ class World:
         self.directory = directory
         self.store = store
         self.said: list[tuple[int | None, str]] = []
-        self.kept = KeptServers(directory)
+        self.kept = ServerIds(directory)
 
     async def running(self, domid: int) -> None:
         await self.store.write(f"{DEVICE_MODELS}/{domid}/state", b"running")
@@ -296,9 +296,9 @@ def test_domains_without_ioreq_servers_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_files_of_domains_that_are_gone_are_removed(tmp_path: Path) -> None:
-    kept = KeptServers(tmp_path)
+    kept = ServerIds(tmp_path)
     kept.prepare()
-    kept.save(Kept(12, "old", 1))
+    kept.save(ServerId(12, "old", 1))
 
     async def work(world: World, one: Supervisor) -> None:
         while world.kept.domids():

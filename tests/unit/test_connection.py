@@ -19,7 +19,7 @@ from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
 from unplugd.sinks.records import Event
-from unplugd.sockets.access import Access
+from unplugd.sockets.access import ConnectionPolicy
 
 MAGIC = frame(0x10, 2, read=True)
 PRODUCT = frame(0x12, 2, data=3)
@@ -313,7 +313,7 @@ def test_a_reload_counts_from_the_next_frame_on(tmp_path: Path) -> None:
                 assert (await client.ask(legacy)).data == 0
                 one.settings.configure(Config(policy=PolicyConfig(legacy_unplug=True)))
                 domain.configure()
-                listener.configure(Access(None), None)
+                listener.configure(ConnectionPolicy(None), None)
                 assert (await client.ask(legacy)).data == 3
 
     run(tmp_path, main)

@@ -90,9 +90,10 @@ def test_an_empty_list_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_everything_that_blacklists_is_brought_together() -> None:
     configured = [
-        persist.Entry(Path("/a"), "linux", 1, 1, "config", False), persist.Entry(Path("/b"), "linux", 2, 2, "", False),
-        persist.Entry(Path("/b"), "linux", 0, 9, "", True),
-        persist.Entry(Path("/b"), "xenserver-windows-v7.0+", 5, 5, "", False),
+        persist.ConfiguredEntry(Path("/a"), "linux", 1, 1, "config", False),
+        persist.ConfiguredEntry(Path("/b"), "linux", 2, 2, "", False),
+        persist.ConfiguredEntry(Path("/b"), "linux", 0, 9, "", True),
+        persist.ConfiguredEntry(Path("/b"), "xenserver-windows-v7.0+", 5, 5, "", False),
     ]  # fmt: skip
     in_xenstore = {("linux", "1"): "store", ("linux", "x"): "", ("linux", "01"): "", ("unknown", "4"): ""}
     running = [domain(7, product_name="linux", product=3, build=1)]

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tests.lab.fakeunplugd import FRAME, FakeUnplugd
 from unplugd.simulator.devicemodel import (
     MAX_PAYLOAD,
-    Access,
     ConnectionClosed,
     DeviceModel,
     NoAnswer,
     NotReachable,
+    PortAccess,
     WrongAnswer,
     encode,
 )
@@ -31,27 +31,27 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_frame_is_struct_ioreq() -> None:
-    frame = encode(Access(0x10, 2, read=True), vp_eport=0x01020304, pad=0x0506)
+    frame = encode(PortAccess(0x10, 2, read=True), vp_eport=0x01020304, pad=0x0506)
     assert frame == bytes.fromhex("1000000000000000 0000000000000000 01000000 02000000 04030201 0605 21 00")
 
 
 @pytest.mark.parametrize(
     ("access", "text"),
     [
-        (Access(0x10, 2, read=True), "inw 0x10"),
-        (Access(0x12, 1, read=False, data=10), "outb 0x12 0x0a"),
-        (Access(0x10, 8, read=False, data=1), "outq 0x10 0x0000000000000001"),
-        (Access(0x10, 3, read=True), "in<3> 0x10"),
-        (Access(0x12, 1, read=False, count=7, string=True), "rep outsb 0x12 7 elements"),
-        (Access(0x10, 2, read=True, count=2, string=True), "rep insw 0x10 2 elements"),
+        (PortAccess(0x10, 2, read=True), "inw 0x10"),
+        (PortAccess(0x12, 1, read=False, data=10), "outb 0x12 0x0a"),
+        (PortAccess(0x10, 8, read=False, data=1), "outq 0x10 0x0000000000000001"),
+        (PortAccess(0x10, 3, read=True), "in<3> 0x10"),
+        (PortAccess(0x12, 1, read=False, count=7, string=True), "rep outsb 0x12 7 elements"),
+        (PortAccess(0x10, 2, read=True, count=2, string=True), "rep insw 0x10 2 elements"),
     ],
 )
-def test_an_access_in_words(access: Access, text: str) -> None:
+def test_an_access_in_words(access: PortAccess, text: str) -> None:
     assert str(access) == text
 
 
 def test_a_string_write_carries_its_payload() -> None:
-    frame = encode(Access(0x12, 1, read=False, count=3, string=True, payload=b"a\r\n"))
+    frame = encode(PortAccess(0x12, 1, read=False, count=3, string=True, payload=b"a\r\n"))
     assert FRAME.unpack(frame[:32]) == (0x12, 0, 3, 1, 0, 0, 0x11, 0)
     assert frame[32:] == b"a\r\n"
 
@@ -90,14 +90,14 @@ def test_reset_is_answered_by_itself(path: Path) -> None:
 @given(sizes=st.lists(st.integers(0, 3000), max_size=60))
 def test_pipelined_answers_come_in_order(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
     path = tmp_path_factory.mktemp("d") / "s"
-    accesses = [Access(0x10 if n % 2 else 0x12, 1, read=True, count=n + 1, string=True) for n in sizes]
+    accesses = [PortAccess(0x10 if n % 2 else 0x12, 1, read=True, count=n + 1, string=True) for n in sizes]
     with FakeUnplugd(path), DeviceModel(path) as device:
         answers = device.exchange(accesses)
     assert [len(answer.payload) for answer in answers] == [n + 1 for n in sizes]
 
 
 def test_more_than_any_buffer_holds_does_not_deadlock(path: Path) -> None:
-    accesses = [Access(0x12, 1, read=True, count=MAX_PAYLOAD, string=True)] * 200
+    accesses = [PortAccess(0x12, 1, read=True, count=MAX_PAYLOAD, string=True)] * 200
     with FakeUnplugd(path), DeviceModel(path) as device:
         assert sum(len(answer.payload) for answer in device.exchange(accesses)) == 200 * MAX_PAYLOAD
 
@@ -106,7 +106,7 @@ def test_what_was_not_answered_is_sent_again(path: Path) -> None:
     """Each connection dies with a frame unanswered; every byte of the log arrives, in order, once."""
     text = b"abcdefghij"
     with FakeUnplugd(path, closures=(3, 0, 4)) as server, DeviceModel(path) as device:
-        device.exchange([Access(0x12, 1, read=False, data=byte) for byte in text])
+        device.exchange([PortAccess(0x12, 1, read=False, data=byte) for byte in text])
         assert device.reconnects == 3
     assert server.log == text
     assert server.connections == 4
@@ -168,7 +168,7 @@ def test_without_reconnection_the_first_loss_is_final(path: Path) -> None:
         DeviceModel(path, reconnect=0) as device,
         pytest.raises(ConnectionClosed),
     ):
-        device.exchange([Access(0x10, 2, read=True)] * 2)
+        device.exchange([PortAccess(0x10, 2, read=True)] * 2)
 
 
 def test_silence_ends_at_the_timeout_and_the_late_answer_is_nobodys(path: Path) -> None:
@@ -203,7 +203,7 @@ def test_an_answer_that_is_not_the_requests_is_an_error(path: Path, at: int, bit
 
 def test_raw_bytes_go_as_they_are_and_the_end_is_seen(path: Path) -> None:
     with FakeUnplugd(path, closures=(1,)) as server, DeviceModel(path) as device:
-        frame = encode(Access(0x10, 2, read=True))
+        frame = encode(PortAccess(0x10, 2, read=True))
         device.send_raw(frame)
         assert FRAME.unpack(device.receive_raw(32))[1] == 0x49D2
         device.send_raw(frame)

@@ -243,8 +243,8 @@ def imports(path: Path) -> set[str]:
 
 def test_rooms_import_only_whom_they_may() -> None:
     package = ROOT / "daemon" / "unplugd"
-    allowed = {f"unplugd.{name}" for name in
-               ("errors", "config.load", "config.keys", "sinks.records", "sockets.loop", "sockets._fastpath")}  # fmt: skip
+    names = ("errors", "config.load", "config.keys", "sinks.records", "sockets.loop", "sockets._fastpath")
+    allowed = {f"unplugd.{name}" for name in names}
     for room in ("xenstore", "sinks"):
         for path in (package / room).glob("*.py"):
             strange = {module for module in imports(path) - allowed

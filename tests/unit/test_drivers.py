@@ -10,15 +10,15 @@ from unplugd.simulator.drivers import (
     BLACKLISTED_MAGIC,
     CHATTY,
     CITRIX,
+    DRIVERS,
     FREEBSD,
-    GUESTS,
     LINUX,
     MAGIC,
     PROBE,
     VERDICT,
     VERSION_0_OR_1,
     XENBUS,
-    Guest,
+    Driver,
     In,
     Log,
     Out,
@@ -29,7 +29,7 @@ from unplugd.simulator.drivers import (
 )
 
 
-def writes(guest: Guest) -> list[tuple[int, int, int]]:
+def writes(guest: Driver) -> list[tuple[int, int, int]]:
     return [(step.size, step.port, step.value) for step in guest.steps if isinstance(step, Out)]
 
 
@@ -48,17 +48,17 @@ EVERY_WRITE = {
 
 
 def test_every_guest_is_listed_here() -> None:
-    assert GUESTS.keys() == EVERY_WRITE.keys()
+    assert DRIVERS.keys() == EVERY_WRITE.keys()
 
 
 @pytest.mark.parametrize("name", EVERY_WRITE)
 def test_what_it_writes(name: str) -> None:
-    assert writes(GUESTS[name]) == EVERY_WRITE[name]
+    assert writes(DRIVERS[name]) == EVERY_WRITE[name]
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY_WRITE) - {"suse-legacy", "vmdp"}))
 def test_it_probes_first(name: str) -> None:
-    assert GUESTS[name].steps[0] == PROBE
+    assert DRIVERS[name].steps[0] == PROBE
 
 
 def test_xenbus_logs_whole_short_lines_by_string_io() -> None:
@@ -102,7 +102,7 @@ def test_another_product_and_build() -> None:
 
 def test_another_mask_is_asked_for_once() -> None:
     assert writes(XENBUS.unplugging(8))[2:] == [(2, 0x10, 8)]
-    assert writes(GUESTS["vmdp"].unplugging(3)) == [(2, 0x10, 3)]
+    assert writes(DRIVERS["vmdp"].unplugging(3)) == [(2, 0x10, 3)]
 
 
 def test_other_log_lines_take_the_place_of_its_own() -> None:

@@ -44,7 +44,7 @@ from unplugd.domains.view import published
 from unplugd.sinks.records import Event
 from unplugd.sockets import loop as eventloop
 from unplugd.sockets import pureloop, turns
-from unplugd.sockets.access import Access
+from unplugd.sockets.access import ConnectionPolicy
 from unplugd.sockets.connection import READ_SIZE, Connection, Judge
 from unplugd.sockets.listener import Listener
 
@@ -208,7 +208,7 @@ def run(
         with tempfile.TemporaryDirectory() as directory:
             async with host(Path(directory), Config(log=log, policy=policy or PolicyConfig())) as one:
                 domain = one.domain()
-                peer = Peer(one, domain, Listener(domain, one.directory, Access([os.geteuid()]), judged))
+                peer = Peer(one, domain, Listener(domain, one.directory, ConnectionPolicy([os.geteuid()]), judged))
                 if listening:
                     peer.listener.start(None, {})
                     peer.path = peer.listener.path

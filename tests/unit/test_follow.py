@@ -11,8 +11,8 @@ import pytest
 
 from tests.lab.host import OTHER_UUID, UUID, connected, until
 from unplugd.config.load import EmbeddedDomain
-from unplugd.domains.follow import Domains
-from unplugd.domains.nodes import Facts
+from unplugd.domains.follow import DomainFollower
+from unplugd.domains.nodes import DomainNodes
 from unplugd.errors import StoreUnavailable
 from unplugd.sinks.records import Event
 from unplugd.sockets import longwork
@@ -20,22 +20,22 @@ from unplugd.xenstore.embedded import EmbeddedStore
 from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN
 
 WEB = EmbeddedDomain(7, "web-01", UUID)
-WEB_FACTS = Facts("web-01", UUID)
+WEB_FACTS = DomainNodes("web-01", UUID)
 
 
 class Register:
-    """A Census that writes down what it is told, and insists on sense in it."""
+    """A DomainObserver that writes down what it is told, and insists on sense in it."""
 
     def __init__(self) -> None:
-        self.there: dict[int, Facts] = {}
+        self.there: dict[int, DomainNodes] = {}
         self.told: list[str] = []
 
-    def introduced(self, domid: int, facts: Facts) -> None:
+    def introduced(self, domid: int, facts: DomainNodes) -> None:
         assert domid not in self.there
         self.there[domid] = facts
         self.told.append(f"+{domid}")
 
-    def changed(self, domid: int, facts: Facts) -> None:
+    def changed(self, domid: int, facts: DomainNodes) -> None:
         before = self.there[domid]
         assert facts != before
         assert not before.uuid or facts.uuid == before.uuid
@@ -90,7 +90,7 @@ class World:
         self.store = store
         self.register = Register()
         self.said: list[tuple[Event, str]] = []
-        self.domains = Domains(self.register, lambda event, message: self.said.append((event, message)))
+        self.domains = DomainFollower(self.register, lambda event, message: self.said.append((event, message)))
         self.domains.use(store)
 
     async def settled(self) -> None:
@@ -126,7 +126,7 @@ async def world(*domains: EmbeddedDomain, first_scan: bool = True) -> AsyncItera
 def test_domains_that_exist_at_start() -> None:
     async def main() -> None:
         async with world(WEB, EmbeddedDomain(8)) as it:
-            assert it.register.there == {7: WEB_FACTS, 8: Facts()}
+            assert it.register.there == {7: WEB_FACTS, 8: DomainNodes()}
 
     asyncio.run(main())
 
@@ -226,7 +226,7 @@ def test_a_domid_that_is_used_again_is_a_new_guest() -> None:
         async with world(WEB) as it:
             it.store.release(7)
             it.store.introduce(7, "db-01", OTHER_UUID)
-            await until(lambda: it.register.there == {7: Facts("db-01", OTHER_UUID)})
+            await until(lambda: it.register.there == {7: DomainNodes("db-01", OTHER_UUID)})
             assert it.register.told == ["+7", "-7", "+7"]
 
     asyncio.run(main())
@@ -247,10 +247,10 @@ def test_a_domain_introduced_before_it_has_any_node() -> None:
         async with world(WEB) as it:
             it.store.introduce_without_nodes(12)
             await until(lambda: 12 in it.register.there)
-            assert it.register.there[12] == Facts()
+            assert it.register.there[12] == DomainNodes()
             await it.store.write("/local/domain/12/name", b"late")
             await it.store.write("/local/domain/12/vm", f"/vm/{OTHER_UUID}".encode())
-            await until(lambda: it.register.there[12] == Facts("late", OTHER_UUID))
+            await until(lambda: it.register.there[12] == DomainNodes("late", OTHER_UUID))
             assert "-12" not in it.register.told
 
     asyncio.run(main())
@@ -306,7 +306,7 @@ def test_a_vm_that_names_no_uuid(vm: bytes) -> None:
             await it.store.write("/local/domain/7/vm", vm)
             it.store.introduce(7, "web-01", "")
             await until(lambda: 7 in it.register.there)
-            assert it.register.there[7] == Facts("web-01", "")
+            assert it.register.there[7] == DomainNodes("web-01", "")
 
     asyncio.run(main())
 
@@ -501,7 +501,7 @@ def test_a_change_while_a_domain_is_met_is_not_missed() -> None:
 
             it.store.read = late  # type: ignore[method-assign] # a store that is late
             it.store.introduce(7, "", UUID)
-            await until(lambda: it.register.there.get(7) == Facts("just now", UUID))
+            await until(lambda: it.register.there.get(7) == DomainNodes("just now", UUID))
 
     asyncio.run(main())
 
@@ -548,7 +548,7 @@ def test_a_domain_that_goes_while_its_nodes_are_being_watched_is_no_fault_of_xen
 # --- a process that was started anew goes on where the last one was (restore)
 
 
-async def _restored(it: World, facts: dict[int, Facts]) -> None:
+async def _restored(it: World, facts: dict[int, DomainNodes]) -> None:
     it.domains.restore(facts)
     assert it.register.there == facts, "before xenstore was asked"
     async with connected(it.store):
@@ -558,7 +558,7 @@ async def _restored(it: World, facts: dict[int, Facts]) -> None:
 def test_a_restored_domain_is_served_at_once_and_its_facts_follow_xenstore() -> None:
     async def main() -> None:
         it = World(Store([WEB]))
-        await _restored(it, {7: Facts("old-name", UUID, unlimited=True, device_model_uid=9)})
+        await _restored(it, {7: DomainNodes("old-name", UUID, unlimited=True, device_model_uid=9)})
         assert it.register.told == ["+7", "~7"]
         assert it.register.there == {7: WEB_FACTS}, "what xenstore no longer says was true of an earlier process"
         await it.domains.stop()
@@ -591,7 +591,7 @@ def test_another_guest_under_a_restored_domid() -> None:
         it = World(Store([EmbeddedDomain(7, "web-02", OTHER_UUID)]))
         await _restored(it, {7: WEB_FACTS})
         assert it.register.told == ["+7", "-7", "+7"]
-        assert it.register.there == {7: Facts("web-02", OTHER_UUID)}
+        assert it.register.there == {7: DomainNodes("web-02", OTHER_UUID)}
         await it.domains.stop()
 
     asyncio.run(main())

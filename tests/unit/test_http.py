@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.lab.hostview import StandInDomain, StandInHost, many
 from unplugd.errors import HostError
 from unplugd.http import client as http
-from unplugd.http.client import CONNECTIONS, HEAD_LINES, REQUEST_LIMIT, State
+from unplugd.http.client import CONNECTIONS, HEAD_LINES, REQUEST_LIMIT, ConnectionState
 from unplugd.http.exposition import OPENMETRICS, TEXT
 from unplugd.http.landing import TYPE as HTML
 from unplugd.http.pages import PLAIN, Page, Pages
@@ -104,7 +104,7 @@ class Served:
         return client
 
     @property
-    def connections(self) -> list[http.Connection]:
+    def connections(self) -> list[http.HttpConnection]:
         _, listener = self.server._listeners[0]
         return list(listener.connections)
 
@@ -414,7 +414,7 @@ def test_when_all_are_being_answered_one_more_is_refused() -> None:
             client = await served.connect(limit=1024)      # reads nothing of its own accord beyond this
             client.send(b"GET /metrics HTTP/1.1\r\nHost: dom0\r\n\r\n" * 50)
             clients.append(client)
-        await served.until(lambda: [c.state for c in served.connections] == [State.ANSWERING] * CONNECTIONS)
+        await served.until(lambda: [c.state for c in served.connections] == [ConnectionState.ANSWERING] * CONNECTIONS)
         late = await served.connect()
         assert (await late.answer())[0] == 503
         assert await late.rest() == b""
@@ -426,7 +426,7 @@ def test_when_all_are_being_answered_one_more_is_refused() -> None:
 
 
 def test_a_client_that_does_not_read_costs_little_and_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(http.DEADLINES, State.ANSWERING, 1.0)
+    monkeypatch.setitem(http.DEADLINES, ConnectionState.ANSWERING, 1.0)
 
     async def test(served: Served) -> None:
         client = await served.connect(limit=1024)
@@ -453,7 +453,7 @@ def test_a_client_that_goes_in_the_middle_of_a_scrape_does_no_harm() -> None:
 
 
 def test_half_a_request_is_answered_with_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(http.DEADLINES, State.READING, 0.3)
+    monkeypatch.setitem(http.DEADLINES, ConnectionState.READING, 0.3)
 
     async def test(served: Served) -> None:
         client = await served.connect()
@@ -465,13 +465,13 @@ def test_half_a_request_is_answered_with_a_timeout(monkeypatch: pytest.MonkeyPat
     run(test)
 
 
-@pytest.mark.parametrize("state", [State.FRESH, State.IDLE])
-def test_a_client_that_says_nothing_is_dropped(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("state", [ConnectionState.FRESH, ConnectionState.IDLE])
+def test_a_client_that_says_nothing_is_dropped(state: ConnectionState, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(http.DEADLINES, state, 0.3)
 
     async def test(served: Served) -> None:
         client = await served.connect()
-        if state is State.IDLE:
+        if state is ConnectionState.IDLE:
             assert (await client.get("/-/healthy"))[0] == 200
         assert await client.rest() == b""
         await served.until(lambda: not served.connections)

@@ -16,14 +16,14 @@ from unplugd import lifecycle
 from unplugd.core.guest import ALLOWED, Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
-from unplugd.domains.nodes import Facts
+from unplugd.domains.nodes import DomainNodes
 from unplugd.domains.statefile import read_note
-from unplugd.lifecycle import Served
+from unplugd.lifecycle import Domains
 from unplugd.sinks.records import Event
 from unplugd.sockets import longwork
-from unplugd.sockets.access import Access
+from unplugd.sockets.access import ConnectionPolicy
 
-FACTS = Facts("web-01", UUID)
+FACTS = DomainNodes("web-01", UUID)
 
 
 async def judge(domain: Domain, need: NeedVerdict, deadline: float) -> Verdict:
@@ -39,8 +39,9 @@ class World:
         self.gone: list[int] = []
         self.numbers: list[int] = []
         self.calm = asyncio.Event()
-        self.served = Served(
-            one.settings, Access([os.geteuid()]), judge, {}, self.spawn, gone=self.forget, quiet=self.calm.wait)
+        self.served = Domains(
+            one.settings, ConnectionPolicy([os.geteuid()]), judge, {}, self.spawn,
+            gone=self.forget, quiet=self.calm.wait)
         self.served.changed_number = lambda: self.numbers.append(len(self.served.domains))
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -80,7 +81,7 @@ def test_a_domain_comes_and_goes(tmp_path: Path) -> None:
             assert it.said(Event.INTRODUCED) == [f"web-01 (domain 7): served at {it.path(7)}"]
             note = read_note(tmp_path / "state" / "dom7", it.one.settings.boot)
             assert note is not None
-            assert Facts.unpack(note) == FACTS
+            assert DomainNodes.unpack(note) == FACTS
             it.served.released(7)
             assert it.gone == [7]
             assert not it.path(7).exists()
@@ -96,10 +97,10 @@ def test_another_uuid_is_another_guest(tmp_path: Path) -> None:
         async with world(tmp_path) as it:
             it.served.introduced(7, FACTS)
             first = it.served.domains[7]
-            it.served.changed(7, Facts("web-02", UUID, unlimited=True))
+            it.served.changed(7, DomainNodes("web-02", UUID, unlimited=True))
             assert it.served.domains[7] is first
             assert (first.name, first.unlimited) == ("web-02", True)
-            it.served.changed(7, Facts("db-01", OTHER_UUID))
+            it.served.changed(7, DomainNodes("db-01", OTHER_UUID))
             assert it.served.domains[7] is not first
             assert it.gone == [7]
             assert it.path(7).exists()
@@ -116,7 +117,7 @@ def test_a_socket_that_is_not_to_be_had_is_tried_again_and_keeps_nobody_waiting(
         async with world(tmp_path) as it:
             (tmp_path / "dom7.new").mkdir()  # in the way
             it.served.introduced(7, FACTS)
-            it.served.introduced(8, Facts("db-01", OTHER_UUID))
+            it.served.introduced(8, DomainNodes("db-01", OTHER_UUID))
             assert it.path(8).exists()
             assert [text.partition(": ")[2].partition(":")[0] for text in it.said(Event.SINK_FAILED)] == ["no socket"]
             await asyncio.sleep(0.05)
@@ -153,7 +154,7 @@ def test_a_stale_socket_and_one_that_was_being_made_are_replaced(tmp_path: Path)
             os.link(tmp_path / "kept", tmp_path / "dom8.new")
             os.link(tmp_path / "kept", it.path(8))
             before = it.path(8).lstat().st_ino
-            it.served.introduced(8, Facts("db-01", OTHER_UUID))
+            it.served.introduced(8, DomainNodes("db-01", OTHER_UUID))
             assert it.path(8).lstat().st_ino != before
             assert not (tmp_path / "dom8.new").exists()
 
@@ -166,9 +167,9 @@ def test_guests_are_served_between_two_domains_that_follow_a_reload(
     async def main() -> None:
         async with world(tmp_path) as it:
             for domid in range(1, 6):
-                it.served.introduced(domid, Facts(f"vm{domid}", ""))
+                it.served.introduced(domid, DomainNodes(f"vm{domid}", ""))
             uids: list[list[int]] = []
-            access = Access(None)
+            access = ConnectionPolicy(None)
 
             def serve() -> bool:
                 uids.append([domid for domid in range(1, 6) if it.served._listeners[domid]._access is access])

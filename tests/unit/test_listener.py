@@ -1,15 +1,13 @@
-"""A domain's socket: where it is, whose it is, and who may connect (contract sections 1 and 6)."""
+"""A domain's socket: where it is, and whose it is (contract sections 1 and 6)."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import pwd
 import socket
 import stat
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +17,7 @@ from tests.lab.host import Host, host, until
 from tests.lab.portio import frame
 from unplugd.errors import HostError
 from unplugd.sinks.records import Event
-from unplugd.sockets.access import Access
+from unplugd.sockets.access import ConnectionPolicy
 from unplugd.sockets.listener import Listener
 
 MAGIC = frame(0x10, 2, read=True)
@@ -33,72 +31,6 @@ def run(tmp_path: Path, test: Callable[[Host], Coroutine[Any, Any, None]]) -> No
             await test(one)
 
     asyncio.run(main())
-
-
-@pytest.fixture
-def users(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """The users that this host has."""
-    there: dict[str, int] = {}
-
-    def getpwnam(name: str) -> SimpleNamespace:
-        return SimpleNamespace(pw_uid=there[name])
-
-    monkeypatch.setattr(pwd, "getpwnam", getpwnam)
-    return there
-
-
-def test_root_may_always(users: dict[str, int]) -> None:
-    assert Access(None).allows(0, 7, None)
-    assert Access([1000]).allows(0, 7, None)
-
-
-def test_the_uid_that_xenstore_names(users: dict[str, int]) -> None:
-    access = Access(None)
-    assert access.device_model_uid(7, 1234) == 1234
-    assert access.allows(1234, 7, 1234)
-    assert not access.allows(1235, 7, 1234)
-    assert not access.allows(1234, 7, None)
-
-
-def test_a_uid_for_each_domain(users: dict[str, int]) -> None:
-    users["xen-qemuuser-range-base"] = 131072
-    access = Access(None)
-    assert access.device_model_uid(7, None) == 131079
-    assert access.allows(131079, 7, None)
-    assert not access.allows(131080, 7, None), "another domain's device model"
-    assert not access.allows(131072, 7, None)
-    assert access.allows(5, 7, 5), "xenstore knows better"
-    assert not access.allows(131079, 7, 5)
-
-
-def test_a_shared_uid_says_nothing_about_the_domain(users: dict[str, int]) -> None:
-    users["xen-qemuuser-shared"] = 999
-    assert not Access(None).allows(999, 7, None)
-    assert not Access(None).allows(999, 7, 999)
-    assert Access(None).device_model_uid(7, 999) is None
-    assert Access([999]).allows(999, 7, 999), "unless listed"
-
-
-def test_a_uid_that_two_domains_name_lets_neither_in_until_one_is_gone(users: dict[str, int]) -> None:
-    access = Access(None)
-    assert access.learn(7, 1234) == {7}
-    assert access.allows(1234, 7, 1234)
-    assert access.learn(8, 1234) == {7, 8}, "both sockets change their owner"
-    assert not access.allows(1234, 7, 1234)
-    assert not access.allows(1234, 8, 1234)
-    assert access.learn(8, None) == {7, 8}
-    assert access.allows(1234, 7, 1234)
-    assert access.learn(7, 5) == {7}
-    assert not access.allows(1234, 7, 5)
-
-
-def test_listed_uids(users: dict[str, int]) -> None:
-    users["xen-qemuuser-range-base"] = 131072
-    access = Access([1000, 1001])
-    assert access.device_model_uid(7, 5) == 1000, "the first of which owns the sockets"
-    assert access.allows(1001, 7, None)
-    assert not access.allows(131079, 7, None)
-    assert not access.allows(5, 7, 5)
 
 
 def test_where_it_is_and_whose(tmp_path: Path) -> None:
@@ -119,12 +51,12 @@ def test_where_it_is_and_whose(tmp_path: Path) -> None:
 def test_it_belongs_to_its_device_model(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
         domain = one.domain()
-        listener = Listener(domain, tmp_path, Access(None), allowed)
+        listener = Listener(domain, tmp_path, ConnectionPolicy(None), allowed)
         listener.start(1234, {})
         assert listener.path.stat().st_uid == 1234
-        listener.configure(Access([NOBODY]), 1234)
+        listener.configure(ConnectionPolicy([NOBODY]), 1234)
         assert listener.path.stat().st_uid == NOBODY
-        listener.configure(Access(None), None)
+        listener.configure(ConnectionPolicy(None), None)
         assert listener.path.stat().st_uid == 0
         listener.close()
 
@@ -147,7 +79,7 @@ def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
 def test_the_sockets_of_a_successor_stay(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
         domain = one.domain()
-        first = Listener(domain, tmp_path, Access(None), allowed)
+        first = Listener(domain, tmp_path, ConnectionPolicy(None), allowed)
         first.start(None, {})
         async with served(one, domain) as second:
             first.close()
@@ -159,7 +91,7 @@ def test_the_sockets_of_a_successor_stay(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
-        listener = Listener(one.domain(), tmp_path / "gone", Access(None), allowed)
+        listener = Listener(one.domain(), tmp_path / "gone", ConnectionPolicy(None), allowed)
         with pytest.raises(HostError) as caught:
             listener.start(None, {})
         assert str(tmp_path / "gone" / "dom7.sock") in str(caught.value)
@@ -170,8 +102,8 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_before_it_is_there_a_change_of_owner_is_no_failure(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
-        listener = Listener(one.domain(), tmp_path, Access(None), allowed)
-        listener.configure(Access(None), 5)
+        listener = Listener(one.domain(), tmp_path, ConnectionPolicy(None), allowed)
+        listener.configure(ConnectionPolicy(None), 5)
         assert one.journald.of(Event.SINK_FAILED) == []
 
     run(tmp_path, main)
@@ -181,7 +113,7 @@ def test_a_socket_that_somebody_removed_is_said(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
         async with served(one, one.domain()) as listener:
             listener.path.unlink()
-            listener.configure(Access(None), None)
+            listener.configure(ConnectionPolicy(None), None)
             assert "owner" in one.journald.of(Event.SINK_FAILED)[0]
 
     run(tmp_path, main)
@@ -219,7 +151,7 @@ def test_another_user_is_closed_at_once_counted_and_logged(tmp_path: Path) -> No
 @needs_root
 def test_the_device_models_uid_is_let_in(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
-        async with served(one, one.domain(), access=Access([NOBODY])) as listener:
+        async with served(one, one.domain(), access=ConnectionPolicy([NOBODY])) as listener:
             with connect_as(NOBODY, listener.path) as client:
                 assert (await client.ask(MAGIC)).data == 0x49D2
             assert one.counters.denied_connections == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from unplugd.errors import HostError
-from unplugd.simulator.privatedaemon import Trial, fetch
+from unplugd.simulator.privatedaemon import PrivateDaemon, fetch
 
 SAY_READY = """
 import os, socket
@@ -49,7 +49,7 @@ def test_a_daemon_that_gets_ready_and_stops(
     tell = "print(sys.argv[1:], os.environ.get('LISTEN_FDS'), flush=True)\n"
     daemon.write_text(block + SAY_READY + tell + "signal.sigwait([signal.SIGTERM])\nsys.exit(3)\n")
     monkeypatch.setenv("LISTEN_FDS", "1")
-    with Trial(tmp_path, "publish = true\n") as trial:
+    with PrivateDaemon(tmp_path, "publish = true\n") as trial:
         pid = trial.pid
         assert trial.ready_after > 0
         assert trial.stop() == 3
@@ -61,13 +61,13 @@ def test_a_daemon_that_gets_ready_and_stops(
 
 def test_a_daemon_that_ends_early_is_quoted(daemon: Path, tmp_path: Path) -> None:
     daemon.write_text("import sys\nsys.exit('port 9877 is in use')\n")
-    with pytest.raises(HostError, match=r"(?s)exit status 1\n    port 9877 is in use"), Trial(tmp_path, ""):
+    with pytest.raises(HostError, match=r"(?s)exit status 1\n    port 9877 is in use"), PrivateDaemon(tmp_path, ""):
         pass
 
 
 def test_a_daemon_that_never_gets_ready_is_killed(daemon: Path, tmp_path: Path) -> None:
     daemon.write_text("import time\ntime.sleep(99)\n")
-    trial = Trial(tmp_path, "", patience=1)
+    trial = PrivateDaemon(tmp_path, "", patience=1)
     with pytest.raises(HostError, match=r"(?s)not ready after 1 s.*its log is empty"), trial:
         pass
     assert gone(trial.pid)
@@ -76,7 +76,7 @@ def test_a_daemon_that_never_gets_ready_is_killed(daemon: Path, tmp_path: Path) 
 def test_a_daemon_that_does_not_stop_is_told_of_and_killed(daemon: Path, tmp_path: Path) -> None:
     deaf = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     daemon.write_text(deaf + SAY_READY + "time.sleep(99)\n")
-    with Trial(tmp_path, "") as trial:
+    with PrivateDaemon(tmp_path, "") as trial:
         trial.patience = 0.2
         with pytest.raises(HostError, match="did not end after SIGTERM"):
             trial.stop()
@@ -84,7 +84,7 @@ def test_a_daemon_that_does_not_stop_is_told_of_and_killed(daemon: Path, tmp_pat
 
 
 def test_what_was_not_started_has_no_process(tmp_path: Path) -> None:
-    trial = Trial(tmp_path, "")
+    trial = PrivateDaemon(tmp_path, "")
     with pytest.raises(RuntimeError, match="not started"):
         trial.stop()
     with pytest.raises(RuntimeError, match="not started"):

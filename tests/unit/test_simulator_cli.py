@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab.fakeunplugd import FakeUnplugd
-from unplugd.simulator.cli import Outcome, Seen, Transcript, Verdict, main, parse, play
+from unplugd.simulator.cli import Ending, Outcome, Seen, Transcript, main, parse, play
 from unplugd.simulator.devicemodel import DeviceModel
-from unplugd.simulator.drivers import GUESTS, LINUX, Guest, In, Log, Out, Reset
+from unplugd.simulator.drivers import DRIVERS, LINUX, Driver, In, Log, Out, Reset
 
 CITRIX_86451 = frozenset({(1, 86451)})
 
@@ -20,7 +20,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "dom7.sock"
 
 
-def played(guest: Guest, path: Path) -> Outcome:
+def played(guest: Driver, path: Path) -> Outcome:
     with DeviceModel(path) as device:
         return play(guest, device)
 
@@ -40,34 +40,34 @@ def played(guest: Guest, path: Path) -> Outcome:
 )
 def test_allowed_guests_unplug(path: Path, name: str, says: str) -> None:
     with FakeUnplugd(path, blacklist=CITRIX_86451):
-        outcome = played(GUESTS[name], path)
-    assert outcome == Outcome(Verdict.UNPLUGGED, 3, says)
+        outcome = played(DRIVERS[name], path)
+    assert outcome == Outcome(Ending.UNPLUGGED, 3, says)
     assert str(outcome) == says
 
 
 def test_a_blacklisted_guest_stays_emulated_and_its_next_try_ends_at_the_first_read(path: Path) -> None:
     with FakeUnplugd(path, blacklist=CITRIX_86451) as server:
         for frames in (5, 6):
-            outcome = played(GUESTS["citrix"], path)
-            assert outcome.verdict is Verdict.BLACKLISTED
+            outcome = played(DRIVERS["citrix"], path)
+            assert outcome.verdict is Ending.BLACKLISTED
             assert str(outcome) == "blacklisted by host: stays with emulated devices"
             assert len(server.frames) == frames
-        assert played(GUESTS["citrix"].announcing(build=1).after_reset(), path).verdict is Verdict.UNPLUGGED
+        assert played(DRIVERS["citrix"].announcing(build=1).after_reset(), path).verdict is Ending.UNPLUGGED
 
 
 def test_a_stubborn_guest_unplugs_whatever_the_verdict(path: Path) -> None:
     with FakeUnplugd(path, blacklist=CITRIX_86451):
-        outcome = played(GUESTS["stubborn"], path)
+        outcome = played(DRIVERS["stubborn"], path)
     assert outcome == Outcome(
-        Verdict.BLACKLISTED, 3, "blacklisted by host, unplugged disks and NICs all the same"
+        Ending.BLACKLISTED, 3, "blacklisted by host, unplugged disks and NICs all the same"
     )
 
 
 def test_version_0_skips_product_and_build(path: Path) -> None:
     with FakeUnplugd(path, version=0, blacklist=CITRIX_86451) as server:
-        assert played(GUESTS["citrix"], path).order == 3
+        assert played(DRIVERS["citrix"], path).order == 3
         assert len(server.frames) == 3
-        assert played(LINUX, path).verdict is Verdict.UNKNOWN_VERSION
+        assert played(LINUX, path).verdict is Ending.UNKNOWN_VERSION
 
 
 def test_a_host_that_unplugs_nothing(path: Path) -> None:
@@ -106,11 +106,11 @@ def test_an_observer_is_told_each_access(path: Path) -> None:
 def test_a_long_log_line_is_split_between_frames(path: Path) -> None:
     line = b"x" * 5000 + b"\n"
     with FakeUnplugd(path) as server:
-        played(Guest("-", "", (Log((line,)),)), path)
+        played(Driver("-", "", (Log((line,)),)), path)
     assert server.log == line
 
 
-def transcript(guest: Guest, path: Path, *, shown: int = 8) -> list[str]:
+def transcript(guest: Driver, path: Path, *, shown: int = 8) -> list[str]:
     lines: list[str] = []
     writer = Transcript(lines.append, shown=shown)
     with FakeUnplugd(path), DeviceModel(path) as device:
@@ -132,7 +132,7 @@ def test_the_transcript_of_linux(path: Path) -> None:
 
 
 def test_the_transcript_gathers_log_bytes_into_lines(path: Path) -> None:
-    guest = Guest(
+    guest = Driver(
         "-", "", (Log((b"one\n", b"\x1b[31m'\n"), string=False), Log((b"three\r\n",)), Log((b"end",)))
     )
     assert [line.split("  ")[-1].strip() for line in transcript(guest, path)] == [
@@ -144,7 +144,7 @@ def test_the_transcript_gathers_log_bytes_into_lines(path: Path) -> None:
 
 
 def test_the_transcript_counts_what_it_does_not_show(path: Path) -> None:
-    guest = Guest("-", "", (Log((b"12345\n",) * 10),))
+    guest = Driver("-", "", (Log((b"12345\n",) * 10),))
     assert transcript(guest, path, shown=2)[2:] == [
         "...                             8 more log lines, 48 bytes"
     ]
@@ -208,4 +208,4 @@ def test_help_says_what_the_exit_status_means(capsys: pytest.CaptureFixture[str]
         main(["--help"])
     out = capsys.readouterr().out
     assert "exit status:" in out
-    assert all(name in out for name in GUESTS)
+    assert all(name in out for name in DRIVERS)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.lab.host import until
-from unplugd.host.status import Standing, StatusLine
+from unplugd.host.status import ServiceStatus, StatusLine
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_changes_are_told_together_and_pings_on_their_own(manager: socket.socket
         asyncio.run(main())
 
 
-def configuration(standing: Standing) -> Any:
+def configuration(standing: ServiceStatus) -> Any:
     return standing.describe()["configuration"]
 
 
@@ -61,7 +61,7 @@ def test_at_the_start_the_files_are_those_that_were_read(tmp_path: Path) -> None
     drop_in.parent.mkdir()
     drop_in.touch()
     begin = time.time()
-    described = Standing(file).describe()
+    described = ServiceStatus(file).describe()
     assert described["pid"] == os.getpid()
     started = described["started"]
     assert isinstance(started, float)
@@ -73,7 +73,7 @@ def test_at_the_start_the_files_are_those_that_were_read(tmp_path: Path) -> None
 
 def test_a_refused_reload_is_told_until_one_is_taken(tmp_path: Path) -> None:
     file = tmp_path / "unplugd.toml"
-    standing = Standing(file)
+    standing = ServiceStatus(file)
     before = configuration(standing)
     standing.refused("unplugd.toml: log.rate: must be a number")
     after = configuration(standing)
@@ -92,6 +92,6 @@ def test_a_refused_reload_is_told_until_one_is_taken(tmp_path: Path) -> None:
 
 
 def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
-    assert isinstance(configuration(Standing())["files"], list)
+    assert isinstance(configuration(ServiceStatus())["files"], list)
     (tmp_path / "gone").mkdir()
-    assert configuration(Standing(tmp_path / "gone" / "unplugd.toml"))["reloads"] == 0
+    assert configuration(ServiceStatus(tmp_path / "gone" / "unplugd.toml"))["reloads"] == 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from unplugd.errors import NoSuchNode, StoreRefused, StoreUnavailable
 from unplugd.xenstore import connection as module
-from unplugd.xenstore.connection import Connection
+from unplugd.xenstore.connection import StoreConnection
 from unplugd.xenstore.wire import Op
 
 PATIENCE = 30.0
@@ -24,7 +24,7 @@ class FakePipe:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.calls = 0
-        self.connection: Connection | None = None
+        self.connection: StoreConnection | None = None
 
     def write(self, data: bytes, /) -> None:
         self.calls += 1
@@ -46,12 +46,12 @@ def reply(op: int, request_id: int, payload: bytes) -> bytes:
     return struct.pack("=IIII", op, request_id, 0, len(payload)) + payload
 
 
-def run(scenario: Callable[[Connection, FakePipe], Awaitable[None]]) -> list[tuple[str, str]]:
+def run(scenario: Callable[[StoreConnection, FakePipe], Awaitable[None]]) -> list[tuple[str, str]]:
     """Run a scenario on a connection; the events that it saw."""
     events: list[tuple[str, str]] = []
 
     async def main() -> None:
-        connection = Connection(lambda path, token: events.append((path, token)))
+        connection = StoreConnection(lambda path, token: events.append((path, token)))
         pipe = FakePipe()
         pipe.connection = connection
         connection.connection_made(pipe)
@@ -62,12 +62,12 @@ def run(scenario: Callable[[Connection, FakePipe], Awaitable[None]]) -> list[tup
     return events
 
 
-def read(connection: Connection, deadline: float = PATIENCE) -> asyncio.Future[bytes]:
+def read(connection: StoreConnection, deadline: float = PATIENCE) -> asyncio.Future[bytes]:
     return connection.request(Op.READ, "/a", b"/a\0", bytes, deadline=deadline)
 
 
 def test_a_lone_request_goes_out_at_once_and_more_share_a_write() -> None:
-    async def scenario(connection: Connection, pipe: FakePipe) -> None:
+    async def scenario(connection: StoreConnection, pipe: FakePipe) -> None:
         requests = [read(connection) for _ in range(10)]
         assert (pipe.calls, len(pipe.sent)) == (1, 1)
         await asyncio.sleep(0)
@@ -80,7 +80,7 @@ def test_a_lone_request_goes_out_at_once_and_more_share_a_write() -> None:
 
 
 def test_errors_are_the_request_s() -> None:
-    async def scenario(connection: Connection, pipe: FakePipe) -> None:
+    async def scenario(connection: StoreConnection, pipe: FakePipe) -> None:
         for code, error in ((b"ENOENT", NoSuchNode), (b"EQUOTA", StoreRefused)):
             request = read(connection)
             connection.data_received(reply(Op.ERROR, pipe.ids()[-1], code + b"\0"))
@@ -91,7 +91,7 @@ def test_errors_are_the_request_s() -> None:
 
 
 def test_a_deadline_ends_the_wait_and_the_late_reply_is_nobody_s() -> None:
-    async def scenario(connection: Connection, pipe: FakePipe) -> None:
+    async def scenario(connection: StoreConnection, pipe: FakePipe) -> None:
         late: list[bytes] = []
         request = connection.request(Op.READ, "/a", b"/a\0", bytes, deadline=0.05, late=late.append)
         patient = read(connection)
@@ -109,7 +109,7 @@ def test_a_deadline_ends_the_wait_and_the_late_reply_is_nobody_s() -> None:
 
 
 def test_a_shorter_deadline_is_not_kept_waiting_by_a_longer_one() -> None:
-    async def scenario(connection: Connection, pipe: FakePipe) -> None:
+    async def scenario(connection: StoreConnection, pipe: FakePipe) -> None:
         patient = read(connection, deadline=1000)
         with pytest.raises(StoreUnavailable):
             await read(connection, deadline=0.01)
@@ -122,7 +122,7 @@ def test_a_shorter_deadline_is_not_kept_waiting_by_a_longer_one() -> None:
 
 
 def test_who_gave_up_waiting_disturbs_nobody() -> None:
-    async def scenario(connection: Connection, pipe: FakePipe) -> None:
+    async def scenario(connection: StoreConnection, pipe: FakePipe) -> None:
         late: list[bytes] = []
         request = connection.request(Op.READ, "/a", b"/a\0", bytes, late=late.append)
         request.cancel()
@@ -136,7 +136,7 @@ def test_who_gave_up_waiting_disturbs_nobody() -> None:
 def test_silence_with_requests_outstanding_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE", 0.1)
 
-    async def scenario(connection: Connection, pipe: FakePipe) -> None:
+    async def scenario(connection: StoreConnection, pipe: FakePipe) -> None:
         await asyncio.sleep(0.2)
         assert connection.dropped == ""  # nothing was asked: nothing need be said
         request = connection.request(Op.WATCH, "/a", b"/a\x001\0", bytes)
@@ -151,7 +151,7 @@ def test_silence_with_requests_outstanding_ends_the_connection(monkeypatch: pyte
 def test_there_is_a_bound_to_what_is_outstanding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_OUTSTANDING", 3)
 
-    async def scenario(connection: Connection, pipe: FakePipe) -> None:
+    async def scenario(connection: StoreConnection, pipe: FakePipe) -> None:
         requests = [read(connection) for _ in range(3)]
         with pytest.raises(StoreUnavailable, match="3 requests"):
             await read(connection)
@@ -167,7 +167,7 @@ def test_there_is_a_bound_to_what_is_outstanding(monkeypatch: pytest.MonkeyPatch
 
 
 def test_numbers_go_round_and_leave_out_those_that_wait() -> None:
-    async def scenario(connection: Connection, pipe: FakePipe) -> None:
+    async def scenario(connection: StoreConnection, pipe: FakePipe) -> None:
         waiting = read(connection)
         connection._last_id = 0xFFFFFFFE
         for _ in range(2):
@@ -182,7 +182,7 @@ def test_numbers_go_round_and_leave_out_those_that_wait() -> None:
 
 
 def test_too_long_a_request_is_never_sent() -> None:
-    async def scenario(connection: Connection, pipe: FakePipe) -> None:
+    async def scenario(connection: StoreConnection, pipe: FakePipe) -> None:
         with pytest.raises(StoreRefused):
             await connection.request(Op.WRITE, "/a", b"/a\0" + b"x" * 4094, bytes)
         assert pipe.sent == []
@@ -191,7 +191,7 @@ def test_too_long_a_request_is_never_sent() -> None:
 
 
 def test_events_are_told() -> None:
-    async def scenario(connection: Connection, pipe: FakePipe) -> None:
+    async def scenario(connection: StoreConnection, pipe: FakePipe) -> None:
         connection.data_received(
             reply(Op.WATCH_EVENT, 0, b"/a/b\x001\0") + reply(Op.WATCH_EVENT, 0, b"@x\x002\x003\0")
         )
@@ -211,7 +211,7 @@ def test_events_are_told() -> None:
     ],
 )
 def test_nonsense_ends_the_connection(nonsense: bytes) -> None:
-    async def scenario(connection: Connection, pipe: FakePipe) -> None:
+    async def scenario(connection: StoreConnection, pipe: FakePipe) -> None:
         request = read(connection)
         connection.data_received(nonsense)
         assert "does not speak its protocol" in await connection.lost
@@ -224,7 +224,7 @@ def test_nonsense_ends_the_connection(nonsense: bytes) -> None:
 
 
 def test_an_answer_that_cannot_be_understood_ends_the_connection() -> None:
-    async def scenario(connection: Connection, pipe: FakePipe) -> None:
+    async def scenario(connection: StoreConnection, pipe: FakePipe) -> None:
         request = connection.request(Op.TRANSACTION_START, "", b"\0", int)
         connection.data_received(reply(Op.TRANSACTION_START, 1, b"seven\0"))
         with pytest.raises(StoreUnavailable):
@@ -236,7 +236,7 @@ def test_an_answer_that_cannot_be_understood_ends_the_connection() -> None:
 
 @given(st.lists(st.binary(max_size=40), max_size=5))
 def test_whatever_comes_in_nothing_is_left_waiting_for_ever(pieces: list[bytes]) -> None:
-    async def scenario(connection: Connection, pipe: FakePipe) -> None:
+    async def scenario(connection: StoreConnection, pipe: FakePipe) -> None:
         requests = [read(connection) for _ in range(3)]
         for piece in pieces:
             if not connection.dropped:

@@ -15,7 +15,7 @@ import pytest
 from tests.unit.test_xenstore_connection import PATIENCE, read, reply
 from unplugd.errors import StoreRefused, StoreUnavailable
 from unplugd.xenstore import device
-from unplugd.xenstore.connection import Connection
+from unplugd.xenstore.connection import StoreConnection
 from unplugd.xenstore.wire import HEADER, Op
 
 
@@ -29,9 +29,9 @@ def terminal() -> Iterator[tuple[int, str]]:
     os.close(theirs)
 
 
-def run(path: str, scenario: Callable[[Connection], Awaitable[None]]) -> None:
+def run(path: str, scenario: Callable[[StoreConnection], Awaitable[None]]) -> None:
     async def main() -> None:
-        connection = Connection(lambda path, token: None, device.MAX_PAYLOAD)
+        connection = StoreConnection(lambda path, token: None, device.MAX_PAYLOAD)
         device.DeviceTransport(path, connection)
         async with asyncio.timeout(PATIENCE):
             await scenario(connection)
@@ -44,7 +44,7 @@ def run(path: str, scenario: Callable[[Connection], Awaitable[None]]) -> None:
 def test_requests_go_out_whole_and_in_order_and_answers_come_in(terminal: tuple[int, str]) -> None:
     ours, path = terminal
 
-    async def scenario(connection: Connection) -> None:
+    async def scenario(connection: StoreConnection) -> None:
         requests = [read(connection) for _ in range(3)]
         sent = b""
         while len(sent) < 3 * (HEADER.size + 3):
@@ -57,7 +57,7 @@ def test_requests_go_out_whole_and_in_order_and_answers_come_in(terminal: tuple[
 
 
 def test_more_than_the_kernel_takes_is_refused(terminal: tuple[int, str]) -> None:
-    async def scenario(connection: Connection) -> None:
+    async def scenario(connection: StoreConnection) -> None:
         for size, refused in ((device.MAX_PAYLOAD, False), (device.MAX_PAYLOAD + 1, True)):
             request = connection.request(Op.WRITE, "/a", b"x" * size, bytes)
             assert (request.done() and isinstance(request.exception(), StoreRefused)) == refused
@@ -78,7 +78,7 @@ def test_a_watch_that_the_kernel_refuses_by_the_write_is_that_request_s_answer(
 ) -> None:
     monkeypatch.setattr(device, "_write_whole", failing(errno.EEXIST))
 
-    async def scenario(connection: Connection) -> None:
+    async def scenario(connection: StoreConnection) -> None:
         with pytest.raises(StoreRefused) as caught:
             await connection.request(Op.WATCH, "/a", b"/a\x001\0", bytes)
         assert caught.value.code == "EEXIST"
@@ -92,7 +92,7 @@ def test_a_device_that_breaks_is_a_lost_connection(
 ) -> None:
     monkeypatch.setattr(device, "_write_whole", failing(errno.EIO))
 
-    async def scenario(connection: Connection) -> None:
+    async def scenario(connection: StoreConnection) -> None:
         with pytest.raises(StoreUnavailable):
             await read(connection)
         assert os.strerror(errno.EIO) in await connection.lost
@@ -111,7 +111,7 @@ def test_a_write_that_hangs_in_the_kernel_holds_nothing_else_up(
 
     monkeypatch.setattr(device, "_write_whole", hang)
 
-    async def scenario(connection: Connection) -> None:
+    async def scenario(connection: StoreConnection) -> None:
         with pytest.raises(StoreUnavailable):
             await read(connection, deadline=0.05)
 
@@ -128,7 +128,7 @@ def test_a_write_that_hangs_in_the_kernel_holds_nothing_else_up(
 
 def test_what_is_not_there_or_is_no_such_device_is_said_and_leaves_nothing_open() -> None:
     async def main() -> None:
-        connection = Connection(lambda path, token: None)
+        connection = StoreConnection(lambda path, token: None)
         before = os.listdir("/proc/self/fd")
         for path in ("/nonexistent/xenbus", "/dev/null"):
             with pytest.raises(OSError, match=r"."):

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.test_xenstore_connection import PATIENCE, FakePipe, reply
 from unplugd.errors import NoSuchNode, StoreRefused, StoreUnavailable
 from unplugd.xenstore import watches as module
-from unplugd.xenstore.connection import Connection
+from unplugd.xenstore.connection import StoreConnection
 from unplugd.xenstore.watches import Watches
 from unplugd.xenstore.wire import Op
 
@@ -20,7 +20,7 @@ class Xenstored:
 
     def __init__(self, watches: Watches) -> None:
         self.pipe = FakePipe()
-        self.connection = self.pipe.connection = Connection(watches.event)
+        self.connection = self.pipe.connection = StoreConnection(watches.event)
         self.connection.connection_made(self.pipe)
 
     async def asked(self, count: int) -> list[tuple[int, bytes]]:

@@ -47,7 +47,7 @@ class DrivesQemu(Protocol):
 
 
 class HasPlatform(Protocol):
-    """platform.Platform."""
+    """platform.PlatformBar."""
 
     def locate(self, port: int, size: int) -> int | None:
         """The offset of an access in the BAR; None when it lies elsewhere."""

@@ -23,12 +23,12 @@ from unplugd.attach.confine import Identity, confine
 from unplugd.attach.guestmem import GuestMemory
 from unplugd.attach.lender import Lender
 from unplugd.attach.plan import FIRST_CONFIG, FIRST_PORT, LAST_CONFIG, LAST_PORT
-from unplugd.attach.platform import Platform, find
+from unplugd.attach.platform import PlatformBar, find
 from unplugd.attach.qemu import Monitor
 from unplugd.attach.server import IoreqServer, NotYet
-from unplugd.attach.serverids import Kept, KeptServers
+from unplugd.attach.serverids import ServerId, ServerIds
 from unplugd.attach.unplugd import Unplugd
-from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError, restricted_privcmd
+from unplugd.attach.xen import EventChannels, ForeignMemory, XenDeviceModel, XenError, restricted_privcmd
 from unplugd.config.attach import AttachConfig
 
 DRAIN = 10.0
@@ -53,7 +53,7 @@ class Ended(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Domain:
+class AttachedDomain:
     """What the supervisor knows of the domain."""
 
     domid: int
@@ -61,9 +61,9 @@ class Domain:
 
 
 def run(
-    domain: Domain,
+    domain: AttachedDomain,
     end: socket.socket,
-    kept: KeptServers,
+    kept: ServerIds,
     identity: Identity,
     config: AttachConfig,
     supervisor: int,
@@ -99,9 +99,9 @@ def _forget_the_parent(end: socket.socket) -> None:
 
 
 async def _main(
-    domain: Domain,
+    domain: AttachedDomain,
     end: socket.socket,
-    kept: KeptServers,
+    kept: ServerIds,
     identity: Identity,
     config: AttachConfig,
     supervisor: int,
@@ -118,9 +118,9 @@ async def _main(
         return Ended.NO_PLATFORM
     try:
         server = IoreqServer(
-            DeviceModel(domain.domid), memory, events, ((FIRST_PORT, LAST_PORT), (FIRST_CONFIG, LAST_CONFIG)),
+            XenDeviceModel(domain.domid), memory, events, ((FIRST_PORT, LAST_PORT), (FIRST_CONFIG, LAST_CONFIG)),
             (device.bus, device.slot, device.function),
-            keep=lambda number: kept.save(Kept(domain.domid, domain.uuid, number)),
+            keep=lambda number: kept.save(ServerId(domain.domid, domain.uuid, number)),
             known=kept.load(domain.domid, domain.uuid),
         )  # fmt: skip
     except NotYet:
@@ -129,7 +129,7 @@ async def _main(
         if error.call == "xendevicemodel_create_ioreq_server" and error.errno in (EINVAL, EOPNOTSUPP):
             return Ended.NOT_HVM
         raise
-    platform = Platform(device, monitor, server, broker.log)
+    platform = PlatformBar(device, monitor, server, broker.log)
     await platform.look()
     unplugd = Unplugd(
         lambda: broker.connect("unplugd"),

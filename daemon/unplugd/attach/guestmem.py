@@ -13,7 +13,7 @@ from unplugd.attach.slots import PAGE_SIZE
 from unplugd.attach.xen import XenError
 
 
-class Pages(Protocol):
+class MapsPages(Protocol):
     """What xen.ForeignMemory offers of one page."""
 
     def read(self, frame: int, offset: int, length: int) -> bytes:
@@ -36,7 +36,7 @@ def spans(address: int, length: int) -> Iterator[tuple[int, int, int]]:
 class GuestMemory:
     """One domain's memory. A page that cannot be mapped reads as all ones and takes no writes, like absent memory."""
 
-    def __init__(self, pages: Pages) -> None:
+    def __init__(self, pages: MapsPages) -> None:
         self._pages = pages
 
     def read(self, address: int, length: int) -> bytes:

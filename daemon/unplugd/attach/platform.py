@@ -31,7 +31,7 @@ class Ports(Protocol):
         """Send accesses to these ports to QEMU again."""
 
 
-class DrivesQemu(Protocol):
+class QueriesQemu(Protocol):
     """qemu.Monitor."""
 
     async def write(self, port: int, size: int, value: int) -> None:
@@ -44,16 +44,16 @@ class DrivesQemu(Protocol):
         """The answer to a QMP command."""
 
 
-async def find(qemu: DrivesQemu) -> PlatformDevice | None:
+async def find(qemu: QueriesQemu) -> PlatformDevice | None:
     """The platform device of a QEMU; None: it has none, so there is no unplug protocol in this domain."""
     return pci.platform_device(await qemu.query("query-pci"))
 
 
-class Platform:
+class PlatformBar:
     """The platform device `device`, whose configuration space is already ours in Xen."""
 
     def __init__(
-        self, device: PlatformDevice, qemu: DrivesQemu, ports: Ports, report: Callable[[str], None]
+        self, device: PlatformDevice, qemu: QueriesQemu, ports: Ports, report: Callable[[str], None]
     ) -> None:
         self._device = device
         self._qemu = qemu

@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Sequence
 from errno import EEXIST, EINVAL, ENOENT
 
 from unplugd.attach.slots import Access, Slots, SlotState
-from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError
+from unplugd.attach.xen import EventChannels, ForeignMemory, XenDeviceModel, XenError
 
 LET_GO = 2.0
 """Seconds in which unplugd must have let go of a predecessor's event channels, which were lent to it (lender.py)."""
@@ -46,7 +46,7 @@ class IoreqServer:
 
     def __init__(
         self,
-        device_model: DeviceModel,
+        device_model: XenDeviceModel,
         memory: ForeignMemory,
         events: EventChannels,
         ports: Sequence[tuple[int, int]],

@@ -17,7 +17,7 @@ DIRECTORY = "attach"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ServerId:
     """The ioreq server `server` of domain `domid`, which had the uuid `uuid`: domids are used again."""
 
     domid: int
@@ -25,7 +25,7 @@ class Kept:
     server: int
 
 
-class KeptServers:
+class ServerIds:
     """The files, in `<runtime_dir>/attach` (0700)."""
 
     def __init__(self, runtime_dir: Path) -> None:
@@ -49,7 +49,7 @@ class KeptServers:
                 return server if 0 <= server < 8 else None
         return None
 
-    def save(self, kept: Kept) -> None:
+    def save(self, kept: ServerId) -> None:
         """Write the file; it is there as a whole or not at all. Raises OSError."""
         path = self._path(kept.domid)
         fresh = path.with_suffix(".new")

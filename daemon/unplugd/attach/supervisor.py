@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from unplugd.attach import broker, child
-from unplugd.attach.child import Domain, Ended
+from unplugd.attach.child import AttachedDomain, Ended
 from unplugd.attach.confine import Identity, preload
-from unplugd.attach.serverids import KeptServers
+from unplugd.attach.serverids import ServerIds
 from unplugd.attach.xen import libraries
 from unplugd.config.attach import AttachConfig
 from unplugd.core import pageoffer
@@ -47,7 +47,7 @@ Report = Callable[[int | None, str], None]
 class _Child:
     """One domain's process."""
 
-    domain: Domain
+    domain: AttachedDomain
     uid: int = 0
     """Who its process becomes."""
     pid: int = 0
@@ -102,7 +102,7 @@ class Supervisor:
         self._runtime_dir = runtime_dir
         self._config = config
         self._report = report
-        self._kept = KeptServers(runtime_dir)
+        self._kept = ServerIds(runtime_dir)
         self._children: dict[int, _Child] = {}
         self._killed: set[_Child] = set()
         """Processes of domains that are gone, until they are reaped."""
@@ -225,7 +225,7 @@ class Supervisor:
                 self._gone(domid)
                 known = None
             if known is None and (domid, uuid) not in self._unserved:
-                one = self._children[domid] = _Child(Domain(domid, uuid))
+                one = self._children[domid] = _Child(AttachedDomain(domid, uuid))
                 self._fork(one)
 
     async def _device_model_runs(self, domid: int) -> bool:

@@ -128,7 +128,7 @@ def restrict_all(domid: int) -> None:
     _call("xentoolcore_restrict_all", domid)
 
 
-class DeviceModel:
+class XenDeviceModel:
     """libxendevicemodel, for one domain."""
 
     def __init__(self, domid: int) -> None:

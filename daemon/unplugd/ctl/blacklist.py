@@ -131,7 +131,8 @@ def list_entries(options: Namespace) -> int:
     return OK
 
 
-def gather(in_xenstore: dict[tuple[str, str], str] | None, configured: list[persist.Entry], registry: Registry,
+def gather(in_xenstore: dict[tuple[str, str], str] | None, configured: list[persist.ConfiguredEntry],
+           registry: Registry,
            domains: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     """What is blacklisted, wherever that is said: rows under the keys of --json. `in_xenstore` is None where there is
     no xenstore to ask."""

@@ -31,7 +31,7 @@ _HEADER = """\
 _BLOCK = re.compile(r"\s*\[\[\s*blacklist\s*\.\s*entry\s*\]\]")
 
 
-class Entry(NamedTuple):
+class ConfiguredEntry(NamedTuple):
     """A `blacklist.entry` or `blacklist.range` and where it stands; of an entry, `first` is `last`."""
 
     file: Path
@@ -47,7 +47,7 @@ def drop_ins(config: Path | None) -> Path:
     return DEFAULT_DROP_INS if config is None else config.with_name(config.name + ".d")
 
 
-def configured(config: Path | None) -> list[Entry]:
+def configured(config: Path | None) -> list[ConfiguredEntry]:
     """All entries and ranges of the configuration, with their files. Raises Failure if it cannot be used."""
     try:
         load(config)
@@ -57,9 +57,9 @@ def configured(config: Path | None) -> list[Entry]:
     found = []
     for path in paths:
         blacklist = tomllib.loads(path.read_text()).get("blacklist", {})
-        found += [Entry(path, one["product"], one["build"], one["build"], one.get("reason", ""), False)
+        found += [ConfiguredEntry(path, one["product"], one["build"], one["build"], one.get("reason", ""), False)
                   for one in blacklist.get("entry", [])]
-        found += [Entry(path, one["product"], one.get("from", 0), one.get("to", 0xFFFFFFFF), one.get("reason", ""),
+        found += [ConfiguredEntry(path, one["product"], one.get("from", 0), one.get("to", 0xFFFFFFFF), one.get("reason", ""),
                         True) for one in blacklist.get("range", [])]
     return found
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from unplugd.domains.nodes import Facts, facts_of, let_go, paths
+from unplugd.domains.nodes import DomainNodes, let_go, nodes_of, paths
 from unplugd.errors import NoSuchNode, StoreError
 from unplugd.sinks.records import Event
 from unplugd.sockets.longwork import LongWork
@@ -41,13 +41,13 @@ _PROBED = 256
 """How far beyond the highest domid that is listed a domain without any node is looked for."""
 
 
-class Census(Protocol):
+class DomainObserver(Protocol):
     """Who is told about domains."""
 
-    def introduced(self, domid: int, facts: Facts) -> None:
+    def introduced(self, domid: int, facts: DomainNodes) -> None:
         """A domain has come, or was there at start."""
 
-    def changed(self, domid: int, facts: Facts) -> None:
+    def changed(self, domid: int, facts: DomainNodes) -> None:
         """xenstore says something else about it (never another uuid, unless it had none)."""
 
     def released(self, domid: int) -> None:
@@ -62,7 +62,7 @@ class _Known:
     def __init__(self) -> None:
         self.confirmed = True
         """XS_IS_DOMAIN_INTRODUCED said T on this connection."""
-        self.facts = Facts()
+        self.facts = DomainNodes()
         self.told = False
         self.restored = False
         """Its facts are an earlier process's."""
@@ -72,13 +72,13 @@ class _Known:
         """What watches of its nodes call; None where they are not watched."""
 
 
-class Domains:
-    """Follows xenstore and tells a Census. Which xenstore, use() says."""
+class DomainFollower:
+    """Follows xenstore and tells a DomainObserver. Which xenstore, use() says."""
 
     _store: Store
 
-    def __init__(self, census: Census, say: Callable[[Event, str], None]) -> None:
-        self._census = census
+    def __init__(self, observer: DomainObserver, say: Callable[[Event, str], None]) -> None:
+        self._observer = observer
         self._say = say
         self._known: dict[int, _Known] = {}
         self._scan_wanted = asyncio.Event()
@@ -103,12 +103,12 @@ class Domains:
             asyncio.ensure_future(self._store.watch(RELEASE_DOMAIN, self._released_event)),
         ]
 
-    def restore(self, found: dict[int, Facts]) -> None:
+    def restore(self, found: dict[int, DomainNodes]) -> None:
         """Domains that an earlier process served a moment ago: they are there until the first scan finds them gone."""
         for domid, facts in found.items():
             known = self._known[domid] = _Known()
             known.confirmed, known.restored, known.told, known.facts = False, True, True, facts
-            self._census.introduced(domid, facts)
+            self._observer.introduced(domid, facts)
 
     def lost(self) -> None:
         """The connection is gone: from now on F means nothing about the domains that are known."""
@@ -218,7 +218,7 @@ class Domains:
         known = self._known.pop(domid)
         self._unwatch_all(domid, known)
         if known.told:
-            self._census.released(domid)
+            self._observer.released(domid)
 
     async def _unwatch(self, path: str, callback: Callable[[str], None]) -> None:
         try:
@@ -240,7 +240,7 @@ class Domains:
             while reading:
                 domid, known, values = reading[0]
                 try:
-                    self._tell(domid, known, await facts_of(values))
+                    self._tell(domid, known, await nodes_of(values))
                     self._unarmed.append(domid)
                 except StoreError as error:
                     failed = error
@@ -279,31 +279,31 @@ class Domains:
         reader = self._reader(domid)
         return [reader.read(path) for path in paths(domid)]
 
-    async def _read(self, domid: int) -> Facts:
-        return await facts_of(self._ask_for(domid))
+    async def _read(self, domid: int) -> DomainNodes:
+        return await nodes_of(self._ask_for(domid))
 
-    def _tell(self, domid: int, known: _Known, facts: Facts) -> None:
+    def _tell(self, domid: int, known: _Known, facts: DomainNodes) -> None:
         if self._known.get(domid) is not known:
             return  # released meanwhile
         before = known.facts
         if not known.told:
             known.told, known.facts = True, facts
-            self._census.introduced(domid, facts)
+            self._observer.introduced(domid, facts)
             return
         restored, known.restored = known.restored, False
         if facts.uuid and before.uuid and facts.uuid != before.uuid:
             known.facts = facts
-            self._census.released(domid)
-            self._census.introduced(domid, facts)
+            self._observer.released(domid)
+            self._observer.introduced(domid, facts)
             return
         # what was there and is gone is a domain that is being destroyed, or a xenstored that came back empty
-        kept = Facts(facts.name or before.name, facts.uuid or before.uuid, facts.unlimited,
+        kept = DomainNodes(facts.name or before.name, facts.uuid or before.uuid, facts.unlimited,
                      before.device_model_uid if facts.device_model_uid is None else facts.device_model_uid)
         if restored and facts.uuid:
             kept = facts  # what the domain lost since is no sign of its end
         if kept != before:
             known.facts = kept
-            self._census.changed(domid, kept)
+            self._observer.changed(domid, kept)
 
     def _changed(self, domid: int, _path: str) -> None:
         if domid not in self._stale:

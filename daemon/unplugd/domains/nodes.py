@@ -17,7 +17,7 @@ from unplugd.xenstore.watches import ignore
 _NODES = ("name", "vm", "log-throttling", "image/device-model-kill-uid")
 
 
-class Facts(NamedTuple):
+class DomainNodes(NamedTuple):
     """What xenstore says about a domain."""
 
     name: str = ""
@@ -33,7 +33,7 @@ class Facts(NamedTuple):
         return _FACTS.pack(self.unlimited, uid, len(uuid)) + uuid + self.name.encode("utf-8", "surrogateescape")
 
     @classmethod
-    def unpack(cls, kept: bytes) -> Facts | None:
+    def unpack(cls, kept: bytes) -> DomainNodes | None:
         """What pack() gave; None for anything else."""
         try:
             unlimited, uid, length = _FACTS.unpack_from(kept)
@@ -53,7 +53,7 @@ def paths(domid: int) -> list[str]:
     return [f"/local/domain/{domid}/{name}" for name in _NODES]
 
 
-async def facts_of(values: Sequence[asyncio.Future[bytes]]) -> Facts:
+async def nodes_of(values: Sequence[asyncio.Future[bytes]]) -> DomainNodes:
     """What the values of paths() say. Raises StoreError."""
     try:
         name, vm, throttling, uid = [await _text(value) for value in values]
@@ -63,7 +63,7 @@ async def facts_of(values: Sequence[asyncio.Future[bytes]]) -> Facts:
     uuid = vm.removeprefix("/vm/") if vm.startswith("/vm/") else ""
     if not uuid.isascii() or len(uuid) > 64 or not uuid.replace("-", "").isalnum():
         uuid = ""
-    return Facts(
+    return DomainNodes(
         name, uuid, unlimited=throttling == "0",
         device_model_uid=int(uid) if uid.isascii() and uid.isdigit() and int(uid) < 0xFFFFFFFF else None,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from unplugd.domains.nodes import Facts
+from unplugd.domains.nodes import DomainNodes
 from unplugd.domains.statefile import read_note
 from unplugd.host.systemd import forget_fd, listen_fds
 from unplugd.sockets.access import passed_sockets
@@ -30,14 +30,14 @@ class Inheritance:
         """Whether there is any guest's: then systemd does keep them."""
         return any(name.startswith("dom") for name in self.sockets)
 
-    def domains(self, state: Path, boot: bytes) -> dict[int, Facts]:
+    def domains(self, state: Path, boot: bytes) -> dict[int, DomainNodes]:
         """The domains whose sockets are there, by what the last process of this boot noted in the `state` directory."""
         found = {}
         for name in self.sockets:
             domid, _, uuid = name.removeprefix("dom").partition("-")
             if domid.isdigit():
                 note = read_note(state / f"dom{domid}", boot)
-                facts = Facts.unpack(note) if note is not None else None
+                facts = DomainNodes.unpack(note) if note is not None else None
                 if facts is not None and facts.uuid and facts.uuid == uuid:
                     found[int(domid)] = facts
         return found

@@ -52,7 +52,7 @@ class StatusLine:
             await asyncio.sleep(interval)
 
 
-class Standing:
+class ServiceStatus:
     """What /api/v1/status says of the process and its configuration. Times are CLOCK_REALTIME, in seconds."""
 
     def __init__(self, config_path: Path | None = None) -> None:

@@ -1,6 +1,6 @@
 """A client of the HTTP server: h11 over an asyncio transport, everything bounded and with a deadline.
 
-One Connection serves one client, one request at a time; pages.py says what is answered:
+One HttpConnection serves one client, one request at a time; pages.py says what is answered:
 
     FRESH, IDLE --bytes--> READING --request--> ANSWERING --answer sent--> IDLE, READING (pipelined) or LINGERING
     READING --no request, deadline--> LINGERING --end of input, deadline--> CLOSED
@@ -46,7 +46,7 @@ LINGER_LIMIT = 1 << 20
 """Bytes read and thrown away so that a client that still sends gets its answer, not a reset."""
 
 
-class State(Enum):
+class ConnectionState(Enum):
     """What a connection does now."""
 
     FRESH = "waits for its first request"
@@ -57,23 +57,29 @@ class State(Enum):
     CLOSED = "is gone"
 
 
-DEADLINES = {State.FRESH: 10.0, State.READING: 10.0, State.ANSWERING: 30.0, State.IDLE: 90.0, State.LINGERING: 5.0}
+DEADLINES = {
+    ConnectionState.FRESH: 10.0,
+    ConnectionState.READING: 10.0,
+    ConnectionState.ANSWERING: 30.0,
+    ConnectionState.IDLE: 90.0,
+    ConnectionState.LINGERING: 5.0,
+}
 """Seconds that a connection may be in a state. IDLE outlasts Prometheus' usual interval of a minute."""
 
 
-class Listener:
+class HttpListener:
     """The clients of one listening address. `everything`: whether it is the control socket."""
 
     def __init__(self, pages: Pages, *, everything: bool) -> None:
         self.pages = pages
         self.everything = everything
-        self.connections: dict[Connection, None] = {}
+        self.connections: dict[HttpConnection, None] = {}
         """In the order in which they came into their state: the first has been in it longest."""
 
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: HttpConnection) -> bool:
         """Makes room for one more client; False if all that are here are being answered."""
         if len(self.connections) >= CONNECTIONS:
-            idler = next((other for other in self.connections if other.state is not State.ANSWERING), None)
+            idler = next((other for other in self.connections if other.state is not ConnectionState.ANSWERING), None)
             if idler is None:
                 return False
             del self.connections[idler]
@@ -81,18 +87,18 @@ class Listener:
         self.connections[connection] = None
         return True
 
-    def moved(self, connection: Connection) -> None:
+    def moved(self, connection: HttpConnection) -> None:
         """`connection` has just come into another state."""
         if connection in self.connections:
             del self.connections[connection]
             self.connections[connection] = None
 
 
-class Connection(asyncio.BufferedProtocol):
+class HttpConnection(asyncio.BufferedProtocol):
     """One client."""
 
-    def __init__(self, listener: Listener) -> None:
-        self.state = State.FRESH
+    def __init__(self, listener: HttpListener) -> None:
+        self.state = ConnectionState.FRESH
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
@@ -112,15 +118,15 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_LIMIT)
         if self._listener.admit(self):
-            self._enter(State.FRESH)
+            self._enter(ConnectionState.FRESH)
         else:
             self._transport.write(_plain_answer(fault(503, "Too many connections.")))
             self._transport.close()
-            self.state = State.CLOSED
+            self.state = ConnectionState.CLOSED
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Part of asyncio.BufferedProtocol."""
-        self._enter(State.CLOSED)
+        self._enter(ConnectionState.CLOSED)
         self._listener.connections.pop(self, None)
         if self._answering is not None:
             self._answering.cancel()
@@ -132,22 +138,22 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Part of asyncio.BufferedProtocol."""
         match self.state:
-            case State.LINGERING:
+            case ConnectionState.LINGERING:
                 self._thrown_away += nbytes
                 if self._thrown_away > LINGER_LIMIT:
                     self.abort()
-            case State.FRESH | State.READING | State.IDLE:
+            case ConnectionState.FRESH | ConnectionState.READING | ConnectionState.IDLE:
                 self._http.receive_data(bytes(self._buffer[:nbytes]))
-                if self.state is not State.READING:
-                    self._enter(State.READING)
+                if self.state is not ConnectionState.READING:
+                    self._enter(ConnectionState.READING)
                 self._next_request()
 
     def eof_received(self) -> bool:
         """Part of asyncio.BufferedProtocol. The transport closes, once all is written, if this returns False."""
-        if self.state in (State.FRESH, State.READING, State.IDLE):
+        if self.state in (ConnectionState.FRESH, ConnectionState.READING, ConnectionState.IDLE):
             self._http.receive_data(b"")
             self._next_request()
-        return self.state is State.ANSWERING
+        return self.state is ConnectionState.ANSWERING
 
     def pause_writing(self) -> None:
         """Part of asyncio.BufferedProtocol."""
@@ -164,19 +170,19 @@ class Connection(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Closes at once; what was not sent is lost."""
         self._transport.abort()
-        self._enter(State.CLOSED)
+        self._enter(ConnectionState.CLOSED)
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: ConnectionState) -> None:
         self.state = state
         self._listener.moved(self)
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        if state is not State.CLOSED:
+        if state is not ConnectionState.CLOSED:
             self._deadline = self._loop.call_later(DEADLINES[state], self._too_late)
 
     def _too_late(self) -> None:
-        if self.state is State.READING:
+        if self.state is ConnectionState.READING:
             self._refuse(408, "The request did not come in time.")
         else:
             self.abort()
@@ -203,7 +209,7 @@ class Connection(asyncio.BufferedProtocol):
             with suppress(h11.RemoteProtocolError):
                 self._http.next_event()
             self._transport.pause_reading()
-            self._enter(State.ANSWERING)
+            self._enter(ConnectionState.ANSWERING)
             self._answering = self._loop.create_task(self._answer(event))
             self._answering.add_done_callback(self._answered)
 
@@ -213,7 +219,7 @@ class Connection(asyncio.BufferedProtocol):
         self._linger()
 
     def _linger(self) -> None:
-        self._enter(State.LINGERING)
+        self._enter(ConnectionState.LINGERING)
         self._transport.write_eof()
         self._transport.resume_reading()
 
@@ -267,7 +273,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._answering = None
-        if task.cancelled() or self.state is State.CLOSED:
+        if task.cancelled() or self.state is ConnectionState.CLOSED:
             return
         if error := task.exception():
             self._loop.call_exception_handler({"message": "an HTTP answer could not be made", "exception": error})
@@ -277,9 +283,9 @@ class Connection(asyncio.BufferedProtocol):
                 self.abort()
         elif self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
-            self._enter(State.READING if self._http.trailing_data[0] else State.IDLE)
+            self._enter(ConnectionState.READING if self._http.trailing_data[0] else ConnectionState.IDLE)
             self._transport.resume_reading()
-            if self.state is State.READING:
+            if self.state is ConnectionState.READING:
                 self._next_request()
         else:
             self._linger()

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from unplugd.core.counters import DROPS, KINDS, LOOKUPS, PROTOCOL_ERRORS, Counters
 from unplugd.core.protocol import DEVICES
-from unplugd.host.status import Standing
+from unplugd.host.status import ServiceStatus
 
 
 class Type(Enum):
@@ -186,7 +186,7 @@ class HostView(Protocol):
     def problem(self) -> str:
         """What a journal or a disk does not take now, for people; empty when all is well."""
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> ServiceStatus:
         """Since when the process runs, and which configuration holds."""
     def catch_up(self) -> Iterator[None]:
         """Count what guests did until now, a slice at a time: the event loop may run between two."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from unplugd.errors import HostError
-from unplugd.http.client import Connection, Listener
+from unplugd.http.client import HttpConnection, HttpListener
 from unplugd.http.metrics import HostView
 from unplugd.http.pages import Pages
 from unplugd.http.sockets import listen_control, why
@@ -23,7 +23,7 @@ class HttpServer:
 
     def __init__(self, host: HostView) -> None:
         self._pages = Pages(host)
-        self._listeners: list[tuple[asyncio.Server, Listener]] = []
+        self._listeners: list[tuple[asyncio.Server, HttpListener]] = []
         self._control_file: tuple[Path, int] | None = None
 
     async def start_tcp(self, address: str, port: int) -> tuple[str, int]:
@@ -31,9 +31,9 @@ class HttpServer:
 
         Raises HostError if it is not to be had.
         """
-        listener = Listener(self._pages, everything=False)
+        listener = HttpListener(self._pages, everything=False)
         try:
-            server = await asyncio.get_running_loop().create_server(lambda: Connection(listener), address, port)
+            server = await asyncio.get_running_loop().create_server(lambda: HttpConnection(listener), address, port)
         except OSError as error:
             raise HostError("HTTP listener", f"{address}:{port}", why(error)) from error
         self._listeners.append((server, listener))
@@ -44,7 +44,7 @@ class HttpServer:
         """Serves listening sockets that systemd passed, TCP or unix. HttpServer closes them from now on."""
         for passed in sockets:
             passed.setblocking(False)
-            listener = Listener(self._pages, everything=False)
+            listener = HttpListener(self._pages, everything=False)
             self._listeners.append((await _serve(passed, listener), listener))
 
     async def start_unix(self, path: Path) -> None:
@@ -56,7 +56,7 @@ class HttpServer:
 
     async def start_control(self, bound: socket.socket, path: Path) -> None:
         """Serves everything on a socket that sockets.listen_control() made at `path`."""
-        listener = Listener(self._pages, everything=True)
+        listener = HttpListener(self._pages, everything=True)
         self._listeners.append((await _serve(bound, listener), listener))
         self._control_file = (path, _inode(path))
 
@@ -80,14 +80,14 @@ def _remove(path: Path, inode: int) -> None:
             path.unlink()
 
 
-async def _serve(bound: socket.socket, listener: Listener) -> asyncio.Server:
+async def _serve(bound: socket.socket, listener: HttpListener) -> asyncio.Server:
     loop = asyncio.get_running_loop()
     if bound.family == socket.AF_UNIX:
-        return await loop.create_unix_server(lambda: Connection(listener), sock=bound)
-    return await loop.create_server(lambda: Connection(listener), sock=bound)
+        return await loop.create_unix_server(lambda: HttpConnection(listener), sock=bound)
+    return await loop.create_server(lambda: HttpConnection(listener), sock=bound)
 
 
-async def _close(listeners: list[tuple[asyncio.Server, Listener]]) -> None:
+async def _close(listeners: list[tuple[asyncio.Server, HttpListener]]) -> None:
     for server, listener in listeners:
         server.close()
         for connection in list(listener.connections):

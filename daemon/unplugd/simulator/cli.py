@@ -18,27 +18,27 @@ from pathlib import Path
 
 from unplugd.simulator.devicemodel import (
     MAX_PAYLOAD,
-    Access,
     Answer,
     DeviceModel,
     DeviceModelError,
+    PortAccess,
     hexadecimal,
 )
-from unplugd.simulator.drivers import GUESTS, LOG, Guest, In, Log, Out, Reset, Step, Then, device_names
+from unplugd.simulator.drivers import DRIVERS, LOG, Driver, In, Log, Out, Reset, Step, Then, device_names
 
-__all__ = ["DeviceModel", "DeviceModelError", "Outcome", "Seen", "Verdict", "main", "parse", "play"]
+__all__ = ["DeviceModel", "DeviceModelError", "Outcome", "Seen", "Ending", "main", "parse", "play"]
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What an observer is told: an access (None: a reset), its answer and what the driver makes of it."""
 
-    access: Access | None
+    access: PortAccess | None
     answer: Answer
     says: str
 
 
-class Verdict(Enum):
+class Ending(Enum):
     """How a driver's attempt ended."""
 
     UNPLUGGED = "unplugged"
@@ -49,9 +49,9 @@ class Verdict(Enum):
 
 
 _STOPS = {
-    Then.STOP_BLACKLISTED: Verdict.BLACKLISTED,
-    Then.STOP_NO_PROTOCOL: Verdict.NO_PROTOCOL,
-    Then.STOP_UNKNOWN_VERSION: Verdict.UNKNOWN_VERSION,
+    Then.STOP_BLACKLISTED: Ending.BLACKLISTED,
+    Then.STOP_NO_PROTOCOL: Ending.NO_PROTOCOL,
+    Then.STOP_UNKNOWN_VERSION: Ending.UNKNOWN_VERSION,
 }
 
 
@@ -59,7 +59,7 @@ _STOPS = {
 class Outcome:
     """What has become of a driver: its verdict, the union of the unplug orders, and a sentence for people."""
 
-    verdict: Verdict
+    verdict: Ending
     order: int
     says: str
 
@@ -67,7 +67,7 @@ class Outcome:
         return self.says
 
 
-def play(guest: Guest, device: DeviceModel, observe: Callable[[Seen], None] | None = None) -> Outcome:
+def play(guest: Driver, device: DeviceModel, observe: Callable[[Seen], None] | None = None) -> Outcome:
     """Let a guest's driver run to its end; `observe` is told each access. Raises DeviceModelError."""
     tell = observe or (lambda seen: None)
     announced = asked = disobeying = skipping = False
@@ -81,7 +81,7 @@ def play(guest: Guest, device: DeviceModel, observe: Callable[[Seen], None] | No
                 device.reset()
                 tell(Seen(None, Answer(0), "the platform device came out of reset"))
             case In():
-                access = Access(step.port, step.size, read=True)
+                access = PortAccess(step.port, step.size, read=True)
                 answer = device.access(access)
                 conclusion = step.conclude(answer.data)
                 tell(Seen(access, answer, conclusion.says))
@@ -90,7 +90,7 @@ def play(guest: Guest, device: DeviceModel, observe: Callable[[Seen], None] | No
                 skipping = conclusion.then is Then.SKIP_TO_UNPLUG
                 disobeying |= conclusion.then is Then.GO_ON_DISOBEYING
             case Out():
-                access = Access(step.port, step.size, read=False, data=step.value)
+                access = PortAccess(step.port, step.size, read=False, data=step.value)
                 answer = device.access(access)
                 order |= answer.data
                 asked |= step.is_unplug
@@ -107,22 +107,22 @@ def _conclude(order: int, *, asked: bool, announced: bool, blacklisted: bool) ->
     """The outcome of a driver that came to its last step."""
     judged = "blacklisted by host" if blacklisted else "allowed" if announced else "asked for no verdict"
     if order:
-        verdict = Verdict.BLACKLISTED if blacklisted else Verdict.UNPLUGGED
+        verdict = Ending.BLACKLISTED if blacklisted else Ending.UNPLUGGED
         how = " all the same" if blacklisted else ""
         return Outcome(verdict, order, f"{judged}, unplugged {device_names(order)}{how}")
-    verdict = Verdict.BLACKLISTED if blacklisted else Verdict.EMULATED
+    verdict = Ending.BLACKLISTED if blacklisted else Ending.EMULATED
     what = "the host unplugged nothing" if asked else "asked for no unplug"
     return Outcome(verdict, 0, f"{judged}, {what}: stays with emulated devices")
 
 
-def _log_accesses(step: Log) -> Iterator[Access]:
+def _log_accesses(step: Log) -> Iterator[PortAccess]:
     for line in step.lines:
         if not step.string:
-            yield from (Access(step.port, 1, read=False, data=byte) for byte in line)
+            yield from (PortAccess(step.port, 1, read=False, data=byte) for byte in line)
             continue
         for at in range(0, len(line), MAX_PAYLOAD):
             part = line[at : at + MAX_PAYLOAD]
-            yield Access(step.port, 1, read=False, count=len(part), string=True, payload=part)
+            yield PortAccess(step.port, 1, read=False, count=len(part), string=True, payload=part)
 
 
 class Transcript:
@@ -161,7 +161,7 @@ class Transcript:
             self._row("...", f"{hidden} more log lines, {self._hidden_bytes} bytes")
         self._lines = self._hidden_bytes = 0
 
-    def _log(self, access: Access) -> None:
+    def _log(self, access: PortAccess) -> None:
         self._line += access.payload if access.string else bytes([access.data & 0xFF])
         self._accesses += 1
         if self._line.endswith(b"\n"):
@@ -184,7 +184,7 @@ class Transcript:
         self._write(f"{left:<30}  {right}".rstrip())
 
 
-def parse(script: Iterable[str]) -> Guest:
+def parse(script: Iterable[str]) -> Driver:
     """A guest from text, one step a line: `inw 0x10`, `outl 0x10 86451`, `log TEXT`, `reset`.
 
     `#` begins a comment. Raises ValueError that names the line.
@@ -210,7 +210,7 @@ def parse(script: Iterable[str]) -> Guest:
                     raise ValueError("not a step")
         except ValueError as error:
             raise ValueError(f"line {number}: {raw.strip()!r}: {error}") from error
-    return Guest("-", "accesses from standard input", tuple(steps))
+    return Driver("-", "accesses from standard input", tuple(steps))
 
 
 _EPILOG = """\
@@ -234,11 +234,11 @@ examples:
 
 _RUN = Path("/run/unplugd")
 _EXIT = {
-    Verdict.UNPLUGGED: 0,
-    Verdict.EMULATED: 4,
-    Verdict.BLACKLISTED: 3,
-    Verdict.NO_PROTOCOL: 4,
-    Verdict.UNKNOWN_VERSION: 4,
+    Ending.UNPLUGGED: 0,
+    Ending.EMULATED: 4,
+    Ending.BLACKLISTED: 3,
+    Ending.NO_PROTOCOL: 4,
+    Ending.UNKNOWN_VERSION: 4,
 }
 
 
@@ -250,7 +250,7 @@ _number.__name__ = "number"  # what argparse calls it in its messages
 
 
 def _parser() -> argparse.ArgumentParser:
-    guests = "\n".join(f"  {guest.name:<12} {guest.title}" for guest in GUESTS.values())
+    guests = "\n".join(f"  {guest.name:<12} {guest.title}" for guest in DRIVERS.values())
     parser = argparse.ArgumentParser(
         prog="python3 -m unplugd.simulator",
         description="Play a guest's PV driver against unplugd, as the domain's device model passes it on.",
@@ -259,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("socket", metavar="SOCKET", help="path of the domain's socket, or a domid")
-    add("guest", metavar="GUEST", choices=[*GUESTS, "-"], help="which driver (below), or -")
+    add("guest", metavar="GUEST", choices=[*DRIVERS, "-"], help="which driver (below), or -")
     add("--product", type=_number, metavar="N", help="announce this product number instead")
     add("--build", type=_number, metavar="N", help="announce this build number instead")
     add("--mask", type=_number, metavar="N", help="ask for this unplug mask instead")
@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ValueError as error:
             parser.error(str(error))
     else:
-        guest = GUESTS[options.guest]
+        guest = DRIVERS[options.guest]
     guest = guest.announcing(options.product, options.build)
     if options.mask is not None:
         guest = guest.unplugging(options.mask)

@@ -26,10 +26,10 @@ from types import FrameType
 
 from unplugd import __version__
 from unplugd.errors import UnplugdError
-from unplugd.simulator.cli import Outcome, Transcript, Verdict, play
+from unplugd.simulator.cli import Ending, Outcome, Transcript, play
 from unplugd.simulator.devicemodel import DeviceModel
-from unplugd.simulator.drivers import CHATTY, CITRIX, FREEBSD, LINUX, XENBUS, Guest, Log
-from unplugd.simulator.privatedaemon import Trial, fetch
+from unplugd.simulator.drivers import CHATTY, CITRIX, FREEBSD, LINUX, XENBUS, Driver, Log
+from unplugd.simulator.privatedaemon import PrivateDaemon, fetch
 from unplugd.simulator.stage import ClaimFailed, Stage
 
 JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
@@ -72,21 +72,21 @@ uuid = "{uuid}"
 
 
 @dataclass(frozen=True, slots=True)
-class Domain:
+class DemoDomain:
     """One domain of the demo and what its guest is expected to come to."""
 
     domid: int
     name: str
-    guest: Guest
+    guest: Driver
     story: str
     expected: Outcome
     uuid: str
 
 
-def _domains() -> tuple[Domain, ...]:
-    allowed = Outcome(Verdict.UNPLUGGED, 3, "allowed, unplugged disks and NICs")
-    at_once = Outcome(Verdict.UNPLUGGED, 3, "asked for no verdict, unplugged disks and NICs")
-    refused = Outcome(Verdict.BLACKLISTED, 0, "blacklisted by host: stays with emulated devices")
+def _domains() -> tuple[DemoDomain, ...]:
+    allowed = Outcome(Ending.UNPLUGGED, 3, "allowed, unplugged disks and NICs")
+    at_once = Outcome(Ending.UNPLUGGED, 3, "asked for no verdict, unplugged disks and NICs")
+    refused = Outcome(Ending.BLACKLISTED, 0, "blacklisted by host: stays with emulated devices")
     windows = replace(XENBUS, steps=(*XENBUS.steps, Log((EVIL,))))
     rows = (
         ("web-01", LINUX, "Linux, product 3, build 1", allowed),
@@ -95,7 +95,7 @@ def _domains() -> tuple[Domain, ...]:
         ("bsd-gw", FREEBSD, "FreeBSD, which asks for no verdict", at_once),
         ("chatty", CHATTY, "a driver that logs without end", allowed),
     )
-    return tuple(Domain(n, *row, str(uuid.uuid4())) for n, row in enumerate(rows, 1))
+    return tuple(DemoDomain(n, *row, str(uuid.uuid4())) for n, row in enumerate(rows, 1))
 
 
 class Demo:
@@ -108,7 +108,7 @@ class Demo:
         self.logs = directory / "log"
         self.port = _free_port()
         self.journal = JOURNAL_SOCKET.exists()
-        self.trial = Trial(
+        self.trial = PrivateDaemon(
             directory,
             CONFIGURATION.format(
                 run=json.dumps(str(self.run)),
@@ -149,7 +149,7 @@ class Demo:
             left = sorted(path.name for path in self.run.glob("*.sock"))
             stage.claim(not left, "and took its sockets with it", left)
 
-    def _play(self, domain: Domain) -> None:
+    def _play(self, domain: DemoDomain) -> None:
         self.stage.headline(f"{domain.name}: {domain.story}")
         transcript = Transcript(self.stage.row, shown=4)
         with DeviceModel(self._socket(domain)) as device:
@@ -157,10 +157,10 @@ class Demo:
         transcript.finish()
         self.stage.claim(outcome == domain.expected, str(domain.expected), outcome)
 
-    def _socket(self, domain: Domain) -> Path:
+    def _socket(self, domain: DemoDomain) -> Path:
         return self.run / f"dom{domain.domid}.sock"
 
-    def _chatty(self, domain: Domain) -> None:
+    def _chatty(self, domain: DemoDomain) -> None:
         self._play(domain)
         sent = sum(len(step.lines) for step in domain.guest.steps if isinstance(step, Log))
         kept = dropped = 0
@@ -210,11 +210,11 @@ class Demo:
             evil,
         )
 
-    def _log_of(self, domain: Domain) -> list[str]:
+    def _log_of(self, domain: DemoDomain) -> list[str]:
         path = self.logs / f"guest-{domain.name}.log"
         return path.read_text().splitlines() if path.exists() else []
 
-    def _told_dropped(self, domain: Domain) -> int:
+    def _told_dropped(self, domain: DemoDomain) -> int:
         """How many lines the guest's own log says were dropped."""
         return sum(int(number) for line in self._log_of(domain) for number in _DROPPED.findall(line))
 
@@ -252,7 +252,7 @@ class Demo:
             return []
         return done.stdout.decode(errors="backslashreplace").splitlines()
 
-    def _metrics(self, chatty: Domain) -> None:
+    def _metrics(self, chatty: DemoDomain) -> None:
         self.stage.headline(f"GET http://127.0.0.1:{self.port}/metrics")
         status, text = fetch(("127.0.0.1", self.port), "/metrics")
         self.stage.claim(status == 200, "Prometheus can scrape it", status)

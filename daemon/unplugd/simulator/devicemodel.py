@@ -62,7 +62,7 @@ class WrongAnswer(DeviceModelError):
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class PortAccess:
     """One access of a guest, as Xen hands it to the device model.
 
     `data` is what a single write writes; string I/O (`string`) moves `count` elements of `size` bytes and, in
@@ -104,7 +104,7 @@ class Answer:
     """What a string read returned."""
 
 
-def encode(access: Access, *, vp_eport: int = 0, pad: int = 0) -> bytes:
+def encode(access: PortAccess, *, vp_eport: int = 0, pad: int = 0) -> bytes:
     """The request for an access: 32 bytes (`struct ioreq`) and, for a string write, its payload."""
     flags = _READY | (_DATA_IS_PTR if access.string else 0) | (_DIR_READ if access.read else 0)
     header = _FRAME.pack(access.port, access.data, access.count, access.size, vp_eport, pad, flags, 0)
@@ -149,27 +149,27 @@ class DeviceModel:
 
     def inb(self, port: int) -> int:
         """Read one byte and return the value."""
-        return self.access(Access(port, 1, read=True)).data
+        return self.access(PortAccess(port, 1, read=True)).data
 
     def inw(self, port: int) -> int:
         """Read two bytes and return the value."""
-        return self.access(Access(port, 2, read=True)).data
+        return self.access(PortAccess(port, 2, read=True)).data
 
     def inl(self, port: int) -> int:
         """Read four bytes and return the value."""
-        return self.access(Access(port, 4, read=True)).data
+        return self.access(PortAccess(port, 4, read=True)).data
 
     def outb(self, port: int, value: int) -> int:
         """Write one byte and return the unplug order (0 unless this was an accepted unplug)."""
-        return self.access(Access(port, 1, read=False, data=value)).data
+        return self.access(PortAccess(port, 1, read=False, data=value)).data
 
     def outw(self, port: int, value: int) -> int:
         """Write two bytes and return the unplug order."""
-        return self.access(Access(port, 2, read=False, data=value)).data
+        return self.access(PortAccess(port, 2, read=False, data=value)).data
 
     def outl(self, port: int, value: int) -> int:
         """Write four bytes and return the unplug order."""
-        return self.access(Access(port, 4, read=False, data=value)).data
+        return self.access(PortAccess(port, 4, read=False, data=value)).data
 
     def outsb(self, port: int, data: bytes, *, size: int = 1) -> int:
         """`rep outs`: write `data` as elements of `size` bytes and return the union of the orders.
@@ -180,7 +180,7 @@ class DeviceModel:
             raise ValueError(f"{len(data)} bytes are not a whole number of {size}-byte elements")
         order = 0
         for answer in self.exchange(
-            Access(port, size, read=False, count=len(part) // size, string=True, payload=part)
+            PortAccess(port, size, read=False, count=len(part) // size, string=True, payload=part)
             for part in (data[at : at + MAX_PAYLOAD] for at in range(0, len(data), MAX_PAYLOAD))
         ):
             order |= answer.data
@@ -190,7 +190,7 @@ class DeviceModel:
         """`rep ins`: read `count` elements of `size` bytes; the bytes in the order the guest gets them."""
         most = MAX_PAYLOAD // size
         counts = [min(most, count - done) for done in range(0, count, most)]
-        answers = self.exchange(Access(port, size, read=True, count=n, string=True) for n in counts)
+        answers = self.exchange(PortAccess(port, size, read=True, count=n, string=True) for n in counts)
         return b"".join(answer.payload for answer in answers)
 
     # What a device model does.
@@ -199,14 +199,14 @@ class DeviceModel:
         """Say that the platform device came out of reset: unplugd forgets the domain's protocol state."""
         self._round([(_reset_frame(self._next_serial()), None)])
 
-    def access(self, access: Access) -> Answer:
+    def access(self, access: PortAccess) -> Answer:
         """One access and its answer."""
         return self.exchange([access])[0]
 
-    def exchange(self, accesses: Iterable[Access]) -> list[Answer]:
+    def exchange(self, accesses: Iterable[PortAccess]) -> list[Answer]:
         """Many accesses, pipelined, and their answers in the same order."""
         answers: list[Answer] = []
-        batch: list[tuple[bytes, Access | None]] = []
+        batch: list[tuple[bytes, PortAccess | None]] = []
         weight = 0
         for access in accesses:
             serial = self._next_serial()
@@ -294,7 +294,7 @@ class DeviceModel:
             else:
                 return connection
 
-    def _round(self, batch: list[tuple[bytes, Access | None]]) -> list[Answer]:
+    def _round(self, batch: list[tuple[bytes, PortAccess | None]]) -> list[Answer]:
         """Send requests and receive their answers, over as many connections as it takes."""
         unanswered = deque(batch)
         answers: list[Answer] = []
@@ -328,7 +328,7 @@ class DeviceModel:
                 resend = True
         return answers
 
-    def _answer(self, frame: bytes, access: Access | None) -> Answer:
+    def _answer(self, frame: bytes, access: PortAccess | None) -> Answer:
         """Receive and check the answer to one request (`access` None: a reset)."""
         answer = self._take(FRAME_BYTES)
         sent, got = _FRAME.unpack_from(frame), _FRAME.unpack(answer)

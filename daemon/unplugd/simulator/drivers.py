@@ -97,14 +97,14 @@ Step = In | Out | Log | Reset
 
 
 @dataclass(frozen=True, slots=True)
-class Guest:
+class Driver:
     """One guest: a `name` for the command line, a `title` for people, and what its driver does."""
 
     name: str
     title: str
     steps: tuple[Step, ...]
 
-    def announcing(self, product: int | None = None, build: int | None = None) -> Guest:
+    def announcing(self, product: int | None = None, build: int | None = None) -> Driver:
         """The same driver under another product or build number."""
         values = {(2, LOG): (product, "product"), (4, BASE): (build, "build")}
 
@@ -117,7 +117,7 @@ class Guest:
 
         return replace(self, steps=tuple(changed(step) for step in self.steps))
 
-    def unplugging(self, mask: int) -> Guest:
+    def unplugging(self, mask: int) -> Driver:
         """The same driver, asking once for `mask` where it first asked for anything."""
         steps: list[Step] = []
         asked = False
@@ -130,7 +130,7 @@ class Guest:
                 steps.append(step)
         return replace(self, steps=tuple(steps))
 
-    def logging(self, *lines: bytes) -> Guest:
+    def logging(self, *lines: bytes) -> Driver:
         """The same driver with `lines` (line ends included) in place of its own log, or at its end."""
         own = [step for step in self.steps if isinstance(step, Log)]
         if not own:
@@ -143,7 +143,7 @@ class Guest:
                 steps.append(step)
         return replace(self, steps=tuple(steps))
 
-    def after_reset(self) -> Guest:
+    def after_reset(self) -> Driver:
         """The same driver on a freshly reset platform device."""
         return replace(self, steps=(Reset(), *self.steps))
 
@@ -211,11 +211,11 @@ def xenbus_build(major: int, minor: int, micro: int) -> int:
     return major << 16 | minor << 8 | micro
 
 
-LINUX = Guest("linux", "Linux 2.6.37 and later", (
+LINUX = Driver("linux", "Linux 2.6.37 and later", (
     PROBE, ONLY_VERSION_1, *announce(3, 1), VERDICT, unplug(DISKS | NICS),
 ))  # fmt: skip
 
-XENBUS = Guest("xenbus", "Windows, XENBUS 9.1.0", (
+XENBUS = Driver("xenbus", "Windows, XENBUS 9.1.0", (
     PROBE, VERSION_0_OR_1, *announce(0xFFFF, xenbus_build(9, 1, 0)), VERDICT,
     Log((
         b"XENBUS|UnplugInitialize: ====>\r\n",
@@ -226,39 +226,39 @@ XENBUS = Guest("xenbus", "Windows, XENBUS 9.1.0", (
     Log((b"XENVBD|FrontendConnect: Target[0] connected\r\n", b"XENVIF|FrontendConnect: 0/0 connected\r\n")),
 ))  # fmt: skip
 
-CITRIX = Guest("citrix", "Windows, XenServer's old drivers", (
+CITRIX = Driver("citrix", "Windows, XenServer's old drivers", (
     PROBE, VERSION_0_OR_1, *announce(1, 86451), VERDICT,
     Log((b"XENUTIL: PV drivers build 86451 loaded\n",), string=False),
     unplug(DISKS | NICS),
 ))  # fmt: skip
 
-GPLPV = Guest("gplpv", "Windows, GPLPV", (
+GPLPV = Driver("gplpv", "Windows, GPLPV", (
     PROBE, VERSION_0_OR_1, *announce(2, 1), VERDICT, unplug(DISKS | NICS),
 ))  # fmt: skip
 
-FREEBSD = Guest("freebsd", "FreeBSD", (PROBE, unplug(DISKS | NICS)))
+FREEBSD = Driver("freebsd", "FreeBSD", (PROBE, unplug(DISKS | NICS)))
 
-OPENBSD = Guest("openbsd", "OpenBSD", (PROBE, unplug(DISKS | NICS)))
+OPENBSD = Driver("openbsd", "OpenBSD", (PROBE, unplug(DISKS | NICS)))
 
-SUSE_LEGACY = Guest("suse-legacy", "openSUSE up to 12.3, SLES 11", (
+SUSE_LEGACY = Driver("suse-legacy", "openSUSE up to 12.3, SLES 11", (
     Out(4, PLATFORM_BAR + 4, 1, "asks to unplug disks and NICs (platform BAR)"),
 ))  # fmt: skip
 
-VMDP = Guest("vmdp", "Windows, Novell VMDP", (
+VMDP = Driver("vmdp", "Windows, Novell VMDP", (
     Out(4, PLATFORM_BAR + 8, 1, "asks to unplug disks (platform BAR)"),
     Out(4, PLATFORM_BAR + 8, 2, "asks to unplug NICs (platform BAR)"),
 ))  # fmt: skip
 
-STUBBORN = Guest("stubborn", "a driver that unplugs whatever the verdict is", (
+STUBBORN = Driver("stubborn", "a driver that unplugs whatever the verdict is", (
     PROBE, VERSION_0_OR_1, *announce(1, 86451), IGNORED_VERDICT, unplug(DISKS | NICS),
 ))  # fmt: skip
 
-CHATTY = Guest("chatty", "a driver that logs without end", (
+CHATTY = Driver("chatty", "a driver that logs without end", (
     PROBE, VERSION_0_OR_1, *announce(0xFFFF, xenbus_build(9, 1, 0)), VERDICT, unplug(DISKS), unplug(NICS),
     Log(tuple(b"XENVIF|ReceiverRing: %05d: spurious event, nothing to do\r\n" % n for n in range(4000))),
 ))  # fmt: skip
 
-GUESTS: dict[str, Guest] = {
+DRIVERS: dict[str, Driver] = {
     guest.name: guest
     for guest in (
         LINUX, XENBUS, CITRIX, GPLPV, FREEBSD, OPENBSD, SUSE_LEGACY, VMDP, STUBBORN, CHATTY,

@@ -25,7 +25,7 @@ from unplugd.errors import HostError
 _FROM_A_SERVICE_MANAGER = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
-class Trial:
+class PrivateDaemon:
     """One daemon under `directory`, which exists: its configuration, its log (`unplugd.log`), its notify socket.
 
     `wrapper` is a command that runs it, such as a profiler's.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 _CREDENTIALS = struct.Struct("3i")
 
 
-class Access:
+class ConnectionPolicy:
     """Which uids may connect to which domain's socket."""
 
     def __init__(self, listed: Sequence[int] | None) -> None:

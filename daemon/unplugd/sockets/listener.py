@@ -22,7 +22,7 @@ from unplugd.domains.domain import Domain
 from unplugd.errors import HostError
 from unplugd.host.systemd import forget_fd, store_fd
 from unplugd.sinks.records import Event
-from unplugd.sockets.access import Access, Passed, credentials
+from unplugd.sockets.access import ConnectionPolicy, Passed, credentials
 from unplugd.sockets.connection import Connection, Judge
 from unplugd.sockets.loop import poller
 
@@ -60,7 +60,8 @@ class Listener:
     _open: ClassVar[int] = 0
     """Connections of all domains that are Python's."""
 
-    def __init__(self, domain: Domain, directory: Path, access: Access, judge: Judge, *, keep: bool = False) -> None:
+    def __init__(self, domain: Domain, directory: Path, access: ConnectionPolicy, judge: Judge, *,
+                 keep: bool = False) -> None:
         """`keep`: leave the socket with systemd for the next process."""
         self.domain = domain
         self._keep = keep
@@ -172,7 +173,7 @@ class Listener:
             os.chown(path, uid, -1)
         return status
 
-    def configure(self, access: Access, device_model_uid: int | None) -> None:
+    def configure(self, access: ConnectionPolicy, device_model_uid: int | None) -> None:
         """Another configuration, or xenstore says as whom the device model runs. Connections that exist stay."""
         self._access = access
         self._known_uid = device_model_uid

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from unplugd.errors import NoSuchNode, StoreError, StoreRefused, StoreUnavailable
 from unplugd.xenstore import device
-from unplugd.xenstore.connection import Connection
+from unplugd.xenstore.connection import StoreConnection
 from unplugd.xenstore.store import DEADLINE
 from unplugd.xenstore.watches import Watches, ignore, nothing
 from unplugd.xenstore.wire import (
@@ -62,12 +62,12 @@ class Client:
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._endpoints = tuple(endpoints)
-        self._connection: Connection | None = None
+        self._connection: StoreConnection | None = None
         self._ready = False
         self._reason = "not connected yet"
         self._connections = 0
         self._watches = Watches()
-        self._transactions: dict[int, tuple[Connection, int]] = {}
+        self._transactions: dict[int, tuple[StoreConnection, int]] = {}
         self._last_transaction = 0
         self._readers: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
@@ -301,7 +301,7 @@ class Client:
             connection.drop(reason)
         self._watches.disarm()
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> StoreConnection:
         """Connect to the first endpoint there is, make sure that somebody answers, arm all watches. StoreError."""
         endpoint = self._present()
         try:
@@ -328,12 +328,12 @@ class Client:
         tried = ", ".join(endpoint.path for endpoint in self._endpoints)
         raise StoreUnavailable(f"no xenstored at {tried}: {os.strerror(errno.ENOENT)}")
 
-    async def _open(self, endpoint: Endpoint) -> Connection:
+    async def _open(self, endpoint: Endpoint) -> StoreConnection:
         if endpoint.is_device:
-            connection = Connection(self._watches.event, device.MAX_PAYLOAD)
+            connection = StoreConnection(self._watches.event, device.MAX_PAYLOAD)
             device.DeviceTransport(endpoint.path, connection)
             return connection
-        connection = Connection(self._watches.event)
+        connection = StoreConnection(self._watches.event)
         # By hand: a full backlog is EAGAIN, which asyncio would take for a connection that is being made.
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:

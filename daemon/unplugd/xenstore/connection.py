@@ -38,7 +38,7 @@ class Pipe(Protocol):
         """Close now; the protocol's `connection_lost` follows."""
 
 
-class _Pending(Generic[T]):
+class _PendingRequest(Generic[T]):
     __slots__ = ("decode", "expires", "future", "late", "op", "path", "refused")
 
     def __init__(
@@ -60,7 +60,7 @@ class _Pending(Generic[T]):
         self.late = late
 
 
-class Connection(asyncio.Protocol):
+class StoreConnection(asyncio.Protocol):
     """The protocol object of one transport; of no use after `lost` is done.
 
     `on_event(path, token)` is called for every watch event. It must not raise.
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
         self._max_payload = max_payload
         self._decoder = Decoder()
         self._pipe: Pipe | None = None
-        self._pending: dict[int, _Pending[Any]] = {}
+        self._pending: dict[int, _PendingRequest[Any]] = {}
         self._last_id = 0
         self._heard = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -165,7 +165,7 @@ class Connection(asyncio.Protocol):
                 self._heard = now  # xenstored had nothing to say: its silence counts from here
             request_id = self._new_id()
             expires = now + deadline
-            self._pending[request_id] = _Pending(op, path, future, expires, decode, refused, late)
+            self._pending[request_id] = _PendingRequest(op, path, future, expires, decode, refused, late)
             self._wake_by(min(expires, self._heard + SILENCE))
             self._send(request(op, request_id, tx, payload))
         return future

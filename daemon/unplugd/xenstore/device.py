@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from unplugd.xenstore.wire import HEADER
 
 if TYPE_CHECKING:
-    from unplugd.xenstore.connection import Connection
+    from unplugd.xenstore.connection import StoreConnection
 
 MAX_PAYLOAD = 4096 - HEADER.size
 """The kernel takes 4096 bytes with the header."""
@@ -37,7 +37,7 @@ class DeviceTransport:
     What waits to be written is bounded by the connection: as many messages as it has requests outstanding.
     """
 
-    def __init__(self, path: str, connection: Connection) -> None:
+    def __init__(self, path: str, connection: StoreConnection) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()

@@ -18,7 +18,7 @@ from unplugd.xenstore.store import DEADLINE
 from unplugd.xenstore.wire import Op, strings, watch_path
 
 if TYPE_CHECKING:
-    from unplugd.xenstore.connection import Connection
+    from unplugd.xenstore.connection import StoreConnection
 
 
 class Watch:
@@ -41,7 +41,7 @@ class Watch:
         self.callback = callback
         self.armed: asyncio.Future[None] | None = armed
         """What the registrant waits for: done when it was armed for the first time, and forgotten then."""
-        self.connection: Connection | None = None
+        self.connection: StoreConnection | None = None
         self.token = ""
         self.acknowledged = False
         self.first = True
@@ -58,7 +58,7 @@ class Watches:
         self._watches: dict[tuple[str, Callable[[str], None]], Watch] = {}
         self._tokens: dict[str, Watch] = {}
         self._last_token = 0
-        self._connection: Connection | None = None
+        self._connection: StoreConnection | None = None
 
     def add(self, path: str, callback: Callable[[str], None]) -> asyncio.Future[None]:
         """`Store.watch`."""
@@ -114,7 +114,7 @@ class Watches:
             message = f"the callback for xenstore's {watch.path} failed"
             asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
 
-    async def arm_all(self, connection: Connection) -> None:
+    async def arm_all(self, connection: StoreConnection) -> None:
         """Arm all watches on a new connection; from now on new ones are armed as they come. StoreError."""
         self._connection = connection
         connection.lost.add_done_callback(lambda lost: self._fail_unsettled(connection, lost.result()))
@@ -140,7 +140,7 @@ class Watches:
             _settle(watch.settled, StoreUnavailable(reason))
             _settle(watch.armed, StoreUnavailable(reason))
 
-    def _arm(self, watch: Watch, connection: Connection) -> asyncio.Future[None]:
+    def _arm(self, watch: Watch, connection: StoreConnection) -> asyncio.Future[None]:
         self._last_token += 1
         watch.token = str(self._last_token)
         watch.connection = connection
@@ -187,7 +187,7 @@ class Watches:
         if not error and not _has_failed(watch.armed):  # a cancelled one is about to be forgotten for that
             watch.armed = None
 
-    def _fail_unsettled(self, connection: Connection, reason: str) -> None:
+    def _fail_unsettled(self, connection: StoreConnection, reason: str) -> None:
         for watch in self._watches.values():
             if watch.connection is connection:
                 _settle(watch.settled, StoreUnavailable(reason))

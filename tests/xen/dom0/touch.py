@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable
 
 from unplugd.attach.confine import Identity, confine, preload
-from unplugd.attach.xen import DeviceModel, EventChannels, ForeignMemory, XenError, restricted_privcmd
+from unplugd.attach.xen import EventChannels, ForeignMemory, XenDeviceModel, XenError, restricted_privcmd
 
 own, other = int(sys.argv[1]), int(sys.argv[2])
 pages = {domid: ForeignMemory(domid) for domid in (own, other)}
-models = {domid: DeviceModel(domid) for domid in (own, other)}
+models = {domid: XenDeviceModel(domid) for domid in (own, other)}
 events = EventChannels()
 preload()
 
