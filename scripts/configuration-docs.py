@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the keys of docs/configuration.md; with --check, only says whether they are what the code says.
 
-What is allowed is asked of config.py, by giving it what is wrong. Default and explanation are those of
+What is allowed is asked of config/load.py, by giving it what is wrong. Default and explanation are those of
 config/unplugd.toml, which a test holds to the code. Only what a reload does is said here.
 """
 
@@ -107,7 +107,7 @@ def blocks(text: str) -> list[Block]:
 
 
 def allowed(key: str) -> str:
-    """What config.py says that a key must be."""
+    """What config/load.py says that a key must be."""
     words = ""
     for value in WRONG:
         try:

@@ -1,4 +1,4 @@
-/* Keeping what changed in the mapped state, where SIGKILL does not reach it: state.py's StateFile, whose layout it is.
+/* Keeping what changed in the mapped state, where SIGKILL does not reach it: statefile.py's StateFile, whose layout it is.
  *
  * SPDX-License-Identifier: MIT
  */

@@ -1,11 +1,11 @@
 /* unplugd.sockets._fastpath: what a driver's start and its log are made of, served without entering Python.
  *
- * A Poller stands in the place of select.epoll in the event loop's selector (fastpath.py). When a device model connects,
+ * A Poller stands in the place of select.epoll in the event loop's selector (loop.py). When a device model connects,
  * it is accepted (held.c); when its connection becomes readable, the frames are read and answered (serve.c) that are a
  * read of magic number or version, a product number, an unplug mask (steps.c) or guest log (log.c), and it goes back to
  * waiting. So is a build number, once Python says that xenstore allows it. All else is Python's: the first other frame, and
  * everything behind it, is handed over with the bytes that were read, in order. Nothing here is a second opinion on the
- * protocol: what these frames do is core/stream.py's, what is kept before they are answered is state.py's, and
+ * protocol: what these frames do is core/stream.py's, what is kept before they are answered is statefile.py's, and
  * tests/unit/test_fastpath.py holds both to the same bytes, answers, events, counters and state.
  *
  * Who owns what, when. All of this runs on the event loop's thread with the GIL held, so it never runs beside Python, only

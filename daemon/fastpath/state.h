@@ -1,4 +1,4 @@
-/* The mapped state of a domain; the layout is state.py's, where it is explained.
+/* The mapped state of a domain; the layout is statefile.py's, where it is explained.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -25,6 +25,6 @@ struct slot {
     struct header header;
     uint32_t checksum;
 };
-_Static_assert(sizeof(struct header) == 328 && offsetof(struct slot, checksum) == 328, "state.py: _HEADER");
+_Static_assert(sizeof(struct header) == 328 && offsetof(struct slot, checksum) == 328, "statefile.py: _HEADER");
 
 #endif

@@ -1,7 +1,8 @@
 """The domains that are served: what becomes of each from its introduction to its release (follow.DomainObserver).
 
-One has its state and log (domain.py), its socket (listener.py) and what xenstore says of it (facts.py). Which domains
-there are is domains.py's; who else has something of a domain that goes is the service's.
+One has its state and log (domains/domain.py), its socket (sockets/listener.py) and what xenstore says of it
+(domains/nodes.py). Which domains there are is domains/follow.py's; who else has something of a domain that goes is the
+service's.
 """
 
 from __future__ import annotations

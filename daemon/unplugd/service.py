@@ -1,7 +1,7 @@
 """The service: one read of this file tells the main job, from xenstore's news to a guest's answer.
 
     store.run ── connected ─> _synchronize: blacklist into xenstore and mirrored, domains read, READY=1
-    DomainFollower ─ introduced ─> Domains: Domain (state, log) + Listener (socket) ── Connection ── core: frames -> answers
+    DomainFollower ─ introduced ─> Domains: Domain (state, log) + Listener (socket) ── Connection ── core: frames
                      released ──> all of it taken down, its partial line recorded
     Connection ───── build number ─> Blacklist.judge ── xenstored or mirror
     Domain ───────── events ─> Delivery (journal, files, stderr), Publisher (/local/domain/<domid>/unplug)
@@ -165,7 +165,7 @@ class Service:
 
     @staticmethod
     def _loaded() -> None:
-        """The start is over: the garbage collector goes on (see program.py), first with what the start left behind."""
+        """The start is over: the garbage collector goes on (see __main__.py), first with what the start left behind."""
         if not gc.isenabled():
             gc.enable()
             gc.set_threshold(COLLECT_AFTER, 10, 10)

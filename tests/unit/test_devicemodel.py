@@ -1,4 +1,4 @@
-"""devicemodel.py: the frames it sends, the answers it takes, and what it does when a connection breaks."""
+"""simulator/devicemodel.py: the frames it sends, the answers it takes, and what it does when a connection breaks."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def test_every_room_is_in_the_picture() -> None:
     page = (DOCS / "architecture.md").read_text()
     package = ROOT / "daemon" / "unplugd"
     names = {path.name for path in package.glob("*.py")} | {f"{path.name}/" for path in package.glob("[a-z]*/")}
-    assert {name for name in names if name not in page} <= {"__init__.py", "__main__.py", "errors.py", "process.py"}
+    assert {name for name in names if name not in page} <= {"__init__.py", "__main__.py", "errors.py"}
 
 
 # --- tests as proofs

@@ -1,4 +1,4 @@
-"""unplugd's side of a loan. The lender is played here; what is done with a page is test_page.py's."""
+"""unplugd's side of a loan. The lender is played here; what is done with a page is test_fastpath_page.py's."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@
          +- pci.py       what PCI configuration space that takes    (sans I/O)
          +- confine.py   gives everything up and proves it
     xen.py         the Xen libraries' stable ABI, in ctypes
-    kept.py        what outlives a process: the id of each domain's ioreq server
+    serverids.py   what outlives a process: the id of each domain's ioreq server
     broker.py      what child and supervisor say to each other
 
 Nothing of this package is needed where the device model itself talks to the socket (docs/device-models.md).

@@ -5,7 +5,8 @@ the page is lent, unplugd alone is woken. It gives us those accesses that are mo
 QEMU has to carry out; strings, which are in the guest's memory; the BAR. They go over the socket, as always. When the
 connection over which the page was lent ends, whatever the reason, all accesses are ours again.
 
-Where unplugd has no compiled part, nobody takes the page, and nothing else is different. core/loan.py is what is said.
+Where unplugd has no compiled part, nobody takes the page, and nothing else is different. core/pageoffer.py is
+what is said.
 """
 
 from __future__ import annotations

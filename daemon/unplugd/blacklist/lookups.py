@@ -3,7 +3,7 @@
 xenstored answers one request of a connection at a time, and with a thousand domains it takes its time for each. So
 while a read of a path is under way, all who ask for that path wait for the next one, which is sent as soon as that is
 answered. Nobody gets what was read before he asked: what was in xenstore by then counts for him. What an answer means
-is verdict.py's.
+is verdicts.py's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The keys of the configuration, and what the value of each may be (contract section 5).
 
-A check takes a value as TOML has it and returns it as config.py keeps it, or raises Wrong with what is allowed.
+A check takes a value as TOML has it and returns it as load.py keeps it, or raises Wrong with what is allowed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The configuration: what it says, and where a wrong value stands. Which keys there are is configkeys.py's.
+"""The configuration: what it says, and where a wrong value stands. Which keys there are is keys.py's.
 
 `load()` reads `unplugd.toml` and the files of its drop-in directory in lexical order. Every value is checked in the
 file that it stands in, so that an error names file, key and what is allowed. Later files replace single values; the

@@ -1,4 +1,4 @@
-"""What is said when a domain's ioreq page is lent (ioreqpage.py, attach/lender.py): two messages, a byte for a vCPU.
+"""What is said when a domain's ioreq page is lent (sockets/page.py, attach/lender.py): two messages, a byte for a vCPU.
 
     supervisor -> unplugd   greeting: the domid
     process    -> unplugd   offer: the ioreq server's id, and each vCPU with the process's end of its event channel;

@@ -132,8 +132,7 @@ def list_entries(options: Namespace) -> int:
 
 
 def gather(in_xenstore: dict[tuple[str, str], str] | None, configured: list[persist.ConfiguredEntry],
-           registry: Registry,
-           domains: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+           registry: Registry, domains: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     """What is blacklisted, wherever that is said: rows under the keys of --json. `in_xenstore` is None where there is
     no xenstore to ask."""
     rows: dict[tuple[str, int, int], dict[str, Any]] = {}

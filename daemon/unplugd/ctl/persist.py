@@ -59,8 +59,8 @@ def configured(config: Path | None) -> list[ConfiguredEntry]:
         blacklist = tomllib.loads(path.read_text()).get("blacklist", {})
         found += [ConfiguredEntry(path, one["product"], one["build"], one["build"], one.get("reason", ""), False)
                   for one in blacklist.get("entry", [])]
-        found += [ConfiguredEntry(path, one["product"], one.get("from", 0), one.get("to", 0xFFFFFFFF), one.get("reason", ""),
-                        True) for one in blacklist.get("range", [])]
+        found += [ConfiguredEntry(path, one["product"], one.get("from", 0), one.get("to", 0xFFFFFFFF),
+                                  one.get("reason", ""), True) for one in blacklist.get("range", [])]
     return found
 
 

@@ -1,7 +1,7 @@
 """A domain that unplugd serves: who it is, its guest's state, and what becomes of what the guest caused.
 
 `settle()` is the one place where events turn into records and state is kept; every connection calls it before it sends
-responses. Who may connect is listener.py's, which domains there are is domains.py's.
+responses. Who may connect is sockets/listener.py's, which domains there are is follow.py's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which domains there are: xenstore's introductions and releases. What it says about each is facts.py's.
+"""Which domains there are: xenstore's introductions and releases. What it says about each is nodes.py's.
 
 The rules (contract section 1) in short:
 

@@ -1,6 +1,6 @@
 """What xenstore says about a domain: which nodes are read, what their values mean, and how that is kept over a restart.
 
-When they are read, and which domains there are, is domains.py's. Sources: contract section 2; xen.git,
+When they are read, and which domains there are, is follow.py's. Sources: contract section 2; xen.git,
 docs/misc/xenstore-paths.pandoc.
 """
 

@@ -1,7 +1,7 @@
 """What an earlier process left for this one: the sockets that systemd kept, and whose they were.
 
 With both, guests are served before xenstore was asked; whether they are still there, its first scan says. What
-becomes of their state and logs is state.py's and sinks/'s.
+becomes of their state and logs is domains/statefile.py's and sinks/'s.
 """
 
 from __future__ import annotations

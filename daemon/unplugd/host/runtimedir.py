@@ -1,8 +1,8 @@
 """The runtime directory: made, taken for this process alone, and cleared of what domains left that are gone; and how
 a socket in it is root's.
 
-What is in its files is state.py's, sinks/spool.py's and verdict.py's; its sockets are listener.py's and
-http/sockets.py's.
+What is in its files is domains/statefile.py's, sinks/spool.py's and blacklist/verdicts.py's; its sockets are
+sockets/listener.py's and http/sockets.py's.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class HostView(Protocol):
         """Device model connections that are open."""
     @property
     def lent_pages(self) -> list[int]:
-        """The domains whose accesses come from Xen itself (ioreqpage.py)."""
+        """The domains whose accesses come from Xen itself (sockets/page.py)."""
     @property
     def xenstore_up(self) -> bool:
         """Whether xenstored is connected."""

@@ -26,7 +26,7 @@ from unplugd.simulator.devicemodel import (
 )
 from unplugd.simulator.drivers import DRIVERS, LOG, Driver, In, Log, Out, Reset, Step, Then, device_names
 
-__all__ = ["DeviceModel", "DeviceModelError", "Outcome", "Seen", "Ending", "main", "parse", "play"]
+__all__ = ["DeviceModel", "DeviceModelError", "Ending", "Outcome", "Seen", "main", "parse", "play"]
 
 
 @dataclass(frozen=True, slots=True)

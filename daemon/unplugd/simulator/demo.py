@@ -2,7 +2,8 @@
 
 The daemon is the real one, a process of its own with real sockets, logs and metrics; only its xenstore is the embedded
 one, and the guests are the simulator's. Every claim is checked, so that the demo is a test too: it ends with status 0
-when all of them held. This room tells the story; starting the daemon (trial.py) and what guests do are elsewhere's.
+when all of them held. This room tells the story; starting the daemon (privatedaemon.py) and what guests
+do are elsewhere's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Xen's ioreq pages, lent by unplugd-attach: the compiled part reads accesses where the hypervisor put them.
 
-This room knows who may lend a page, what has to come with it, and when it goes back; the messages are core/loan.py's,
-and what is done with a page is daemon/fastpath/page.c's. It changes speed alone: whoever is not listened to here keeps
-the page, and talks to the domain's socket like any device model.
+This room knows who may lend a page, what has to come with it, and when it goes back; the messages are
+core/pageoffer.py's, and what is done with a page is daemon/fastpath/page.c's. It changes speed alone: whoever is not
+listened to here keeps the page, and talks to the domain's socket like any device model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The event loop of pure Python: asyncio's, which reads from connections where it waits.
 
 What asyncio does to call one callback (a handle, a queue, a look at the timers) costs more than most accesses. So, as
-in the compiled part (fastpath.py), a connection that has something to be read, and nothing else to be said of it, is
+in the compiled part (loop.py), a connection that has something to be read, and nothing else to be said of it, is
 served where the loop waits, and the loop turns for all other things: what call_soon() and call_at() were asked for,
 timers, other descriptors.
 """

@@ -1,6 +1,6 @@
 """The connections to xenstore that the daemon has: one to follow and publish, one for verdicts, some for a start.
 
-What is asked on them is domains.py's, verdict.py's and publish.py's.
+What is asked on them is domains/follow.py's, blacklist/verdicts.py's and domains/publish.py's.
 """
 
 from __future__ import annotations
