@@ -15,8 +15,9 @@ from unplugd.domains.nodes import DomainNodes
 from unplugd.domains.settings import Settings
 from unplugd.domains.view import published
 from unplugd.errors import HostError
+from unplugd.host.systemd import Passed
 from unplugd.sinks.records import Event
-from unplugd.sockets.access import ConnectionPolicy, Passed
+from unplugd.sockets.access import ConnectionPolicy
 from unplugd.sockets.connection import Judge
 from unplugd.sockets.listener import Listener
 from unplugd.sockets.longwork import LongWork

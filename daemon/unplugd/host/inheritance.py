@@ -11,8 +11,7 @@ from pathlib import Path
 
 from unplugd.domains.nodes import DomainNodes
 from unplugd.domains.statefile import read_note
-from unplugd.host.systemd import forget_fd, listen_fds
-from unplugd.sockets.access import passed_sockets
+from unplugd.host.systemd import forget_fd, listen_fds, passed_sockets
 
 
 class Inheritance:

@@ -11,7 +11,7 @@ import array
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from unplugd.errors import HostError
 
@@ -144,6 +144,18 @@ def listen_fds() -> dict[str, list[socket.socket]]:
         passed_socket.setblocking(False)
         sockets.setdefault(name, []).append(passed_socket)
     return sockets
+
+
+Passed = dict[str, list[tuple[str, socket.socket]]]
+"""Sockets that systemd passed, each with its name, by what the name begins with: all before the inode's suffix."""
+
+
+def passed_sockets(named: Mapping[str, Sequence[socket.socket]]) -> Passed:
+    """The sockets that systemd passed, given by name (listen_fds())."""
+    passed: Passed = {}
+    for name, sockets in named.items():
+        passed.setdefault(name.partition("@")[0], []).extend((name, one) for one in sockets)
+    return passed
 
 
 def watchdog_interval() -> float | None:

@@ -1,11 +1,11 @@
-"""Who may connect to a domain's socket, and which sockets systemd passed (contract sections 1 and 6)."""
+"""Who may connect to a domain's socket (contract sections 1 and 6)."""
 
 from __future__ import annotations
 
 import pwd
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -69,15 +69,3 @@ def credentials(peer: socket.socket) -> tuple[int, int]:
     """pid and uid of who has connected (SO_PEERCRED). Raises OSError."""
     pid, uid, _gid = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return pid, uid & 0xFFFFFFFF
-
-
-Passed = dict[str, list[tuple[str, socket.socket]]]
-"""Sockets that systemd passed, each with its name, by what the name begins with: all before the inode's suffix."""
-
-
-def passed_sockets(named: Mapping[str, Sequence[socket.socket]]) -> Passed:
-    """The sockets that systemd passed, given by name (systemd.listen_fds())."""
-    passed: Passed = {}
-    for name, sockets in named.items():
-        passed.setdefault(name.partition("@")[0], []).extend((name, one) for one in sockets)
-    return passed

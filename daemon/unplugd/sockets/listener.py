@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, ClassVar
 from unplugd.core.stream import IoreqStream
 from unplugd.domains.domain import Domain
 from unplugd.errors import HostError
-from unplugd.host.systemd import forget_fd, store_fd
+from unplugd.host.systemd import Passed, forget_fd, store_fd
 from unplugd.sinks.records import Event
-from unplugd.sockets.access import ConnectionPolicy, Passed, credentials
+from unplugd.sockets.access import ConnectionPolicy, credentials
 from unplugd.sockets.connection import Connection, Judge
 from unplugd.sockets.loop import poller
 
