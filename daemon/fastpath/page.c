@@ -1,19 +1,18 @@
 /* Xen's ioreq page of a domain, lent by unplugd-attach: accesses are read where the hypervisor put them.
  *
- * A vCPU stands still until its access is answered. Over the socket that takes three wake-ups (of unplugd-attach, of
- * unplugd, of unplugd-attach again), each longer than the work itself; here it takes one, of unplugd, by the event
- * channel. What comes is the same struct ioreq, and serve.c answers it as a frame of the socket.
+ * A vCPU stands still until its access is answered. Over the socket that takes three wake-ups: of unplugd-attach, of
+ * unplugd, and of unplugd-attach again. Each takes longer than the work itself. Here it takes one, of unplugd, by the event
+ * channel. The page has the same struct ioreq, and answer() answers it as it answers a frame of the socket.
  *
- * Only what has no consequence elsewhere is carried out: reads of magic number and version, product numbers, log bytes.
- * Any other access (and any that is Python's) goes back to the lender, by the number of its vCPU, who carries it out as he
- * would without us. Each vCPU has one access at a time, so there is no order to keep between the two. The lender takes
- * the page back when his end of the socket is closed, or this one.
+ * An access that no row answers, and all string I/O, goes back to the lender, by the number of its vCPU. The lender carries
+ * it out as it would without us. Each vCPU has one access at a time, so there is no order to keep between the two. The page
+ * goes back to the lender when either end of their socket is closed.
  *
  * Sources: xen/include/public/hvm/ioreq.h, xen/sys/privcmd.h, xen/sys/evtchn.h.
  *
  * SPDX-License-Identifier: MIT
  */
-#include "poller.h"
+#include "page.h"
 
 #include <errno.h>
 #include <string.h>
@@ -23,9 +22,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "state.h"
-
-enum { VCPUS = PAGE / FRAME, IN_PROCESS = 2, STATE = 0x0f };
+enum { PAGE = 4096, VCPUS = PAGE / FRAME };
 enum { RESOURCE_IOREQ_SERVER = 0, FRAME_SYNCHRONOUS = 1 };     /* XENMEM_resource_ioreq_server and its frame */
 
 struct map_resource {
@@ -40,7 +37,7 @@ struct notify { unsigned int port; };
 
 struct ioreq_page {
     volatile struct frame *slots;   /* mapped, by vCPU */
-    int lender;             /* a socket: numbers of vCPUs that are his */
+    int lender;             /* a socket: numbers of vCPUs go to the lender */
     bool xen;               /* these are Xen's devices; tests have none */
     int count;
     uint32_t port[VCPUS];   /* our end of a vCPU's event channel */
@@ -69,14 +66,6 @@ static int notify(int events, const struct ioreq_page *page, uint32_t port)
     return page->xen ? ioctl(events, EVTCHN_NOTIFY, &one) : 0;
 }
 
-/* Whether it is carried out here, if the protocol's state lets it. */
-static bool is_plain(const struct frame *frame)
-{
-    enum kind kind = recognize(frame);
-
-    return kind == MAGIC || kind == VERSION || kind == PRODUCT || (kind == LOG && frame->addr == PORT_LOG);
-}
-
 /* As the frame of the socket that says the same. */
 static struct frame frame_of(const volatile struct frame *slot)
 {
@@ -102,54 +91,62 @@ static int respond(int events, const struct ioreq_page *page, volatile struct fr
     return notify(events, page, port);
 }
 
-/* One vCPU's access, carried out or given to the lender. False: the page is not ours any more. */
+/* Answer one vCPU's access, or give it to the lender. False: the page is not ours any more. */
 static bool serve_slot(Poller *self, int events, struct ioreq_page *page, int which)
 {
-    Tail *tail = self->links[events].tail;
+    Table *table = self->links[events].table;
     volatile struct frame *slot = page->slots + page->vcpu[which];
+    struct answered done = { 0 };
     struct frame frame;
-    Py_ssize_t served = 0, answered = 0;
 
     if ((__atomic_load_n(&slot->flags, __ATOMIC_ACQUIRE) & STATE) != REQUEST)
         return true;
     frame = frame_of(slot);
-    if (is_plain(&frame)) {
-        memcpy(self->buffer, &frame, FRAME);
-        served = answer(self, tail, FRAME, &answered, now());
-        if (served < 0)
-            cut(self, tail, events);
+    if (!(frame.flags & STRING)) {      /* its data is an address in the guest's memory */
+        double began = now();
+        bool good;
+
+        answer(table, (const unsigned char *)&frame, FRAME, (unsigned char *)&frame, began, &done);
+        good = !done.due || wake(table) == 0;
+        observe(self, table, now() - began);
+        if (!good)
+            PyErr_WriteUnraisable((PyObject *)Py_TYPE(table));
         if (self->links[events].page != page)   /* Python code may have run, and closed the domain */
             return false;
+        if (!good) {
+            page_close(self, events);
+            return false;
+        }
     }
-    if (served == FRAME && respond(events, page, slot, page->port[which], (struct frame *)self->buffer) == 0)
+    if (done.used == FRAME && respond(events, page, slot, page->port[which], &frame) == 0)
         return true;
-    if (served == 0) {
-        slot->flags = (slot->flags & ~STATE) | IN_PROCESS;
+    if (done.used == 0) {
+        slot->flags = (uint8_t)((slot->flags & ~STATE) | IN_PROCESS);
         if (send(page->lender, &page->vcpu[which], 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1)
             return true;
     }
-    close_page(self, events);
+    page_close(self, events);
     return false;
 }
 
-void serve_page(Poller *self, int events)
+void page_serve(Poller *self, int events)
 {
     struct ioreq_page *page = self->links[events].page;
-    Tail *tail = self->links[events].tail;
+    Table *table = self->links[events].table;
     uint32_t ports[VCPUS];
     ssize_t got;
     bool ours = true;
 
-    if (over(self, tail))
+    if (over(self, table))
         return;
     got = read(events, ports, sizeof ports);
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (got <= 0) {         /* so many events that the kernel has lost some: the lender looks at all slots */
-        close_page(self, events);
+        page_close(self, events);
         return;
     }
-    Py_INCREF(tail);
+    Py_INCREF((PyObject *)table);
     for (size_t at = 0; ours && at < (size_t)got / sizeof *ports; at++)
         for (int which = 0; which < page->count; which++)
             if (page->port[which] == ports[at]) {
@@ -158,8 +155,8 @@ void serve_page(Poller *self, int events)
             }
     /* Masked until written back: guests first. None has a second access before it was answered. */
     if (ours && write(events, ports, (size_t)got) != got)
-        close_page(self, events);
-    Py_DECREF(tail);
+        page_close(self, events);
+    Py_DECREF((PyObject *)table);
 }
 
 static void forget(struct ioreq_page *page)
@@ -169,14 +166,14 @@ static void forget(struct ioreq_page *page)
     PyMem_Free(page);
 }
 
-void close_page(Poller *self, int events)
+void page_close(Poller *self, int events)
 {
     struct ioreq_page *page = self->links[events].page;
 
-    unlink_connection(&self->links[events]);
+    link_clear(&self->links[events]);
     epoll_ctl(self->epoll, EPOLL_CTL_DEL, events, NULL);    /* the lender has it open too */
     close(events);
-    shutdown(page->lender, SHUT_RDWR);      /* it is Python's, which hears of it by that */
+    shutdown(page->lender, SHUT_RDWR);      /* Python has it open, and notices */
     forget(page);
 }
 
@@ -212,13 +209,13 @@ PyObject *Poller_borrow(Poller *self, PyObject *args)
     struct ioreq_page *page = PyMem_Calloc(1, sizeof *page);
     const unsigned char *ports;
     Py_ssize_t size;
-    PyObject *tail;
+    PyObject *table;
     unsigned domid, server;
     int events, privcmd, xen;
 
     if (page == NULL)
         return PyErr_NoMemory();
-    if (!PyArg_ParseTuple(args, "iiO!iIIy#p:borrow", &events, &page->lender, &TailType, &tail, &privcmd, &domid, &server,
+    if (!PyArg_ParseTuple(args, "iiO!iIIy#p:borrow", &events, &page->lender, &TableType, &table, &privcmd, &domid, &server,
                           &ports, &size, &xen) ||
         take_ports(page, ports, size) < 0 || make_room(self, events) < 0) {
         forget(page);
@@ -230,7 +227,7 @@ PyObject *Poller_borrow(Poller *self, PyObject *args)
         forget(page);
         return NULL;
     }
-    self->links[events] = (struct link){ .tail = (Tail *)Py_NewRef(tail), .page = page, .kind = LENT };
+    self->links[events] = (struct link){ .table = (Table *)Py_NewRef(table), .page = page };
     Py_RETURN_NONE;
 }
 
@@ -241,7 +238,7 @@ PyObject *Poller_give_back(Poller *self, PyObject *arg)
     if (lender == -1 && PyErr_Occurred())
         return NULL;
     for (int fd = 0; fd < self->room; fd++)
-        if (self->links[fd].kind == LENT && self->links[fd].page->lender == lender)
-            close_page(self, fd);
+        if (self->links[fd].page != NULL && self->links[fd].page->lender == lender)
+            page_close(self, fd);
     Py_RETURN_NONE;
 }

@@ -15,12 +15,13 @@ from unplugd.domains.nodes import DomainNodes
 from unplugd.domains.settings import Settings
 from unplugd.domains.view import published
 from unplugd.errors import HostError
+from unplugd.host.longwork import LongWork
 from unplugd.host.systemd import Passed
 from unplugd.sinks.records import Event
 from unplugd.sockets.access import ConnectionPolicy
 from unplugd.sockets.connection import Judge
 from unplugd.sockets.listener import Listener
-from unplugd.sockets.longwork import LongWork
+from unplugd.sockets.poller import ReadsConnections
 
 SOCKET_RETRY = 2.0
 """Seconds until a domain's socket that could not be made is tried again."""
@@ -29,7 +30,7 @@ SOCKET_RETRY = 2.0
 class Domains:
     """The domains, by domid. All methods belong to the event loop's thread."""
 
-    def __init__(self, settings: Settings, access: ConnectionPolicy, judge: Judge, passed: Passed,
+    def __init__(self, settings: Settings, access: ConnectionPolicy, judge: Judge, poller: ReadsConnections, passed: Passed,
                  spawn: Callable[[Coroutine[None, None, None]], object], *, gone: Callable[[Domain], None],
                  quiet: Callable[[], Awaitable[object]]) -> None:
         """`passed` are sockets that an earlier process left; what is used is taken out.
@@ -45,6 +46,7 @@ class Domains:
         self._settings = settings
         self._access = access
         self._judge = judge
+        self._poller = poller
         self._passed = passed
         self._spawn = spawn
         self._gone = gone
@@ -56,7 +58,8 @@ class Domains:
         """xenstore has a domain that was not there."""
         domain = Domain(domid, facts.name, facts.uuid, self._settings)
         domain.limit(unlimited=facts.unlimited)
-        listener = Listener(domain, self._settings.config.runtime_dir, self._access, self._judge, keep=self.keep)
+        listener = Listener(domain, self._settings.config.runtime_dir, self._access, self._judge, self._poller,
+                            keep=self.keep)
         self.domains[domid] = domain
         self._listeners[domid] = listener
         self._facts[domid] = facts

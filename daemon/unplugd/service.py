@@ -16,7 +16,7 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unplugd import __version__
@@ -43,7 +43,7 @@ from unplugd.sinks.delivery import Delivery
 from unplugd.sinks.records import Entry, Event
 from unplugd.sockets.access import ConnectionPolicy
 from unplugd.sockets.listener import Listener
-from unplugd.sockets.loop import tell
+from unplugd.sockets.loop import open_poller, table_types
 from unplugd.sockets.page import IoreqPages
 from unplugd.xenstore.stores import Stores
 
@@ -135,14 +135,15 @@ class Service:
         self._delivery.on_problem = self._status.soon
         self.settings = Settings(config, self._delivery, self.counters, self._directory.state, self._published)
         self.settings.throttling = self._status.soon
+        self.settings.table_type, self.settings.rows_type = table_types()
         self._inherited = Inheritance()
         self._tcp_sockets = self._inherited.http
         if not self._inherited.http and config.http.listen is not None:
             self._tcp_sockets = listen_tcp(*config.http.listen)
         self._http = HttpFront(self, config.runtime_dir / "control.sock", self._tcp_sockets)
         self._domains = Domains(
-            self.settings, ConnectionPolicy(config.socket.device_model_uids), self._judge, self._inherited.sockets,
-            self._oversight.spawn, gone=self._gone, quiet=self._guests_served)
+            self.settings, ConnectionPolicy(config.socket.device_model_uids), self._judge,
+            open_poller(self.counters), self._inherited.sockets, self._oversight.spawn, gone=self._gone, quiet=self._guests_served)
         self._domains.changed_number = self._status.soon
         self._pages = IoreqPages(config.runtime_dir, self.domains.get)
         self._follower = DomainFollower(self._domains, self._say)
@@ -321,7 +322,7 @@ class Service:
     @property
     def connections(self) -> int:
         """Connections of device models that are open."""
-        return Listener.open_connections()
+        return Listener.open_connections
 
     @property
     def lent_pages(self) -> list[int]:
@@ -347,10 +348,6 @@ class Service:
     def problem(self) -> str:
         """What a sink lacks, for people; "" when all is well."""
         return self._delivery.problem or ""
-
-    def catch_up(self) -> Iterator[None]:
-        """What guests did until now is counted, a slice at a time."""
-        return tell(len(self.domains))
 
     def describe(self, domid: int) -> Mapping[str, object]:
         """A domain as the API shows it in the list of all; KeyError if there is none."""

@@ -20,7 +20,7 @@ from unplugd.domains.settings import Settings
 from unplugd.sinks.delivery import Delivery
 from unplugd.sinks.journal import Journal
 from unplugd.sinks.records import Event
-from unplugd.sockets.loop import tell
+from unplugd.sockets.loop import open_poller, table_types
 from unplugd.xenstore.embedded import EmbeddedStore
 
 UUID = "4f0e0c5e-0000-4000-8000-000000000007"
@@ -92,23 +92,18 @@ class Host:
         self.directory = directory
         self.journald = FakeJournald(directory / "journal")
         (directory / "state").mkdir(exist_ok=True)
-        self._counters = Counters()
+        self.counters = Counters()
+        self.poller = open_poller(self.counters)
         self.published: list[int] = []
         self.said: list[tuple[Event, str]] = []
         self.settings = Settings(
             config._replace(runtime_dir=directory),
             delivery(config.log, directory / "state", journald=self.journald.path),
-            self._counters,
+            self.counters,
             directory / "state",
             lambda domain: self.published.append(domain.domid),
         )
-
-    @property
-    def counters(self) -> Counters:
-        """What is counted of all that was answered, as Service.catch_up() has it."""
-        for _ in tell(1000):
-            pass
-        return self._counters
+        self.settings.table_type, self.settings.rows_type = table_types()
 
     def say(self, event: Event, message: str) -> None:
         """A record of unplugd's own."""

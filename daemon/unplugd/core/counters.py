@@ -5,6 +5,7 @@ What is shown of them is http/metrics.py's. Source of the label values: contract
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 
 KINDS = ("magic", "version", "product", "build", "unplug", "log", "flags", "other", "reset")
@@ -27,25 +28,41 @@ DURATION_BOUNDS = (
 
 
 class Counters:
-    """What the hot path counts since the process began: plain integers, no library, no lock (one thread)."""
+    """What the hot path counts since the process began: plain integers, no library, no lock (one thread).
+
+    `frames` and `durations` are arrays, so that the compiled part counts in them too.
+    """
 
     __slots__ = (
-        "blacklist_lookups", "denied_connections", "duration_counts", "duration_sum", "ioreqs", "protocol_errors",
-        "xenstore_reconnects",
+        "blacklist_lookups", "denied_connections", "durations", "frames", "protocol_errors", "xenstore_reconnects",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.ioreqs = dict.fromkeys(KINDS, 0)
-        """Frames by kind. Increment by key; a key that is not there is a bug and raises KeyError."""
+        self.frames = array("Q", bytes(8 * len(KINDS)))
+        """Frames by kind, in the order of KINDS."""
+        self.durations = array("Q", bytes(8 * (len(DURATION_BOUNDS) + 2)))
+        """Batches of frames by bucket, not cumulated, then those beyond the last bound, then nanoseconds in sum."""
         self.blacklist_lookups = dict.fromkeys(LOOKUPS, 0)
         self.protocol_errors = dict.fromkeys(PROTOCOL_ERRORS, 0)
         self.denied_connections = 0
         self.xenstore_reconnects = 0
-        self.duration_counts = [0] * (len(DURATION_BOUNDS) + 1)
-        """Frames per bucket, not cumulated; the last one is for all beyond the last bound."""
-        self.duration_sum = 0.0
 
-    def observe(self, seconds: float, frames: int = 1) -> None:
-        """Counts `frames` frames that took `seconds` each into the histogram of durations."""
-        self.duration_counts[bisect_left(DURATION_BOUNDS, seconds)] += frames
-        self.duration_sum += seconds * frames
+    @property
+    def ioreqs(self) -> dict[str, int]:
+        """Frames by kind."""
+        return dict(zip(KINDS, self.frames, strict=True))
+
+    @property
+    def duration_counts(self) -> list[int]:
+        """Batches by bucket, not cumulated; the last one is for all beyond the last bound."""
+        return self.durations[:-1].tolist()
+
+    @property
+    def duration_sum(self) -> float:
+        """Seconds that batches took, in sum."""
+        return self.durations[-1] * 1e-9
+
+    def observe(self, seconds: float) -> None:
+        """Count a batch of frames that took `seconds` into the histogram of durations."""
+        self.durations[bisect_left(DURATION_BOUNDS, seconds)] += 1
+        self.durations[-1] += max(0, int(seconds * 1e9))

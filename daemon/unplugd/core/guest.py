@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from unplugd.core.counters import KINDS
 from unplugd.core.events import (
     Announced,
     Blacklisted,
@@ -23,6 +24,8 @@ from unplugd.core.guestlog import GuestLog, Limits
 from unplugd.core.history import Did, History, Step
 from unplugd.core.protocol import Effect, Platform, Rules
 from unplugd.core.registry import Registry
+
+_MAGIC_READ, _VERSION_READ = (1 << KINDS.index(kind) for kind in ("magic", "version"))
 
 
 class Verdict(NamedTuple):
@@ -64,7 +67,7 @@ class Guest:
     """The state of one domain and the events that it caused, oldest first, in `events` (the caller takes them)."""
 
     __slots__ = (
-        "_announced", "_read_magic", "_told", "changed", "events", "grew", "history", "log", "platform", "reason",
+        "_announced", "_read_magic", "_told", "changed", "events", "history", "log", "platform", "reason",
         "registry", "resets",
     )
 
@@ -76,9 +79,7 @@ class Guest:
         self.log = GuestLog(limits, self.events, now, cost)
         self.registry = registry
         self.changed = True
-        """Set by everything that changes a Snapshot; whoever keeps it clears it."""
-        self.grew = False
-        """Set when bytes came for the log: the partial line is longer, or lines have ended."""
+        """Set by everything that changes a Snapshot, but for log bytes; cleared when it is kept."""
         self.reason = ""
         """Why the driver is blacklisted; "" where it isn't or nobody said."""
         self._read_magic: bool | None = None
@@ -108,10 +109,12 @@ class Guest:
             self._read_magic = blacklisted
             self.history.note(Step(Did.MAGIC, answer=self.platform.read(Effect.MAGIC, 2)), now)
 
-    @property
-    def magic_noted(self) -> bool | None:
-        """What the magic number said when its reading was noted last (whether blacklisted); None: not since reset."""
-        return self._read_magic
+    def noticed(self, kinds: int, at: float) -> None:
+        """Rows were used (Table.seen): magic number and version were read, the last of them at `at`."""
+        if kinds & _MAGIC_READ:
+            self.read_magic(at)
+        if kinds & _VERSION_READ:
+            self.read_version(at)
 
     def read_version(self, now: float) -> int:
         """The protocol version was read; returns it."""
@@ -203,8 +206,8 @@ class Guest:
                         log.bucket.balance, log.bucket.at, log.charged, log.unsaid_lines, log.unsaid_bytes,
                         log.throttled, self.reason)
 
-    def restore(self, kept: Snapshot, partial: bytes, now: float) -> None:
-        """Go on where an earlier process stopped; see GuestLog.restore_partial()."""
+    def restore(self, kept: Snapshot, now: float) -> None:
+        """Go on where an earlier process stopped. The log text that it had not recorded is written to the log after that."""
         platform, log = self.platform, self.log
         platform.product, platform.build = kept.product, kept.build
         platform.blacklisted, platform.unplugged, platform.flags = kept.blacklisted, kept.unplugged, kept.flags
@@ -213,6 +216,6 @@ class Guest:
         log.unsaid_lines, log.unsaid_bytes, log.throttled = kept.unsaid_lines, kept.unsaid_bytes, kept.throttled
         self.reason = kept.reason
         self._identify()
-        log.restore_partial(partial, now)
+        log.begin_anew(now)
         self.history.note(Step(Did.RESTORED), now)
         self.changed = True

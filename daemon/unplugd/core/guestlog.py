@@ -7,6 +7,7 @@ costs its own. No I/O, no clock: the caller brings seconds of a clock that survi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ RECORD_COST = 64
 REPORT_INTERVAL = 10.0
 """Seconds between two records about dropped lines while dropping goes on; also how long until it counts as over."""
 
+
+_EMPTY_LINES = re.compile(rb"\n+")
 
 _MARGIN = 0.001
 """Seconds that Dropping.until is early: more than what is lost in rounding."""
@@ -94,29 +97,46 @@ class GuestLog:
             self.charged = 0  # what the partial line has paid counts only in the mode in which it paid
         self.limits = limits
 
-    def restore_partial(self, partial: bytes, now: float) -> None:
-        """Take a partial line over from an earlier process; its time counts anew.
-
-        Lines that ended before it, which that process had not yet handed to a sink, are recorded now, and charged.
-        """
-        ended = partial.rfind(b"\n") + 1
-        if ended:
-            self.write(partial[:ended], now)
-        self.partial[:] = partial[ended:][:LINE_LIMIT - 1]
+    def begin_anew(self, now: float) -> None:
+        """The guest was restored: times count from now on."""
         self._last_byte = self._last_drop = self._last_report = now
 
-    def write(self, data: bytes, now: float) -> None:
+    def write_all(self, data: bytes, now: float) -> None:
         """Bytes from the guest, in any pieces."""
+        at = 0
+        while at < len(data):
+            at += self.write(data[at:], now)
+
+    def write(self, data: bytes, now: float) -> int:
+        """Bytes from the guest, up to the first that causes an event; how many were taken.
+
+        So the caller can record the event, and keep that it did, before it goes on: see Domain.
+        """
         self._last_byte = now
         if self._drop_all(data, now):
-            return
-        partial = self.partial
-        for piece in _pieces(data):
-            if piece == b"\n" and not partial:  # nothing to record: a frame can hold thousands
-                self.line_number += 1
+            return len(data)
+        events, partial = len(self._events), self.partial
+        at = 0
+        while at < len(data) and len(self._events) == events:
+            if not partial and (empty := _EMPTY_LINES.match(data, at)):
+                self.line_number += empty.end() - at
                 self.charged = 0
+                at = empty.end()
+                continue
+            begin, room = at, LINE_LIMIT - len(partial)
+            newline = data.find(b"\n", at, at + room)
+            if newline >= 0:
+                at = newline + 1
+                partial += data[begin:newline]
+                self._charge(at - begin)
+                self.end_line(now)
             else:
-                self._append(piece, partial, now)
+                at = min(at + room, len(data))
+                partial += data[begin:at]
+                self._charge(at - begin)
+                if len(partial) == LINE_LIMIT:
+                    self.cut(now)
+        return at
 
     def _drop_all(self, data: bytes, now: float) -> bool:
         """Drop every line that ends in `data`, where none can pass: a flood must not cost more than what it writes.
@@ -132,23 +152,17 @@ class GuestLog:
         sizes = [size for line in ended if (size := len(line) - line.endswith(b"\r"))]
         if self.bucket.refill(now) >= max(RECORD_COST, min(sizes, default=0)) + dropping.report:
             return False
-        self.caught_up(now, len(ended), len(sizes), sum(sizes), now)
+        if ended:
+            self.line_number += len(ended)
+            self.charged = 0
+        if sizes:
+            self.unsaid_lines += len(sizes)
+            self.unsaid_bytes += sum(sizes)
+            self.dropped_lines += len(sizes)
+            self.dropped_bytes += sum(sizes)
+            self._last_drop = now
         self.partial[:] = rest
         return True
-
-    def _append(self, piece: bytes, partial: bytearray, now: float) -> None:
-        ended = piece.endswith(b"\n")
-        body = piece[:-1] if ended else piece
-        while len(partial) + len(body) >= LINE_LIMIT:
-            room = LINE_LIMIT - len(partial)
-            partial += body[:room]
-            body = body[room:]
-            self._charge(room)
-            self.cut(now)
-        partial += body
-        self._charge(len(body) + ended)
-        if ended:
-            self.end_line(now)
 
     def _charge(self, count: int) -> None:
         if self.limits.delay:
@@ -162,44 +176,17 @@ class GuestLog:
             text = text[:-1]
         self._finish(text, now)
 
-    def heard(self, now: float) -> None:
-        """Bytes came that were appended to `partial` directly."""
-        self._last_byte = now
+    def heard(self, at: float) -> None:
+        """The last byte came then."""
+        self._last_byte = max(self._last_byte, at)
 
     @property
     def dropping(self) -> Dropping | None:
-        """Which lines are certainly dropped, as far as that can be said; None where nothing can.
-
-        Whoever drops such lines instead of end_line() says so with caught_up(). No line costs less than its bytes.
-        """
+        """Which lines are certainly dropped, as far as that is known; None where it is not. No line costs less than its bytes."""
         if self.limits.delay or self.limits.unlimited or not self.throttled or not self.unsaid_lines:
             return None
         report = self._record_cost(LinesDropped(self.unsaid_lines, self.unsaid_bytes))
         return Dropping(self._last_report + REPORT_INTERVAL - _MARGIN, report)
-
-    @property
-    def passes(self) -> bool:
-        """Whether a line that the bucket can pay for is recorded and that is all, with nothing to say before or behind.
-
-        Whoever records such lines takes their cost from the bucket and says so with caught_up().
-        """
-        return not (self.limits.delay or self.throttled or self.unsaid_lines)
-
-    def caught_up(self, heard: float, lines: int, dropped_lines: int, dropped_bytes: int, dropped_at: float) -> None:
-        """Account for what was appended to `partial`, and cleared from it, by somebody else.
-
-        `heard` is when the last byte came, 0 if none did; `lines` ended, of which some were dropped, the rest empty.
-        """
-        self._last_byte = max(self._last_byte, heard)
-        if lines:
-            self.line_number += lines
-            self.charged = 0
-        if dropped_lines:
-            self.unsaid_lines += dropped_lines
-            self.unsaid_bytes += dropped_bytes
-            self.dropped_lines += dropped_lines
-            self.dropped_bytes += dropped_bytes
-            self._last_drop = dropped_at
 
     def cut(self, now: float) -> None:
         """The partial line reached LINE_LIMIT, or nothing came for a while, or the guest is going: record it."""
@@ -328,10 +315,3 @@ class GuestLog:
             waits.append(self._last_drop + REPORT_INTERVAL - now)
         waits = [seconds for seconds in waits if seconds != float("inf")]
         return max(0.0, min(waits)) if waits else None
-
-
-def _pieces(data: bytes) -> list[bytes]:
-    """`data` cut after each newline, and nowhere else."""
-    pieces = [piece + b"\n" for piece in data.split(b"\n")]
-    last = pieces.pop()[:-1]
-    return [*pieces, last] if last else pieces

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import Enum, IntFlag
+from functools import lru_cache
 from typing import NamedTuple
 
 from unplugd.core.ioreq import BAR
@@ -141,9 +142,11 @@ class Rules(NamedTuple):
         if self.legacy_unplug:
             yield from LEGACY_TABLE
 
-    def effects(self) -> dict[tuple[bool, int, int], Effect]:
-        """The same as a map: (read, addr, size) to effect."""
-        return {(row.read, row.addr, row.size): row.effect for row in self.rows()}
+
+@lru_cache(maxsize=16)
+def effects(rules: Rules) -> Mapping[tuple[bool, int, int], Effect]:
+    """The accesses that have an effect under these rules: (read, addr, size) to effect."""
+    return {(row.read, row.addr, row.size): row.effect for row in rules.rows()}
 
 
 class Ordered(NamedTuple):

@@ -1,30 +1,25 @@
-"""A domain that unplugd serves: who it is, its guest's state, and what becomes of what the guest caused.
+"""A domain that unplugd serves: its guest's state, and what becomes of what the guest caused.
 
-`settle()` is the one place where events turn into records and state is kept; every connection calls it before it sends
-responses. Who may connect is sockets/listener.py's, which domains there are is follow.py's.
+settle() is the one place where events turn into records and state is kept; every connection calls it before it sends
+responses. Log bytes come by the table: the rows append them to the state, and _record() gives them to the guest's log.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from math import inf
-from typing import TYPE_CHECKING
 
 from unplugd.core.events import Event as CoreEvent
 from unplugd.core.events import Line, LinesDropped
-from unplugd.core.guest import ALLOWED, Guest
-from unplugd.core.protocol import Effect
+from unplugd.core.guest import Guest
+from unplugd.core.guestlog import LINE_LIMIT
 from unplugd.domains.labels import Labels
 from unplugd.domains.records import DomainRecords
 from unplugd.domains.settings import Settings
-from unplugd.domains.statefile import StateFile
+from unplugd.domains.statefile import COMPACT_OVER, WORD, StateFile, state_path
+from unplugd.domains.table import Rows
+from unplugd.domains.turns import BUDGET, Turns
 from unplugd.sinks.records import Event
-from unplugd.sockets.loop import STEPS, tail_of
-from unplugd.sockets.turns import Turns
-
-if TYPE_CHECKING:
-    from unplugd.sockets._fastpath import Tail
 
 
 class Domain:
@@ -35,10 +30,8 @@ class Domain:
         self.domid = domid
         self.uuid = uuid
         self.settings = settings
-        self.attached = 0
-        """Device model connections that Python has; see `connections`."""
-        self.tail: Tail | None = None
-        """What of it the fast path may change, where there is one; offered anew whenever all is settled."""
+        self.connections = 0
+        """Device model connections that are open."""
         self.turns = Turns()
         self.unlimited = False
         self._log_lines = 0
@@ -49,6 +42,9 @@ class Domain:
         self._labels = Labels()
         self._timer: asyncio.TimerHandle | None = None
         self._was_throttled = False
+        self._behind = False
+        """Text of the table waits for a turn to be recorded."""
+        self._closed = False
         self.records = DomainRecords(domid, settings.delivery)
         now = time.monotonic()
         self._guest = Guest(settings.rules, settings.limits(unlimited=False), settings.registry, now,
@@ -57,23 +53,27 @@ class Domain:
         self._kept_uuid = ""
         self.state = self._open_state(uuid, now)
         self.outbox = settings.delivery.open(domid, self.name, uuid, self._lost)
-        platform = self.guest.platform
+        self.table = settings.table_type(self.state.memory, WORD, self._woken)
+        self.table.place(*self.state.place)
+        self._rows: Rows | None = None
+        platform = self._guest.platform
         self._compared: object = platform.product, platform.build, platform.blacklisted, platform.unplugged
         self._labels.follow(platform.product, platform.build)
-        self.tail = tail_of(self)
-        self._follow_rules()
+        self.catch_up()
         self.settle(now)
 
     def _open_state(self, uuid: str, now: float) -> StateFile:
-        path = self.settings.state_directory / f"dom{self.domid}"
         try:
-            state = StateFile(path, self.settings.boot)
+            state = StateFile(self.settings.state_directory, self.domid, self.settings.boot)
         except OSError as error:
-            self.records.own(Event.SINK_FAILED, f"{path}: {error.strerror}; its state will not survive a restart")
+            self.records.own(Event.SINK_FAILED, f"{state_path(self.settings.state_directory, self.domid)}: "
+                                                f"{error.strerror}; its state will not survive a restart")
             return StateFile.in_memory(self.settings.boot)
-        if state.kept_uuid is not None and (not uuid or state.kept_uuid in ("", uuid)):
-            state.restore(self.guest, now)
-            self._kept_uuid = state.kept_uuid
+        if state.kept is None or (uuid and state.kept_uuid not in ("", uuid)):
+            state.discard()
+        else:
+            self._guest.restore(state.kept, now)
+            self._kept_uuid = state.kept_uuid or ""
         state.own(uuid or self._kept_uuid)
         return state
 
@@ -86,7 +86,7 @@ class Domain:
 
     def _identify_records(self) -> None:
         self.records.identify(self.name, self.uuid, self.settings.registry)
-        self.guest.log.prefix = len(self.records.prefix)
+        self._guest.log.prefix = len(self.records.prefix)
 
     def rename(self, name: str) -> None:
         """xenstore has another name for it."""
@@ -94,7 +94,6 @@ class Domain:
             return
         before, self._name = self.name, name
         self._identify_records()
-        self._offer(time.monotonic())
         self.settings.delivery.rename(self.outbox, self.name)
         if before != f"dom{self.domid}":
             self.records.own(Event.RENAMED, f"renamed from {before}")
@@ -109,26 +108,15 @@ class Domain:
             self.state.own(uuid)
             self.state.commit(self.guest)
             self._identify_records()
-            self._offer(time.monotonic())
         return True
 
     # --- what metrics and the API show
 
     @property
     def guest(self) -> Guest:
-        """Its guest's state, with all that the fast path has done to it."""
+        """Its guest's state, with all that its rows did."""
         self.catch_up()
         return self._guest
-
-    def catch_up(self) -> None:
-        """Be told what the fast path has done: before anything looks at the domain, or changes it."""
-        if self.tail is not None and self.tail.changed:
-            self.tail.tell()
-
-    @property
-    def resets(self) -> int:
-        """How often the guest's platform device was reset: nobody but Python does that, so it is always known."""
-        return self._guest.resets
 
     @property
     def log_lines(self) -> int:
@@ -163,11 +151,6 @@ class Domain:
         return self.guest.platform.unplugged
 
     @property
-    def connections(self) -> int:
-        """Device model connections that are open."""
-        return self.attached + (self.tail.held if self.tail is not None else 0)
-
-    @property
     def label_product(self) -> str:
         """Product number as a label value."""
         self.catch_up()
@@ -191,24 +174,100 @@ class Domain:
 
     @property
     def throttled(self) -> bool:
-        """Whether its log is over the limit. The fast path drops lines, but does not decide that."""
+        """Whether its log is over the limit."""
         return self._guest.log.throttled
 
     # --- what the guest causes
+
+    def answer(self, data: bytes, at: int) -> tuple[bytes, int]:
+        """Answers to the frames from offset `at` on that rows answer, and how many bytes they took (core.stream.Backing)."""
+        self._use_rows()
+        return self.table.answer(data, at)
+
+    def log(self, data: bytes, now: float) -> None:
+        """Bytes for the guest's log, of a frame that no row answers."""
+        self.catch_up()
+        self._make_room()
+        self.state.append(data, self.table.text)
+        self.table.place(*self.state.place)
+        self._record(now, forever=True)
+
+    def catch_up(self) -> None:
+        """Bring the guest up to date with what its rows did: before anything looks at it, or changes it."""
+        table = self.table
+        if table.seen:
+            seen, table.seen = table.seen, 0
+            self._guest.noticed(seen, table.seen_at)
+        if table.text != self.state.recorded:
+            self._guest.log.heard(table.heard)
+            self._record(time.monotonic(), forever=True)
+
+    def _woken(self) -> None:
+        """The table has appended what must be looked at before it is answered: a line's begin, its end, or a full line."""
+        now = time.monotonic()
+        if self.turns.over:
+            self._record_later()
+        else:
+            self._record(now, forever=False)
+        self._look_ahead(now)
+
+    def _record(self, now: float, *, forever: bool) -> None:
+        """Have the guest's log take the text that the table appended, and record what follows.
+
+        What one event says is recorded, and kept as recorded, before the next is: after SIGKILL one is recorded twice at
+        most, and none is lost. Without `forever` it takes BUDGET seconds at most, and the rest comes later.
+        """
+        state, guest = self.state, self._guest
+        text = state.text(self.table.text)
+        lines, at = guest.log.line_number, 0
+        while at < len(text):
+            taken = guest.log.write(text[at:] if at else text, now)
+            at += taken
+            state.recorded += taken
+            if guest.events:
+                self._record_events()
+                state.commit(guest)
+                lines = guest.log.line_number
+                if not forever and at < len(text) and time.monotonic() - now > BUDGET:
+                    self._record_later()
+                    break
+        if guest.log.line_number != lines:
+            state.commit(guest)
+        if at == len(text):
+            self._make_room()
+
+    def _record_later(self) -> None:
+        if not self._behind:
+            self._behind = True
+            self.turns.next(self._record_behind)
+
+    def _record_behind(self) -> None:
+        self._behind = False
+        now = time.monotonic()
+        if self.table.text != self.state.recorded and not self._closed:
+            self._record(now, forever=False)
+            self._look_ahead(now)
+            self.turns.charge(time.monotonic() - now)
+
+    def _make_room(self) -> None:
+        if self.table.text > COMPACT_OVER:
+            self.state.compact(self._guest)
+            self.table.place(*self.state.place)
 
     def settle(self, now: float) -> None:
         """Record what happened and keep the state: to be called before the responses that depend on it are sent."""
         guest = self._guest
         if guest.events:
             guest.changed = True
-            for event in guest.take_events():
-                self._tell(event)
+            self._record_events()
         if guest.changed:
             self.state.commit(guest)
             self._compare()
-        elif guest.grew:
-            self.state.grow(guest)
-        log = guest.log
+        self._look_ahead(now)
+
+    def _look_ahead(self, now: float) -> None:
+        """Have a timer for what time brings, and the table's rows and its wake-up as the guest's state wants them."""
+        log = self._guest.log
         if log.throttled != self._was_throttled:
             self._was_throttled = log.throttled
             self.settings.throttling()
@@ -216,82 +275,22 @@ class Domain:
         elif self._timer is None:
             if log.partial or log.throttled:
                 self._arm(now)
-        elif log.partial and self._timer.when() > now + log.limits.flush_after:
-            self._arm(now)  # it was for something that has more time
-        if self.tail is not None:
-            self._offer(now)
+        self._use_rows()
+        table, state = self.table, self.state
+        if self._timer is None:
+            table.wake = table.text + 1
+        else:
+            table.wake = min(state.recorded - len(log.partial) + LINE_LIMIT, COMPACT_OVER + 1)
 
-    def _offer(self, now: float) -> None:
-        """The fast path may go on from here; a new line may begin there once the timer is soon enough to flush it."""
-        if self.tail is not None:
-            log = self._guest.log
-            begin_from = inf if self._timer is None else self._timer.when() - log.limits.flush_after
-            noted = self._guest.magic_noted
-            self.tail.offer(*self.state.place, self._guest.platform.blacklisted, not log.limits.delay, begin_from,
-                            -1 if noted is None else noted)
-            bucket, dropping = log.bucket, log.dropping
-            if dropping is not None:
-                self.tail.offer_drops(*dropping, bucket.balance, bucket.at, bucket.rate, bucket.burst)
-            elif log.passes and self.settings.delivery.direct(self.outbox):
-                self.tail.offer_lines(self.records.line_fields(*log.product), not log.limits.unlimited,
-                                      bucket.balance, bucket.at, bucket.rate, bucket.burst)
+    def _use_rows(self) -> None:
+        rows = self.settings.rows(self._guest.platform, delay=self._guest.log.limits.delay)
+        if rows is not self._rows:
+            self._rows = rows
+            self.table.use(rows)
 
-    def _follow_rules(self) -> None:
-        if self.tail is not None:
-            rules = self.settings.rules
-            self.tail.rules(rules.protocol_version, rules.allowed(blacklisted=False), rules.allowed(blacklisted=True))
-
-    def caught_up(self, log: tuple[float, int, int, int, float], place: tuple[int, int],
-                  count: tuple[int, int, float, list[tuple[int, int]]], passed: tuple[int, int, float, float],
-                  steps: tuple[tuple[int, int, float], ...]) -> None:
-        """The fast path has served: what it did to the log, where it kept that, what it counted (_fastpath.pyi).
-
-        Where there were `steps`, it calls settle() then.
-        """
-        self._guest.log.caught_up(*log)
-        if log[0] or steps:
-            self.state.follow(place, self._guest)
-        magics, logged, seconds, durations = count
-        counters = self.settings.counters
-        counters.ioreqs["magic"] += magics
-        counters.ioreqs["log"] += logged
-        counters.duration_sum += seconds
-        for bucket, batches in durations:
-            counters.duration_counts[bucket] += batches
-        lines, size, balance, at = passed
-        if lines:
-            self._log_lines += lines
-            self._log_bytes += size
-            self._guest.log.bucket.balance, self._guest.log.bucket.at = balance, at
-        if steps:
-            self._repeat(steps)
-        if magics:
-            self._guest.read_magic(time.monotonic())
-
-    def _repeat(self, steps: tuple[tuple[int, int, float], ...]) -> None:
-        """Do what the guest did, which is answered and kept already."""
-        guest, tally = self._guest, self.settings.counters.ioreqs
-        changed = guest.changed
-        for kind, value, at in steps:
-            effect = STEPS[kind]
-            if effect is Effect.MAGIC:
-                guest.read_magic(at)
-                continue
-            tally[effect.kind] += 1
-            if effect is Effect.VERSION:
-                guest.read_version(at)
-            elif effect is Effect.BUILD:
-                guest.judge(guest.platform.product or 0, value, ALLOWED, at)
-            else:
-                guest.write(effect, value, at)
-        if not guest.events:
-            guest.changed = changed  # it is kept as it is
-            self._compare()
-
-    def line_ended(self, now: float) -> None:
-        """A newline came by the fast path, which calls settle() before it answers."""
-        self._guest.log.end_line(now)
-        self._guest.grew = True
+    def _record_events(self) -> None:
+        for event in self._guest.take_events():
+            self._tell(event)
 
     def _tell(self, event: CoreEvent) -> None:
         match event:
@@ -324,31 +323,31 @@ class Domain:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        seconds = self.guest.log.next_tick(now)
-        if seconds is not None:
-            self._timer = asyncio.get_running_loop().call_later(max(0.01, seconds), self._tick)
+        log = self._guest.log
+        seconds = log.next_tick(now)
+        if seconds is not None:  # never later than the next line that begins now would have to be flushed
+            seconds = max(0.01, min(seconds, log.limits.flush_after))
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
+        self.catch_up()
         now = time.monotonic()
-        self.guest.log.tick(now)
-        self.guest.changed = True
+        self._guest.log.tick(now)
+        self._guest.changed = True
         self.settle(now)
-        if self._timer is None:
-            self._arm(now)
-            self._offer(now)
 
     def configure(self) -> None:
         """Follow a reload, or a change of `unlimited`."""
         settings = self.settings
-        self.guest.platform.rules = settings.rules
-        self.guest.registry = settings.registry
+        guest = self.guest
+        guest.platform.rules = settings.rules
+        guest.registry = settings.registry
         self._identify_records()
-        self._follow_rules()
         now = time.monotonic()
-        self.guest.log.configure(settings.limits(unlimited=self.unlimited), now)
+        guest.log.configure(settings.limits(unlimited=self.unlimited), now)
         self._arm(now)
-        self._offer(now)
+        self._look_ahead(now)
 
     def limit(self, *, unlimited: bool) -> None:
         """The toolstack switched the rate limit of the guest's log off or on."""
@@ -358,27 +357,21 @@ class Domain:
 
     def stop(self) -> None:
         """unplugd stops: all of the state stays for the next process."""
-        self.catch_up()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._close_tail()
         self.state.commit(self.guest)
+        self._close()
         self.state.close()
 
-    def _close_tail(self) -> None:
-        if self.tail is not None:
-            self.tail.close()
-            self.tail = None
+    def _close(self) -> None:
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self.table.close()
 
     def release(self) -> None:
         """The domain is gone: its partial line is recorded, the rest forgotten."""
-        self.catch_up()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._close_tail()
-        now = time.monotonic()
-        self.guest.log.cut(now)
-        for event in self.guest.take_events():
+        self.guest.log.cut(time.monotonic())
+        self._close()
+        for event in self._guest.take_events():
             if isinstance(event, Line | LinesDropped):
                 self._tell(event)
         self.state.remove()

@@ -21,8 +21,8 @@ from typing import Protocol
 
 from unplugd.domains.nodes import DomainNodes, let_go, nodes_of, paths
 from unplugd.errors import NoSuchNode, StoreError
+from unplugd.host.longwork import LongWork
 from unplugd.sinks.records import Event
-from unplugd.sockets.longwork import LongWork
 from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Store
 
 RETRY = 1.0

@@ -24,7 +24,6 @@ from unplugd.core.events import (
 from unplugd.core.events import Event as CoreEvent
 from unplugd.core.registry import Registry
 from unplugd.sinks.delivery import Delivery
-from unplugd.sinks.journal import encode_fields
 from unplugd.sinks.outbox import Outbox
 from unplugd.sinks.records import Entry, Event
 
@@ -59,7 +58,6 @@ class DomainRecords:
         # the fields of the guest's lines are the same from line to line: made once, until something changes
         self._line_key: object = None
         self._line_fields: Fields = ()
-        self._line_encoded = b""
         self._complaints = TokenBucket(1 / COMPLAINT_INTERVAL, COMPLAINTS, time.monotonic())
         self._unsaid = 0
 
@@ -81,18 +79,10 @@ class DomainRecords:
         """What goes into the guest's log: a line, or what is said in place of dropped ones."""
         self._delivery.put(outbox, Entry(time.time(), text, self._fields(kind, product, build)))
 
-    def line_fields(self, product: int | None, build: int | None) -> bytes:
-        """What is before the text of the guest's next line in its entry: the compiled part sends it by itself."""
-        fields = self._fields(Event.GUEST_LINE, product, build)
-        if not self._line_encoded:
-            self._line_encoded = encode_fields(fields) + b"MESSAGE="
-        return self._line_encoded
-
     def _fields(self, kind: Event, product: int | None, build: int | None) -> Fields:
         key = kind, product, build
         if key != self._line_key:
             self._line_key = key
-            self._line_encoded = b""
             self._line_fields = (
                 ("PRIORITY", kind.priority), ("SYSLOG_IDENTIFIER", "unplugd-guest"), ("MESSAGE_ID", kind.message_id),
                 *self._identity, *self._driver(product, build),

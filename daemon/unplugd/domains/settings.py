@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unplugd.config.load import Config
+from unplugd.core.answers import answers, state_of
 from unplugd.core.counters import Counters
 from unplugd.core.guestlog import Limits
-from unplugd.core.protocol import Rules
+from unplugd.core.protocol import Platform, Rules
 from unplugd.core.registry import Registry
-from unplugd.core.stream import Dispatch
+from unplugd.domains import table
 from unplugd.domains.statefile import boot_id
 from unplugd.sinks.delivery import Delivery
 
@@ -36,6 +37,9 @@ class Settings:
     throttling: Callable[[], None] = lambda: None
     """Called when a domain's log came over its limit, or is within it again."""
     boot: bytes = field(default_factory=boot_id)
+    table_type: type[table.Table] = table.Table
+    """The Table that the event loop's Poller can serve, with its Rows."""
+    rows_type: type[table.Rows] = table.Rows
 
     def __post_init__(self) -> None:
         self.configure(self.config)
@@ -50,9 +54,17 @@ class Settings:
             config.policy.blacklisted_unplug == "allow",
             config.policy.legacy_unplug,
         )
-        self.dispatch = Dispatch(self.rules, delay=config.log.on_limit == "delay")
+        self._rows: dict[tuple[object, ...], table.Rows] = {}
 
     def limits(self, *, unlimited: bool) -> Limits:
         """The limits of a guest's log."""
         log = self.config.log
         return Limits(log.rate, log.burst, log.on_limit == "delay", unlimited, log.flush_after)
+
+    def rows(self, platform: Platform, *, delay: bool) -> table.Rows:
+        """The rows of a guest in this state: the same object for all guests whose rows are equal."""
+        state = state_of(platform, delay=delay)
+        rows = self._rows.get(state)
+        if rows is None:
+            rows = self._rows[state] = self.rows_type(answers(platform, delay=delay), self.counters.frames)
+        return rows

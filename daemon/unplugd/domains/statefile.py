@@ -1,17 +1,18 @@
 """What is remembered of a domain where SIGKILL does not reach it: one small mapped file a domain, on tmpfs.
 
-A response is sent only after `commit()` (contract section 1, "Acknowledged"). The kernel keeps what was stored into the
-mapping whatever becomes of the process, so a commit is a few memory copies and no system call.
+A response is sent only after what it acknowledges is here (contract section 1, "Acknowledged"). The kernel keeps what was
+stored into the mapping whatever becomes of the process, so keeping costs a few memory copies and no system call.
 
-    page 0    two slots, written in turn: header with sequence number and checksum. The valid one with the higher
-              number counts; a slot that was being written when the process died is not valid, the other one is.
-              Then one word: the length of the partial line since the header, with the number of that header, and how
-              much of it journald has: before the partial line there may be lines that wait for it (fastpath/gather.c).
-              Then what xenstore said of the domain (see note()), with a checksum of its own.
-    page 1-2  two areas for the partial line. Bytes are only ever added after those that count; a new line begins in
-              the other area, so that nothing a valid header refers to is overwritten.
+    page 0    two slots, written in turn: header with sequence number, snapshot of the guest, checksum. The valid one with
+              the higher number counts; a slot that was being written when the process died is not valid, the other one is.
+              Then the word: generation and length of the log text. Then what xenstore said of the domain (see note()).
+    areas     two of AREA bytes for the log text; the one of the header's generation counts. Text is only ever added at its
+              end (by the domain's table), and then counts by the word. The header says up to where it has been recorded:
+              the open line, and whatever an earlier process did not come to record, is behind that position.
+    compact() moves the open line into the other area: first the text, then the header with the next generation, then the
+              word. Until the new word is there, the header's own length counts.
 
-The file belongs to a boot of dom0, a domid and a uuid: anything else in it is somebody else's and is discarded.
+The file belongs to a boot of dom0, a domid and a uuid: anything else in it is another domain's and is discarded.
 """
 
 from __future__ import annotations
@@ -25,24 +26,33 @@ from pathlib import Path
 
 from unplugd.core.guest import Guest, Snapshot
 from unplugd.core.guestlog import LINE_LIMIT
+from unplugd.core.ioreq import PAYLOAD_LIMIT
+from unplugd.domains import oldstate
 
 _PAGE = 4096
-SIZE = 3 * _PAGE
+AREA = 2 * _PAGE
+"""Bytes of log text: an open line, and the longest string write behind it."""
+COMPACT_OVER = AREA - PAYLOAD_LIMIT
+"""Bytes of text over which a string write may find no room."""
+assert LINE_LIMIT <= COMPACT_OVER, "an open line leaves room for a string write"  # noqa: S101
+
 _SLOT = 512
-_AREAS = (_PAGE, 2 * _PAGE)
-_WORD = 2 * _SLOT // 8
-_LENGTH_BITS = 12  # LINE_LIMIT fits
+_AREAS = (_PAGE, _PAGE + AREA)
+_SIZE = _PAGE + 2 * AREA
+WORD = 2 * _SLOT
+"""Offset of the word: generation << 16 | length."""
 _NOTE = 4 * _SLOT
 NOTE_LIMIT = _PAGE - _NOTE - 8
 """Bytes that a note may have."""
 
-_HEADER = struct.Struct("<8sQ16s64sqqqqqddqqqq128sqq")
+_HEADER = struct.Struct("<8sQ16s64sqqqqqddqqqq128sQqqq")
 """magic, sequence, boot id, uuid; then a Snapshot: product, build, blacklisted, unplugged, flags, balance, its time,
-charged, unsaid lines, unsaid bytes, throttled, reason; then area of the partial line, its length."""
+charged, unsaid lines, unsaid bytes, throttled, reason; then generation, area, position, length of the text."""
 _CHECKSUM = struct.Struct("<I")
 _NOTE_HEADER = struct.Struct("<II")
 """length, checksum of boot id and note."""
-_MAGIC = b"unplugd1"
+_MAGIC = b"unplugd1"  # as in version 0.1.0, whose files have another size
+_GENERATIONS = (1 << 48) - 1
 
 
 def boot_id() -> bytes:
@@ -53,10 +63,15 @@ def boot_id() -> bytes:
         return bytes(16)
 
 
-def read_note(path: Path, boot: bytes) -> bytes | None:
-    """What note() kept in the state file at `path` during this boot of dom0; None where there is nothing valid."""
+def state_path(directory: Path, domid: int) -> Path:
+    """Where the state of a domain is."""
+    return directory / f"dom{domid}"
+
+
+def read_note(directory: Path, domid: int, boot: bytes) -> bytes | None:
+    """What note() kept of a domain during this boot of dom0; None where there is nothing valid."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(state_path(directory, domid), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             raw = os.pread(descriptor, _PAGE - _NOTE, _NOTE)
         finally:
@@ -71,105 +86,100 @@ def read_note(path: Path, boot: bytes) -> bytes | None:
 
 
 class StateFile:
-    """The state of one domain; `kept_uuid` is whose state was found in the file, None if there was none."""
+    """The state of one domain. Bytes of the log text are added by the domain's table; commit() keeps all else."""
 
-    def __init__(self, path: Path, boot: bytes) -> None:
+    def __init__(self, directory: Path, domid: int, boot: bytes) -> None:
         """Open or create the file. Raises OSError (ENOSPC above all): see `in_memory`."""
-        self._path: Path | None = path
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._path: Path | None = state_path(directory, domid)
+        old = oldstate.read(self._path, boot)
+        self._new: Path | None = None if old is None else self._path.with_name(f"{self._path.name}.new")
+        """The file until its first commit, where version 0.1.0 left one, which it then replaces."""
+        descriptor = os.open(self._new or self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            if os.fstat(descriptor).st_size != SIZE:  # new, or not all of it was written: begin anew
+            if old is not None or os.fstat(descriptor).st_size != _SIZE:  # new, or not all of it was written: begin anew
                 os.ftruncate(descriptor, 0)
             # storing into a page that tmpfs cannot provide would be SIGBUS: have them all now
-            os.posix_fallocate(descriptor, 0, SIZE)
-            self._map = mmap.mmap(descriptor, SIZE)
+            os.posix_fallocate(descriptor, 0, _SIZE)
+            self.memory = mmap.mmap(descriptor, _SIZE)
             # a domain that logs nothing has one page of it resident, not those that the kernel would map with it
-            self._map.madvise(mmap.MADV_RANDOM)
+            self.memory.madvise(mmap.MADV_RANDOM)
         finally:
             os.close(descriptor)
         self._begin(boot)
+        if old is not None:
+            self._uuid, self.kept, text = old
+            self.kept_uuid = self._uuid.decode("ascii", "replace")
+            self.memory[_AREAS[0]:_AREAS[0] + len(text)] = text
+            self.length = len(text)
 
     @classmethod
     def in_memory(cls, boot: bytes) -> StateFile:
         """A state that ends with the process, for when there is no room for a file."""
         self = cls.__new__(cls)
-        self._path = None
-        self._map = mmap.mmap(-1, SIZE)
+        self._path = self._new = None
+        self.memory = mmap.mmap(-1, _SIZE)
         self._begin(boot)
         return self
 
     def _begin(self, boot: bytes) -> None:
-        self._words = memoryview(self._map).cast("Q")
         self._boot = boot
         self._uuid = b""
         self._sequence = 0
+        self.generation = 0
         self._area = 0
-        self._length = 0
-        self._line = -1
+        self.recorded = 0
+        """Bytes of the text up to which the guest's log has taken them: its open line is before, the rest comes."""
+        self.length = 0
+        """Bytes of text that were found. Afterwards the table counts them."""
         self.kept_uuid: str | None = None
-        self._kept: tuple[Snapshot, bytes] | None = None
+        """Whose state was found in the file; None if there was none."""
+        self.kept: Snapshot | None = None
+        """What was found: the guest as it was at the last commit."""
         for slot in (0, 1):
             self._load(slot)
-        self._load_length()
+        if self._sequence > 0:
+            (word,) = struct.unpack_from("<Q", self.memory, WORD)
+            generation, length = word >> 16, word & 0xFFFF
+            if generation == self.generation & _GENERATIONS and self.length <= length <= AREA:
+                self.length = length
 
     def _load(self, slot: int) -> None:
         at = slot * _SLOT
-        raw = self._map[at:at + _HEADER.size]
-        (checksum,) = _CHECKSUM.unpack_from(self._map, at + _HEADER.size)
+        raw = self.memory[at:at + _HEADER.size]
+        (checksum,) = _CHECKSUM.unpack_from(self.memory, at + _HEADER.size)
         if zlib.crc32(raw) != checksum:
             return
-        (magic, sequence, boot, uuid, product, build, blacklisted, unplugged, flags, balance, balance_at, charged,
-         unsaid_lines, unsaid_bytes, throttled, reason, area, length) = _HEADER.unpack(raw)
+        magic, sequence, boot, uuid, *fields, generation, area, position, length = _HEADER.unpack(raw)
         if magic != _MAGIC or boot != self._boot or sequence <= self._sequence:
             return
-        if area not in (0, 1) or not 0 <= length < LINE_LIMIT or balance != balance:
+        if area not in (0, 1) or not 0 <= position <= length <= AREA:
             return
-        self._sequence, self._area, self._length = sequence, area, length
+        self.kept = oldstate.snapshot(fields)
+        self._sequence, self.generation, self._area = sequence, generation, area
+        self.recorded, self.length = position, length
         self._uuid = uuid.rstrip(b"\0")
         self.kept_uuid = self._uuid.decode("ascii", "replace")
-        snapshot = Snapshot(
-            None if product < 0 else product, None if build < 0 else build, bool(blacklisted), unplugged, flags,
-            balance, balance_at, charged, unsaid_lines, unsaid_bytes, bool(throttled),
-            reason.rstrip(b"\0").decode("utf-8", "ignore"),
-        )
-        self._kept = snapshot, self._map[_AREAS[area]:_AREAS[area] + length]
 
-    def _load_length(self) -> None:
-        rest, length = divmod(self._words[_WORD], 1 << _LENGTH_BITS)
-        sent, number = divmod(rest, 1 << 32)
-        if self._kept is None or number != self._sequence & 0xFFFFFFFF or not self._length <= length < LINE_LIMIT:
-            return
-        self._length = length
+    @property
+    def place(self) -> tuple[int, int, int, int]:
+        """Where the text is, as Table.place() takes it: generation, offset, bytes of the area, bytes of text."""
+        return self.generation, _AREAS[self._area], AREA, self.length
+
+    def text(self, end: int) -> bytes:
+        """The bytes of the text from `recorded` to `end`."""
         at = _AREAS[self._area]
-        self._kept = self._kept[0], self._map[at + min(sent, length):at + length]
+        return self.memory[at + self.recorded:at + end]
 
-    @property
-    def durable(self) -> bool:
-        """Whether it outlives the process."""
-        return self._path is not None
+    def append(self, data: bytes, end: int) -> None:
+        """Add `data` to the text, which has `end` bytes; it counts once the table is placed anew. There must be room."""
+        at = _AREAS[self._area] + end
+        self.memory[at:at + len(data)] = data
+        self.length = end + len(data)
 
-    @property
-    def mapping(self) -> mmap.mmap:
-        """The state itself, for who keeps it beside commit() and grow() (the compiled part); see follow()."""
-        return self._map
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Sequence number of the last commit, and the area of the partial line."""
-        return self._sequence, self._area
-
-    def follow(self, place: tuple[int, int], guest: Guest) -> None:
-        """Go on behind what somebody else kept: the guest as it is now, at `place`."""
-        self._sequence, self._area = place
-        self._line = guest.log.line_number
-        self._length = len(guest.log.partial)
-
-    def restore(self, guest: Guest, now: float) -> bool:
-        """Put what was found into `guest`; says whether there was anything."""
-        if self._kept is None:
-            return False
-        guest.restore(*self._kept, now)
-        return True
+    def discard(self) -> None:
+        """What was found is another domain's."""
+        self.kept = self.kept_uuid = None
+        self.recorded = self.length = 0
 
     def note(self, note: bytes) -> None:
         """Keep what the next process should know of the domain before it has asked anybody; read_note() finds it.
@@ -178,58 +188,41 @@ class StateFile:
         """
         if len(note) <= NOTE_LIMIT:
             raw = _NOTE_HEADER.pack(len(note), zlib.crc32(self._boot + note)) + note
-            self._map[_NOTE:_NOTE + len(raw)] = raw
+            self.memory[_NOTE:_NOTE + len(raw)] = raw
 
     def own(self, uuid: str) -> None:
         """Say whose state this is from the next commit on ("" until the domain's uuid is known)."""
         self._uuid = uuid.encode("ascii", "replace")[:64]
 
     def commit(self, guest: Guest) -> None:
-        """Keep the guest as it is now."""
-        log = guest.log
-        if log.line_number != self._line or len(log.partial) < self._length:
-            self._area ^= 1
-            self._length = 0
-            self._line = log.line_number
-        self._append(log.partial)
+        """Keep the guest as it is now. What it has said must be recorded before: this says that it is."""
         self._sequence += 1
         product, build, *others, reason = guest.snapshot()
         raw = _HEADER.pack(
             _MAGIC, self._sequence, self._boot, self._uuid, -1 if product is None else product,
-            -1 if build is None else build, *others, reason.encode("utf-8", "replace"), self._area, self._length,
+            -1 if build is None else build, *others, reason.encode("utf-8", "replace"),
+            self.generation, self._area, self.recorded - len(guest.log.partial), self.recorded,
         )
         at = (self._sequence & 1) * _SLOT
-        self._map[at:at + _HEADER.size + 4] = raw + _CHECKSUM.pack(zlib.crc32(raw))
-        guest.changed = guest.grew = False
+        self.memory[at:at + _HEADER.size + 4] = raw + _CHECKSUM.pack(zlib.crc32(raw))
+        guest.changed = False
+        if self._new is not None and self._path is not None:
+            self._new.rename(self._path)
+            self._new = None
 
-    def grow(self, guest: Guest) -> None:
-        """Keep the guest, nothing of which has changed but its log."""
-        log = guest.log
-        if log.line_number != self._line:
-            self.commit(guest)
-            return
-        partial, begin = log.partial, self._length
-        if len(partial) == begin + 1:  # a byte at a time, as most drivers log
-            self._map[_AREAS[self._area] + begin] = partial[begin]
-            self._length = begin + 1
-        else:
-            self._append(partial)
-        # one aligned store: it is there or it is not
-        self._words[_WORD] = (self._sequence & 0xFFFFFFFF) << _LENGTH_BITS | self._length
-        guest.grew = False
-
-    def _append(self, partial: bytearray) -> None:
-        """Add to the current area what the partial line has more than what is there."""
-        begin, end = self._length, len(partial)
-        if end > begin:
-            at = _AREAS[self._area]
-            self._map[at + begin:at + end] = bytes(partial[begin:])
-            self._length = end
+    def compact(self, guest: Guest) -> None:
+        """Go on in the other area, where only the open line is. All of the text must be recorded; then place the table."""
+        partial = bytes(guest.log.partial)
+        self._area ^= 1
+        at = _AREAS[self._area]
+        self.memory[at:at + len(partial)] = partial
+        self.generation += 1
+        self.recorded = self.length = len(partial)
+        self.commit(guest)
 
     def close(self) -> None:
         """Let go of the file; it stays."""
-        self._words.release()
-        self._map.close()
+        self.memory.close()
 
     def remove(self) -> None:
         """Forget the domain for good."""

@@ -35,7 +35,7 @@ class Inheritance:
         for name in self.sockets:
             domid, _, uuid = name.removeprefix("dom").partition("-")
             if domid.isdigit():
-                note = read_note(state / f"dom{domid}", boot)
+                note = read_note(state, int(domid), boot)
                 facts = DomainNodes.unpack(note) if note is not None else None
                 if facts is not None and facts.uuid and facts.uuid == uuid:
                     found[int(domid)] = facts

@@ -67,7 +67,7 @@ class RuntimeDirectory:
 
     def remove_stale(self, domids: Container[int]) -> None:
         """Remove sockets and state of all domains but these: they went while no unplugd ran."""
-        for directory, suffix in (self.path, ".sock"), (self.state, ""):
+        for directory, suffix in (self.path, ".sock"), (self.state, ".new"), (self.state, ""):
             for name in os.listdir(directory):
                 domid = name.removeprefix("dom").removesuffix(suffix)
                 if name == f"dom{domid}{suffix}" and domid.isdigit() and int(domid) not in domids:

@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 
 import h11
 
+from unplugd.host.longwork import LongWork
 from unplugd.http.pages import Page, Pages, fault
-from unplugd.sockets.longwork import LongWork
 
 CONNECTIONS = 64
 """Clients of one listener at a time."""

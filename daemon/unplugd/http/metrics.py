@@ -7,7 +7,7 @@ holds both to it. What is counted is core/counters.py's. No I/O here, no metrics
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -188,8 +188,6 @@ class HostView(Protocol):
     @property
     def standing(self) -> ServiceStatus:
         """Since when the process runs, and which configuration holds."""
-    def catch_up(self) -> Iterator[None]:
-        """Count what guests did until now, a slice at a time: the event loop may run between two."""
     def describe_history(self, domid: int) -> Sequence[Mapping[str, object]]:
         """The last steps of a domain's driver as the API's JSON; KeyError if it is not there."""
     def describe(self, domid: int) -> Mapping[str, object]:

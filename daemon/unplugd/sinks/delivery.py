@@ -197,10 +197,6 @@ class Delivery:
         if left:
             self._keep(outbox, entry, left, self._limit)
 
-    def direct(self, outbox: Outbox) -> bool:
-        """Whether a record of the domain's goes to journald and nowhere else, with none waiting that came before."""
-        return self._config.sinks == ("journal",) and not self._waiting["journal"] and not outbox.pending
-
     def record(self, entry: Entry) -> None:
         """A record of unplugd's own: to the journal, or to standard error where the journal is not among the sinks."""
         sink = "journal" if "journal" in self._config.sinks else "stderr"

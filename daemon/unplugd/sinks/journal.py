@@ -20,11 +20,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from unplugd.core.escape import escape_journal
-from unplugd.sockets.loop import poller
 
 if TYPE_CHECKING:
     from unplugd.sinks.records import Entry
-    from unplugd.sockets._fastpath import Poller
 
 SOCKET = "/run/systemd/journal/socket"
 LATE = 1.0
@@ -77,8 +75,6 @@ class Journal:
         self.problem: str | None = None
         self._path = path
         self._socket: socket.socket | None = None
-        self._poller: Poller | None = None
-        """Who was told of the socket and sends lines on it too (the compiled part)."""
         self._file: tuple[int, int, int] | None = None
         self._full = False
         self._delay = FIRST_RETRY
@@ -152,16 +148,10 @@ class Journal:
         except BaseException:
             connection.close()
             raise
-        self._poller = poller()
-        if self._poller is not None:
-            self._poller.journal(connection.fileno())
         return connection
 
     def _disconnect(self) -> None:
         self._stop_writer()
-        if self._poller is not None:
-            self._poller.journal(-1)
-            self._poller = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -13,21 +13,16 @@ import os
 import resource
 import socket
 import stat
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unplugd.core.stream import IoreqStream
 from unplugd.domains.domain import Domain
 from unplugd.errors import HostError
 from unplugd.host.systemd import Passed, forget_fd, store_fd
 from unplugd.sinks.records import Event
 from unplugd.sockets.access import ConnectionPolicy, credentials
 from unplugd.sockets.connection import Connection, Judge
-from unplugd.sockets.loop import poller
-
-if TYPE_CHECKING:
-    from unplugd.sockets.held import Held
+from unplugd.sockets.poller import ReadsConnections
 
 _MODE = 0o600
 
@@ -57,10 +52,10 @@ def _inode_suffix(inode: tuple[int, int] | None) -> str:
 class Listener:
     """The socket of one domain and its connections."""
 
-    _open: ClassVar[int] = 0
-    """Connections of all domains that are Python's."""
+    open_connections: ClassVar[int] = 0
+    """Connections of all domains that are open."""
 
-    def __init__(self, domain: Domain, directory: Path, access: ConnectionPolicy, judge: Judge, *,
+    def __init__(self, domain: Domain, directory: Path, access: ConnectionPolicy, judge: Judge, poller: ReadsConnections, *,
                  keep: bool = False) -> None:
         """`keep`: leave the socket with systemd for the next process."""
         self.domain = domain
@@ -75,22 +70,7 @@ class Listener:
         self._retry: asyncio.TimerHandle | None = None
         self._inode: tuple[int, int] | None = None
         self._connections: set[Connection] = set()
-        self._held = self._hold()
-
-    @staticmethod
-    def open_connections() -> int:
-        """Connections of all domains that are open."""
-        holder = poller()
-        return Listener._open + (holder.held if holder is not None else 0)
-
-    def _hold(self) -> Held | None:
-        """Where there is a compiled part, it holds the ordinary connections."""
-        holder, tail = poller(), self.domain.tail
-        if holder is None or tail is None:
-            return None
-        from unplugd.sockets.held import Held
-
-        return Held(self.domain, holder, tail, self._judge, self._arrived, self._serve)
+        self._poller = poller
 
     def start(self, device_model_uid: int | None, passed: Passed) -> bool:
         """Listen, on the socket that an earlier process left with systemd (True) or on a new one (False).
@@ -182,17 +162,10 @@ class Listener:
                 self._own(os.fspath(self.path))
         except OSError as error:
             self.domain.records.own(Event.SINK_FAILED, f"{self.path}: its owner could not be set: {error.strerror}")
-        if self._held is not None:
-            self._listen()
-        for connection in self._connections:
-            connection.configure()
 
     def _listen(self) -> None:
         if self._listening is not None:
             asyncio.get_running_loop().add_reader(self._listening.fileno(), self._accept)
-            if self._held is not None:
-                uid = self._access.device_model_uid(self.domain.domid, self._known_uid)
-                self._held.listen(self._listening.fileno(), uid, *self._most())
 
     def _accept(self) -> None:
         """Somebody connects. A few at a time: a crowd at one domain's socket does not keep the others waiting."""
@@ -209,42 +182,27 @@ class Listener:
                 self._retry = loop.call_later(ACCEPT_RETRY, self._listen)
                 loop.call_exception_handler({"message": f"{self.path}: accept", "exception": error})
                 return
-            self._arrived(peer)
-
-    def _arrived(self, peer: socket.socket) -> None:
-        """Somebody has connected: serve him if he may, else close."""
-        if self._listening is not None and self._admit(peer):
             self._serve(peer)
-        else:
-            peer.close()
 
-    def _serve(self, peer: socket.socket, stream: IoreqStream | None = None,
-               begin: Callable[[Connection], None] | None = None) -> None:
-        """A client who may connect; `stream` and `begin` as for Connection. Where that fails, it alone is closed."""
+    def _serve(self, peer: socket.socket) -> None:
+        """Serve a client that has connected if it may, else close. Where serving fails, it alone is closed."""
+        if not self._admit(peer):
+            peer.close()
+            return
         try:
-            connection = Connection(self.domain, self._judge, self._closed, stream, begin)
-        except MemoryError as error:
+            self._connections.add(Connection(self.domain, peer, self._poller, self._judge, self._closed))
+        except (OSError, MemoryError) as error:
             peer.close()
             self._no_memory(error)
             return
-        self._connections.add(connection)
         self._count(1)
-        try:
-            connection.serve(peer)
-        except (OSError, MemoryError) as error:
-            self._no_memory(error)
 
     def _no_memory(self, error: Exception) -> None:
         self._deny(Event.CONNECTION_LIMIT, f"connection closed: there is no memory for it: {error!r}")
 
     def _count(self, more: int) -> None:
-        """So many connections more are Python's."""
-        Listener._open += more
-        holder, tail = poller(), self.domain.tail
-        if holder is not None:
-            holder.others = Listener._open
-        if tail is not None:
-            tail.others = len(self._connections)
+        Listener.open_connections += more
+        self.domain.connections += more
 
     def _deny(self, event: Event, message: str) -> None:
         """A connection is closed at once: it is counted and said."""
@@ -268,10 +226,10 @@ class Listener:
                                                 " not root, nor this domain's device model")
             return False
         most, in_all = self._most()
-        if len(self._connections) + (domain.tail.held if domain.tail is not None else 0) >= most:
+        if len(self._connections) >= most:
             self._deny(Event.CONNECTION_LIMIT, f"connection refused: the domain has {most} already")
             return False
-        if self.open_connections() >= in_all:
+        if Listener.open_connections >= in_all:
             self._deny(Event.CONNECTION_LIMIT, f"connection refused: all domains have {in_all} already")
             return False
         return True
@@ -300,8 +258,6 @@ class Listener:
     def _hang_up(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
-        if self._held is not None:
-            self._held.close(None if self._listening is None else self._listening.fileno())
         if self._listening is not None:
             asyncio.get_running_loop().remove_reader(self._listening.fileno())
             self._listening.close()

@@ -1,8 +1,8 @@
-"""The event loop with the compiled part in it: unplugd.sockets._fastpath, where it was built, else pureloop.py's.
+"""The event loop with the compiled part in it: unplugd.sockets._fastpath, where it was built.
 
-The compiled part changes speed alone. It stands where the loop waits: while it waits, it accepts device models, answers
-what a driver's start and its log are made of, and hands everything else over (held.py; sources: daemon/fastpath).
-UNPLUGD_PURE=1 in the environment does without it.
+The compiled part changes speed alone. It stands where the loop waits: while it waits, it answers what rows answer, and
+hands everything else over. UNPLUGD_PURE=1 in the environment does without it: then the loop is asyncio's own, and
+poller.py reads the connections.
 """
 
 from __future__ import annotations
@@ -11,36 +11,32 @@ import asyncio
 import os
 import select
 import selectors
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from array import array
+from collections.abc import Callable
+from contextvars import Context
+from typing import TYPE_CHECKING, TypeVarTuple, Unpack
 
-from unplugd.core.counters import DURATION_BOUNDS
-from unplugd.core.protocol import Effect
-from unplugd.sockets import pureloop
+from unplugd.core.counters import DURATION_BOUNDS, Counters
+from unplugd.domains import table
+from unplugd.sockets import poller
 
 if TYPE_CHECKING:
-    from unplugd.domains.domain import Domain
-    from unplugd.sockets._fastpath import Poller, Tail
+    from unplugd.sockets._fastpath import Poller
 
-STEPS = {1: Effect.MAGIC, 4: Effect.VERSION, 5: Effect.PRODUCT, 6: Effect.UNPLUG, 7: Effect.BUILD}
-"""What the compiled part calls the steps of a driver that comes up (fastpath/frame.h)."""
-
-Handed = Callable[[int, bytes, bytes | None], None]
-"""Takes a connection over: its descriptor, responses that could not be sent, and bytes from a frame on that is not the
-fast path's; None in their place for somebody who has just connected."""
+_Arguments = TypeVarTuple("_Arguments")
 
 
 class Selector(selectors.EpollSelector):
     """asyncio's selector, which serves connections while it waits."""
 
-    def __init__(self, poller: Callable[[int, tuple[float, ...]], Poller]) -> None:
+    def __init__(self, poller_type: type[Poller], durations: array[int]) -> None:
         super().__init__()
-        self.poller = poller(self.fileno(), DURATION_BOUNDS)
-        self.hand: Callable[[Handed, int, bytes, bytes | None], object] = _at_once
+        self.poller = poller_type(self.fileno(), DURATION_BOUNDS, durations)
+        self.hand: Callable[..., object]
         """Has a connection taken over soon, before anything that select() returns."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait for what is Python's, at most `timeout` seconds."""
+        """Wait for what the loop has to do, at most `timeout` seconds."""
         events, handed = self.poller.poll(timeout)
         for item in handed:
             self.hand(*item)
@@ -62,18 +58,34 @@ class Selector(selectors.EpollSelector):
         super().close()
 
 
-def _at_once(callback: Handed, descriptor: int, unsent: bytes, data: bytes | None) -> None:
-    callback(descriptor, unsent, data)
-
-
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop with a Poller in its selector."""
+    """An event loop with a Poller in its selector. What is scheduled while the Poller serves makes it return."""
 
-    def __init__(self, poller: Callable[[int, tuple[float, ...]], Poller]) -> None:
-        selector = Selector(poller)
+    def __init__(self, poller_type: type[Poller]) -> None:
+        self.durations = Counters().durations
+        selector = Selector(poller_type, self.durations)
         self.poller = selector.poller
         super().__init__(selector)
         selector.hand = self.call_soon
+
+    def call_soon(
+        self, callback: Callable[[Unpack[_Arguments]], object], *args: *_Arguments, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As asyncio's."""
+        self.poller.called = True
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[_Arguments]], object], *args: *_Arguments,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """As asyncio's."""
+        self.poller.called = True
+        return super().call_at(when, callback, *args, context=context)
+
+    def serve_guests(self) -> bool:
+        """Serve guests that wait, in the middle of long work. True where the loop is to turn: it has something to do."""
+        return self.poller.serve()
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -85,42 +97,28 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
             pass
         else:
             return Loop(Poller)
-    return pureloop.Loop()
+    return asyncio.SelectorEventLoop()
 
 
-def poller() -> Poller | None:
-    """The running loop's Poller, if it has one."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+def compiled_poller() -> Poller | None:
+    """The running loop's compiled Poller, if it has one."""
+    loop = asyncio.get_running_loop()
     return loop.poller if isinstance(loop, Loop) else None
 
 
-def serve_guests() -> bool:
-    """Serve guests that wait: for whoever makes something long, between two pieces of it, with every domain settled.
-
-    True where the loop is to turn: there is something for others than these guests, or it is another kind of loop.
-    """
+def open_poller(counters: Counters) -> poller.ReadsConnections:
+    """What serves connections on the running loop. `counters` has its durations from now on."""
     loop = asyncio.get_running_loop()
     if isinstance(loop, Loop):
-        return loop.poller.serve()
-    return not isinstance(loop, pureloop.Loop) or loop.selector.serve()
+        counters.durations = loop.durations
+        return loop.poller
+    return poller.Poller(counters)
 
 
-def tell(domains: int) -> Iterator[None]:
-    """Have so many domains told what was served for them, those first who wait longest, a slice at a time."""
-    holder = poller()
-    for _ in range(domains):    # a slice is one domain at least; those that come meanwhile are not waited for
-        if holder is None or not holder.tell():
-            return
-        yield
+def table_types() -> tuple[type[table.Table], type[table.Rows]]:
+    """The Table, with its Rows, that the running loop's Poller serves."""
+    if compiled_poller() is None:
+        return table.Table, table.Rows
+    from unplugd.sockets._fastpath import Rows, Table
 
-
-def tail_of(domain: Domain) -> Tail | None:
-    """What of `domain` may change outside of Python, where there is a Poller."""
-    if poller() is None:
-        return None
-    from unplugd.sockets._fastpath import Tail
-
-    return Tail(domain, domain.guest.log.partial, domain.state.mapping)
+    return Table, Rows

@@ -20,7 +20,7 @@ from unplugd.core.pageoffer import DESCRIPTORS, MESSAGE_LIMIT, SOCKET, greeted, 
 from unplugd.host.runtimedir import listen_for_root
 from unplugd.sockets.access import credentials
 from unplugd.sockets.listener import ACCEPT_RETRY
-from unplugd.sockets.loop import poller
+from unplugd.sockets.loop import compiled_poller
 
 if TYPE_CHECKING:
     from unplugd.domains.domain import Domain
@@ -56,7 +56,7 @@ class IoreqPages:
 
     def start(self) -> None:
         """Listen. Raises HostError."""
-        if poller() is None:
+        if compiled_poller() is None:
             return
         self._listening = listen_for_root("socket for ioreq pages", self._path, VISITORS, socket.SOCK_SEQPACKET)
         self._listen()
@@ -83,7 +83,7 @@ class IoreqPages:
     def give_back(self, domid: int) -> None:
         """Give a domain's page back, if it is lent."""
         lender = self._lenders.pop(domid, None)
-        holder = poller()
+        holder = compiled_poller()
         if lender is not None and holder is not None:
             asyncio.get_running_loop().remove_reader(lender.fileno())
             holder.give_back(lender.fileno())
@@ -158,8 +158,8 @@ class IoreqPages:
 
     def _borrow(self, lender: socket.socket, domid: int, message: bytes, descriptors: list[int]) -> None:
         """Have the compiled part serve a page. Raises OSError, ValueError, MemoryError: it stays the lender's then."""
-        holder, domain = poller(), self._domain_of(domid)
-        if holder is None or domain is None or domain.tail is None or domid in self._lenders:
+        holder, domain = compiled_poller(), self._domain_of(domid)
+        if holder is None or domain is None or domid in self._lenders:
             raise ValueError("nobody to lend it to")
         if len(descriptors) != DESCRIPTORS:
             raise ValueError("no descriptors")
@@ -169,7 +169,7 @@ class IoreqPages:
             check_devices(events, privcmd)
         own = os.dup(events)
         try:
-            holder.borrow(own, lender.fileno(), domain.tail, privcmd, domid, said.server, said.ports, self._xen)
+            holder.borrow(own, lender.fileno(), domain.table, privcmd, domid, said.server, said.ports, self._xen)
         except BaseException:
             os.close(own)
             raise

@@ -47,6 +47,12 @@ class Turns:
         if not self._scheduled:
             self._schedule()
 
+    def next(self, work: Callable[[], None]) -> None:
+        """The same, before all that waits already."""
+        self.later(work)
+        if self._queue is not None:
+            self._queue.rotate()
+
     def _schedule(self) -> None:
         self._scheduled = True
         asyncio.get_running_loop().call_soon(self._next)

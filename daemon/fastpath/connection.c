@@ -1,0 +1,263 @@
+/* Connections. A connection is read here while it is armed. A frame that no row answers, and all behind it, goes to Python
+ * in order, and the connection with it, until Python resumes it. The beginning of a frame is kept here.
+ *
+ * "Acknowledged" (contract section 1) is the order in connection_serve(): log bytes are appended and published, Python has
+ * looked at them where it must, and only then the answers are sent.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#include "connection.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+static int watch(const Poller *self, int fd)
+{
+    struct epoll_event event = { .events = EPOLLIN, .data.fd = fd };
+
+    return epoll_ctl(self->epoll, EPOLL_CTL_ADD, fd, &event);
+}
+
+void connection_mute(Poller *self, int fd)
+{
+    if (!self->links[fd].muted && epoll_ctl(self->epoll, EPOLL_CTL_DEL, fd, NULL) == 0)
+        self->links[fd].muted = true;
+}
+
+int make_room(Poller *self, int fd)
+{
+    int room = fd < 64 ? 128 : 2 * fd;
+    struct link *links;
+
+    if (fd < 0 || fd > INT_MAX / 2) {
+        PyErr_SetString(PyExc_ValueError, "not a descriptor");
+        return -1;
+    }
+    if (fd < self->room)
+        return 0;
+    links = PyMem_Realloc(self->links, (size_t)room * sizeof *links);
+    if (links == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    memset(links + self->room, 0, (size_t)(room - self->room) * sizeof *links);
+    self->links = links;
+    self->room = room;
+    return 0;
+}
+
+void link_clear(struct link *link)
+{
+    struct link old = *link;
+
+    *link = (struct link){ 0 };
+    PyMem_Free(old.rest);
+    Py_XDECREF(old.handed);
+    Py_XDECREF((PyObject *)old.table);
+}
+
+/* The beginning of a frame waits for the rest of it. False where there is no memory. */
+static bool keep_rest(struct link *link, const void *data, size_t size)
+{
+    if (size == 0)
+        return true;
+    if (link->rest == NULL && (link->rest = PyMem_Malloc(FRAME + PAYLOAD_LIMIT)) == NULL)
+        return false;
+    memcpy(link->rest, data, size);
+    link->rest_size = size;
+    return true;
+}
+
+/* The same bytes, and the connection, in the other direction: into the buffer. Their number. */
+static size_t take_rest(struct link *link, unsigned char *buffer)
+{
+    size_t size = link->rest_size;
+
+    if (link->rest != NULL) {
+        memcpy(buffer, link->rest, size);
+        PyMem_Free(link->rest);
+        link->rest = NULL;
+        link->rest_size = 0;
+    }
+    return size;
+}
+
+/* Python has the connection from now on. `data` NULL: the client is gone. -1 and an exception. */
+static int hand_over(Poller *self, int fd, PyObject *handed, const void *unsent, size_t unsent_size, const void *data,
+                     size_t size)
+{
+    struct link *link = &self->links[fd];
+    PyObject *item;
+    int result;
+
+    link->armed = false;
+    if (data == NULL || unsent_size > 0)
+        connection_mute(self, fd);
+    item = Py_BuildValue("(Oy#y#)", link->handed, unsent == NULL ? "" : unsent, (Py_ssize_t)unsent_size, data,
+                         (Py_ssize_t)size);
+    result = item == NULL ? -1 : PyList_Append(handed, item);
+    Py_XDECREF(item);
+    return result;
+}
+
+/* Something of unplugd's own failed in the middle of a batch: the connection ends without an answer, as asyncio ends that
+ * of a protocol that raises. */
+static int cut(Poller *self, int fd, PyObject *handed, Table *table)
+{
+    PyErr_WriteUnraisable((PyObject *)Py_TYPE(table));
+    if (self->links[fd].table != table)
+        return 0;           /* Python has closed it */
+    return hand_over(self, fd, handed, NULL, 0, NULL, 0);
+}
+
+/* Answer `size` bytes of the buffer in their place. False and an exception if Python failed. */
+static bool answer_all(Poller *self, Table *table, size_t size, struct answered *all)
+{
+    double began = now();
+    bool good = true;
+
+    *all = (struct answered){ 0 };
+    do {    /* once more after Python has made room */
+        struct answered some;
+
+        answer(table, self->buffer + all->used, size - all->used, self->buffer + all->size, began, &some);
+        all->used += some.used;
+        all->size += some.size;
+        all->due = some.due;
+        all->incomplete = some.incomplete;
+        good = !some.due || wake(table) == 0;
+    } while (good && all->due && all->used < size);
+    observe(self, table, now() - began);
+    return good;
+}
+
+static size_t send_some(int fd, const void *data, size_t size)
+{
+    ssize_t sent = 0;
+
+    if (size > 0)
+        do
+            sent = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+        while (sent < 0 && errno == EINTR);
+    if (sent < 0)
+        return errno == EAGAIN ? 0 : size;      /* a client that is gone is noticed when its connection is read */
+    return (size_t)sent;
+}
+
+int connection_serve(Poller *self, int fd, PyObject *handed)
+{
+    struct link *link = &self->links[fd];
+    Table *table = link->table;
+    struct answered done;
+    size_t size, sent;
+    ssize_t got;
+    bool good;
+
+    if (over(self, table))
+        return 0;
+    size = take_rest(link, self->buffer);
+    got = recv(fd, self->buffer + size, READ_SIZE - size, MSG_DONTWAIT);
+    if (got <= 0) {
+        bool gone = got == 0 || (errno != EAGAIN && errno != EINTR);
+
+        if (gone || !keep_rest(link, self->buffer, size))
+            return hand_over(self, fd, handed, NULL, 0, NULL, 0);
+        return 0;
+    }
+    size += (size_t)got;
+    Py_INCREF((PyObject *)table);
+    good = answer_all(self, table, size, &done);
+    link = &self->links[fd];    /* Python code may have run: there may be more links, and this one may be another's */
+    if (!good || link->table != table) {
+        int result = good ? 0 : cut(self, fd, handed, table);
+
+        Py_DECREF((PyObject *)table);
+        return result;
+    }
+    Py_DECREF((PyObject *)table);
+    sent = send_some(fd, self->buffer, done.size);
+    if (sent == done.size && (done.used == size || done.incomplete) &&
+        keep_rest(link, self->buffer + done.used, size - done.used))
+        return 0;
+    return hand_over(self, fd, handed, self->buffer + sent, done.size - sent, self->buffer + done.used, size - done.used);
+}
+
+PyObject *Poller_attach(Poller *self, PyObject *args)
+{
+    int fd;
+    PyObject *table, *handed;
+
+    if (!PyArg_ParseTuple(args, "iO!O:attach", &fd, &TableType, &table, &handed) || make_room(self, fd) < 0)
+        return NULL;
+    if (self->links[fd].table != NULL) {
+        PyErr_SetString(PyExc_ValueError, "the descriptor is attached already");
+        return NULL;
+    }
+    if (watch(self, fd) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    self->links[fd] = (struct link){ .table = (Table *)Py_NewRef(table), .handed = Py_NewRef(handed), .armed = true };
+    Py_RETURN_NONE;
+}
+
+/* The link of a connection that Python has. NULL and an exception if there is none. */
+static struct link *python_has(const Poller *self, int fd)
+{
+    if (fd < 0 || fd >= self->room || self->links[fd].table == NULL || self->links[fd].armed ||
+        self->links[fd].page != NULL) {
+        PyErr_SetString(PyExc_ValueError, "not a connection that was handed over");
+        return NULL;
+    }
+    return &self->links[fd];
+}
+
+PyObject *Poller_send(Poller *self, PyObject *args)
+{
+    int fd;
+    const char *answers;
+    Py_ssize_t size;
+    size_t sent;
+
+    if (!PyArg_ParseTuple(args, "iy#:send", &fd, &answers, &size) || python_has(self, fd) == NULL)
+        return NULL;
+    sent = send_some(fd, answers, (size_t)size);
+    if (sent < (size_t)size)
+        connection_mute(self, fd);
+    return PyLong_FromSize_t(sent);
+}
+
+PyObject *Poller_resume(Poller *self, PyObject *args)
+{
+    int fd;
+    const char *rest;
+    Py_ssize_t size;
+    struct link *link;
+
+    if (!PyArg_ParseTuple(args, "iy#:resume", &fd, &rest, &size) || (link = python_has(self, fd)) == NULL)
+        return NULL;
+    if (size > FRAME + PAYLOAD_LIMIT) {
+        PyErr_SetString(PyExc_ValueError, "no frame is so long");
+        return NULL;
+    }
+    if (!keep_rest(link, rest, (size_t)size))
+        return PyErr_NoMemory();
+    if (link->muted && watch(self, fd) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    link->muted = false;
+    link->armed = true;
+    Py_RETURN_NONE;
+}
+
+PyObject *Poller_detach(Poller *self, PyObject *arg)
+{
+    long fd = PyLong_AsLong(arg);
+
+    if (fd == -1 && PyErr_Occurred())
+        return NULL;
+    if (fd >= 0 && fd < self->room && self->links[fd].table != NULL && self->links[fd].page == NULL) {
+        connection_mute(self, (int)fd);
+        link_clear(&self->links[fd]);
+    }
+    Py_RETURN_NONE;
+}

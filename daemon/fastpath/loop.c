@@ -1,0 +1,281 @@
+/* The Poller waits for the event loop's descriptors, and serves connections and pages meanwhile.
+ *
+ * All of this runs on the event loop's thread with the GIL held, so it never runs beside Python: only between two callbacks,
+ * or where long work lets guests be served (Poller.serve).
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#include "loop.h"
+
+#include <structmember.h>
+
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+enum {
+    EVENTS = 256,           /* descriptors looked at in one round */
+    ROUNDS = 4096,          /* rounds after which Python has a turn even where nothing asks for it */
+};
+
+static const double LONGEST = 1e6;      /* seconds; a longer wait has no timer */
+
+static int open_alarm(const Poller *self)
+{
+    struct epoll_event event = { .events = EPOLLIN };
+    int alarm = event.data.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+
+    if (alarm >= 0 && epoll_ctl(self->epoll, EPOLL_CTL_ADD, alarm, &event) < 0) {
+        close(alarm);
+        return -1;
+    }
+    return alarm;
+}
+
+/* Have the wait end at that time, or before: the time is looked at then. False: there is no such timer.
+ *
+ * A timeout of epoll_wait would set and clear a timer of the kernel's for each access, and take 1 to 3 us for that. */
+static bool set_alarm(Poller *self, double time)
+{
+    struct itimerspec at = { .it_value = { (time_t)time, (long)((time - floor(time)) * 1e9) } };
+
+    if (self->rings > 0 && self->rings <= time)
+        return true;
+    if (self->alarm < 0 || timerfd_settime(self->alarm, TFD_TIMER_ABSTIME, &at, NULL) < 0)
+        return false;
+    self->rings = time;
+    return true;
+}
+
+static void alarm_rang(Poller *self)
+{
+    uint64_t times;
+
+    self->rings = 0;
+    self->called = true;
+    if (read(self->alarm, &times, sizeof times) < 0)
+        return;             /* it was set again since: the next round finds it */
+}
+
+/* What is ready at one descriptor. 1: it is Python's; 0: done; -1 and an exception. */
+static int look_at(Poller *self, int fd, uint32_t events, PyObject *handed)
+{
+    const struct link *link;
+
+    if (fd == self->alarm)
+        return alarm_rang(self), 0;
+    if (fd >= self->room || self->links[fd].table == NULL)
+        return 1;
+    link = &self->links[fd];
+    if (link->page != NULL) {
+        if (link->table->woken == NULL || events != EPOLLIN)    /* the domain has gone, or the event channels have */
+            page_close(self, fd);
+        else
+            page_serve(self, fd);
+        return 0;
+    }
+    if (link->armed)
+        return connection_serve(self, fd, handed);
+    if (link->muted)        /* Python waits for it, to send */
+        return 1;
+    connection_mute(self, fd);
+    return 0;
+}
+
+static int wait_for(const Poller *self, struct epoll_event *ready, int milliseconds)
+{
+    int count;
+
+    if (milliseconds == 0)
+        return epoll_wait(self->epoll, ready, EVENTS, 0);
+    Py_BEGIN_ALLOW_THREADS
+    count = epoll_wait(self->epoll, ready, EVENTS, milliseconds);
+    Py_END_ALLOW_THREADS
+    return count;
+}
+
+/* One round: wait, serve, and collect what is Python's. With `events` NULL, other descriptors stay ready. How many were
+ * ready; -1 and an exception if something fails. */
+static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject *handed)
+{
+    struct epoll_event ready[EVENTS];
+    int count = wait_for(self, ready, milliseconds);
+
+    self->round++;
+    if (count < 0) {
+        if (errno == EINTR)
+            return PyErr_CheckSignals() < 0 ? -1 : 0;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    for (int i = 0; i < count; i++) {
+        int result = look_at(self, ready[i].data.fd, ready[i].events, handed);
+
+        if (result == 1 && events == NULL) {
+            self->called = true;
+        } else if (result == 1) {
+            PyObject *event = Py_BuildValue("(iI)", ready[i].data.fd, ready[i].events);
+
+            if (event == NULL || PyList_Append(events, event) < 0)
+                result = -1;
+            Py_XDECREF(event);
+        }
+        if (result < 0)
+            return -1;
+    }
+    return count;
+}
+
+static PyObject *Poller_poll(Poller *self, PyObject *timeout)
+{
+    PyObject *events = PyList_New(0), *handed = self->handed, *result = NULL;
+    double deadline = INFINITY, left = INFINITY;
+    int count = 0;
+
+    self->handed = NULL;
+    if (handed != NULL)
+        deadline = left = 0;
+    else
+        handed = PyList_New(0);
+    if (events == NULL || handed == NULL)
+        goto end;
+    if (timeout != Py_None && left > 0) {
+        left = PyFloat_AsDouble(timeout);
+        if (left == -1.0 && PyErr_Occurred())
+            goto end;
+        deadline = now() + left;
+    }
+    self->called = false;
+    for (int rounds = 0; rounds < ROUNDS; rounds++) {
+        /* as selectors.EpollSelector: rounded up, so that a timer is due when this returns */
+        int milliseconds = left <= 0 ? 0 : left > LONGEST || set_alarm(self, deadline) ? -1 : (int)ceil(left * 1e3);
+
+        count = one_round(self, milliseconds, events, handed);
+        if (count <= 0 || self->called || PyList_GET_SIZE(events) > 0 || PyList_GET_SIZE(handed) > 0)
+            break;
+        if (deadline < INFINITY && (left = deadline - now()) <= 0)
+            break;
+    }
+    if (count >= 0)
+        result = PyTuple_Pack(2, events, handed);
+end:
+    Py_XDECREF(events);
+    Py_XDECREF(handed);
+    return result;
+}
+
+static PyObject *Poller_serve(Poller *self, PyObject *Py_UNUSED(ignored))
+{
+    int count;
+
+    if (self->handed == NULL && (self->handed = PyList_New(0)) == NULL)
+        return NULL;
+    self->called = false;
+    count = one_round(self, 0, NULL, self->handed);
+    if (PyList_GET_SIZE(self->handed) > 0)
+        self->called = true;
+    else
+        Py_CLEAR(self->handed);
+    return count < 0 ? NULL : PyBool_FromLong(self->called);
+}
+
+static int Poller_traverse(Poller *self, visitproc visit, void *arg)
+{
+    for (int fd = 0; fd < self->room; fd++) {
+        Py_VISIT((PyObject *)self->links[fd].table);
+        Py_VISIT(self->links[fd].handed);
+    }
+    Py_VISIT(self->handed);
+    return 0;
+}
+
+static int Poller_clear(Poller *self)
+{
+    Py_CLEAR(self->handed);
+    for (int fd = 0; fd < self->room; fd++)
+        if (self->links[fd].page != NULL)
+            page_close(self, fd);
+        else
+            link_clear(&self->links[fd]);
+    return 0;
+}
+
+static PyObject *Poller_close(Poller *self, PyObject *Py_UNUSED(ignored))
+{
+    if (self->alarm >= 0)
+        close(self->alarm);
+    self->alarm = -1;
+    self->rings = 0;
+    Py_RETURN_NONE;
+}
+
+static void Poller_dealloc(Poller *self)
+{
+    PyObject_GC_UnTrack(self);
+    Poller_clear(self);
+    Py_XDECREF(Poller_close(self, NULL));
+    PyMem_Free(self->links);
+    if (self->durations.obj != NULL)
+        PyBuffer_Release(&self->durations);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static int Poller_init(Poller *self, PyObject *args, PyObject *Py_UNUSED(kwargs))
+{
+    PyObject *bounds, *durations;
+
+    self->alarm = -1;
+    if (!PyArg_ParseTuple(args, "iO!O:Poller", &self->epoll, &PyTuple_Type, &bounds, &durations) ||
+        PyObject_GetBuffer(durations, &self->durations, PyBUF_WRITABLE) < 0)
+        return -1;
+    if (PyTuple_GET_SIZE(bounds) > MAX_BOUNDS ||
+        self->durations.len != (PyTuple_GET_SIZE(bounds) + 2) * (Py_ssize_t)sizeof(uint64_t) ||
+        (uintptr_t)self->durations.buf % sizeof(uint64_t) != 0) {
+        PyErr_SetString(PyExc_ValueError, "durations are a number for each bound and two more");
+        return -1;
+    }
+    self->bounds = (int)PyTuple_GET_SIZE(bounds);
+    for (int i = 0; i < self->bounds; i++) {
+        self->bound[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(bounds, i));
+        if (PyErr_Occurred())
+            return -1;
+    }
+    self->alarm = open_alarm(self);
+    return 0;
+}
+
+static PyMethodDef Poller_methods[] = {
+    {"poll", (PyCFunction)Poller_poll, METH_O, "Wait, and serve meanwhile: events, and what was handed over."},
+    {"serve", (PyCFunction)Poller_serve, METH_NOARGS, "Serve what has come; whether Python has something to do now."},
+    {"attach", (PyCFunction)Poller_attach, METH_VARARGS, "Serve a connection of a domain."},
+    {"send", (PyCFunction)Poller_send, METH_VARARGS, "Send answers on a connection that Python has; bytes sent."},
+    {"resume", (PyCFunction)Poller_resume, METH_VARARGS, "Serve a connection on that Python had."},
+    {"detach", (PyCFunction)Poller_detach, METH_O, "A connection is gone."},
+    {"borrow", (PyCFunction)Poller_borrow, METH_VARARGS, "Serve a lent ioreq page."},
+    {"give_back", (PyCFunction)Poller_give_back, METH_O, "Serve the page of the lender at this descriptor no more."},
+    {"close", (PyCFunction)Poller_close, METH_NOARGS, "Wait for nothing any more: the event loop ends."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef Poller_members[] = {
+    {"called", T_BOOL, offsetof(Poller, called), 0, "Python has something to do: poll() returns."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+PyTypeObject PollerType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "unplugd.sockets._fastpath.Poller",
+    .tp_basicsize = sizeof(Poller),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = "Poller(epoll, bounds, durations): waits for an epoll's descriptors and serves connections meanwhile.",
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)Poller_init,
+    .tp_dealloc = (destructor)Poller_dealloc,
+    .tp_traverse = (traverseproc)Poller_traverse,
+    .tp_clear = (inquiry)Poller_clear,
+    .tp_methods = Poller_methods,
+    .tp_members = Poller_members,
+};
