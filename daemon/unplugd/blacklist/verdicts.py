@@ -1,9 +1,9 @@
-"""The blacklist: what a build number's verdict is, and what configuration puts into xenstore for it.
+"""The blacklist: the verdict on a build number, and the nodes that unplugd writes into xenstore for it.
 
-A verdict asks xenstored itself, on a connection that publishing and scanning do not share. When it does not answer in
-time, or a guest asks too often, the mirror decides (contract section 2). In the state directory, `owned` keeps
-what configuration put there, so that a reload after a restart takes out what was unplugd's and nothing else, and
-`mirror` the mirror, so that a restart while xenstored is silent forgets no verdict.
+A verdict looks the build up in xenstored, on a connection that publishing and scanning do not use. If xenstored does
+not answer in time, or a guest announces itself too often, the mirror decides (contract section 2). In the state
+directory, `owned` lists the nodes that unplugd wrote, so that a reload after a restart removes these and no others.
+`mirror` is the copy of the blacklist for a restart while xenstored does not answer.
 """
 
 from __future__ import annotations
