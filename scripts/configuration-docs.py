@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes the keys of docs/configuration.md; with --check, only says whether they are what the code says.
 
-What is allowed is asked of config/load.py, by giving it what is wrong. Default and explanation are those of
-config/unplugd.toml, which a test holds to the code. Only what a reload does is said here.
+The allowed values come from the error messages of config/load.py for wrong values. Defaults and explanations come from
+config/unplugd.toml, which a test compares with the code. Only the effect of a reload is written here.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from unplugd.errors import ConfigError
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "config" / "unplugd.toml"
 
-RESTART = "refused: it needs a restart"
+RESTART = "the reload is refused; it needs a restart"
 BUILD = "from the next build number on"
 ACCESS = "from the next access on"
 ATTACH = "not applied: `systemctl restart unplugd-attach`"
 RELOAD = {
     "runtime_dir": RESTART,
-    "publish": "at once: switched on, what guests have announced so far is written too; switched off, what is there"
-               " stays",
+    "publish": "at once. When enabled, the nodes of all guests are written; when disabled, existing nodes stay",
     "protocol_version": ACCESS,
     "xenstore.backend": RESTART,
     "xenstore.socket": RESTART,
-    "xenstore.domain": "domains that are new are introduced, those that are missing are released; another `name` or"
-                       " `uuid` of a domain that stays is not followed",
+    "xenstore.domain": "new domains are introduced, missing ones are released; a changed `name` or `uuid` of a domain"
+                       " that stays is ignored",
     "blacklist.lookup_timeout": BUILD,
     "blacklist.on_error": BUILD,
-    "blacklist.entry": "new nodes are written, those that are missing are removed if unplugd wrote them; a verdict"
-                       " stands until its guest's reset",
+    "blacklist.entry": "nodes of new entries are written; nodes of removed entries are removed if unplugd wrote them; a"
+                       " blacklisted verdict stays until the guest's reset",
     "blacklist.range": BUILD,
-    "products": "at once; a verdict stands until its guest's reset",
+    "products": "at once; a blacklisted verdict stays until the guest's reset",
     "policy.allow_unplug": "from the next unplug mask on",
     "policy.blacklisted_unplug": "from the next unplug mask on",
     "policy.legacy_unplug": ACCESS,
-    "socket.device_model_uids": "from the next connection on, and the sockets change their owner; connections stay",
+    "socket.device_model_uids": "from the next connection on; the owner of the sockets changes at once; existing"
+                                " connections stay",
     "log.sinks": "from the next record on",
     "log.directory": "from the next line on; old files stay where they are",
-    "log.rate": "at once; what was earned stays",
-    "log.burst": "at once; a balance over it is cut to it",
+    "log.rate": "at once; the balance stays",
+    "log.burst": "at once; a balance above it is reduced to it",
     "log.on_limit": ACCESS,
     "log.flush_after": "at once",
     "log.max_file_bytes": "from the next line on",
-    "http.listen": "at once; an address that cannot be had refuses the reload",
+    "http.listen": "at once; if the address cannot be used, the reload is refused",
     "attach.when_unreachable": ATTACH,
     "attach.unreachable_after": ATTACH,
     "attach.user": ATTACH,
@@ -128,7 +128,7 @@ def list_keys(name: str) -> str:
             check(object())
         except Wrong as wrong:
             words = str(wrong)
-        rows.append((f"`{key}`", words, "needed" if key in needed else "may be left out"))
+        rows.append((f"`{key}`", words, "required" if key in needed else "optional"))
     return docspage.table(("key of each", "allowed", ""), rows)
 
 
@@ -164,11 +164,11 @@ ERRORS = (
     ("a key that does not exist", "[log]\nsink = ['file']\n"),
     ("a table that does not exist", "[logs]\nrate = 1\n"),
     ("a value that is not allowed", "[log]\nrate = '1 MB'\n"),
-    ("a list's table without a needed key", "[[blacklist.entry]]\nproduct = 'linux'\n"),
+    ("an entry without a required key", "[[blacklist.entry]]\nproduct = 'linux'\n"),
     ("a product without a number", "[[blacklist.range]]\nproduct = 'my-drivers'\n"),
-    ("a number of Xen's registry", "[products]\n'my-drivers' = 3\n"),
-    ("an end before its beginning", "[[blacklist.range]]\nproduct = 'linux'\nfrom = 9\nto = 1\n"),
-    ("a guest that would wait for ever", "[log]\non_limit = 'delay'\nrate = 0\n"),
+    ("a number that Xen's registry already has", "[products]\n'my-drivers' = 3\n"),
+    ("a range that ends before it begins", "[[blacklist.range]]\nproduct = 'linux'\nfrom = 9\nto = 1\n"),
+    ("a limit that would make a guest wait for ever", "[log]\non_limit = 'delay'\nrate = 0\n"),
     ("not TOML", "log.rate 256\n"),
 )
 

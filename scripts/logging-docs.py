@@ -21,35 +21,35 @@ CLIENT = "device model"
 PRIORITIES = {ERROR: "3 error", WARNING: "4 warning", NOTICE: "5 notice", INFO: "6 info"}
 
 EVENTS = {
-    Event.GUEST_LINE: (GUEST, "A line that the guest wrote. The only record whose text is the guest's."),
+    Event.GUEST_LINE: (GUEST, "A line that the guest wrote. No other record contains text of a guest."),
     Event.LINES_DROPPED: (GUEST, "How many lines and bytes of this guest were dropped. It is in the guest's own log."),
-    Event.ANNOUNCED: (GUEST, "A driver gave its build number; what the verdict is."),
-    Event.BLACKLISTED: (GUEST, "A guest became blacklisted, and why if somebody gave a reason."),
-    Event.UNPLUGGED: (GUEST, "Devices were ordered to be unplugged that had not been since reset."),
-    Event.UNPLUG_DENIED: (GUEST, "Policy refused a device that the driver asked to have unplugged."),
-    Event.UNDEFINED_BITS: (GUEST, "An unplug mask had bits that mean nothing. Once between two resets."),
+    Event.ANNOUNCED: (GUEST, "A driver announced its build number; the verdict."),
+    Event.BLACKLISTED: (GUEST, "The driver of a guest is blacklisted; the reason, if one was given."),
+    Event.UNPLUGGED: (GUEST, "Devices were ordered to be unplugged for the first time since the last reset."),
+    Event.UNPLUG_DENIED: (GUEST, "The policy does not allow to unplug a device that the driver asked for."),
+    Event.UNDEFINED_BITS: (GUEST, "An unplug mask had undefined bits. Recorded once between two resets."),
     Event.BUILD_WITHOUT_PRODUCT: (GUEST, "A build number without a product number was ignored. Once between resets."),
-    Event.RESET: (GUEST, "The platform device came out of reset; the guest's protocol state is forgotten."),
-    Event.THROTTLED: (GUEST, "The guest's log came over its limit."),
+    Event.RESET: (GUEST, "The platform device came out of reset; unplugd forgot the guest's protocol state."),
+    Event.THROTTLED: (GUEST, "The guest's log is over its limit."),
     Event.RESUMED: (GUEST, "The guest's log is within its limit again."),
-    Event.PROTOCOL_FAULT: (CLIENT, "A device model broke the framing; its connection was closed."),
+    Event.PROTOCOL_FAULT: (CLIENT, "A device model sent an invalid frame; its connection was closed."),
     Event.CONNECTION_DENIED: (CLIENT, "A process that is neither root nor the device model tried to connect."),
-    Event.CONNECTION_LIMIT: (CLIENT, "A domain's socket has as many connections as it may."),
-    Event.INTRODUCED: (HOST, "A domain has its socket."),
-    Event.RELEASED: (HOST, "A domain is gone, and its socket with it."),
-    Event.RENAMED: (HOST, "A domain has another name."),
-    Event.STORE_CONNECTED: (HOST, "xenstore is connected, its domains and blacklist were read."),
-    Event.STORE_LOST: (HOST, "xenstore is not connected: why. unplugd tries again."),
-    Event.STORE_REFUSED: (HOST, "xenstore refused a request, or could not be read."),
-    Event.VERDICT_FALLBACK: (GUEST, "A build number was judged without xenstored: why, and by what."),
-    Event.SINK_FAILED: (HOST, "A file, a directory or a socket that unplugd needs cannot be had."),
-    Event.SINK_RECOVERED: (HOST, "A guest's file can be written again."),
-    Event.RECORDS_LOST: (HOST, "How many of unplugd's own records were lost while their sink took none."),
+    Event.CONNECTION_LIMIT: (CLIENT, "A domain's socket has the maximum number of connections."),
+    Event.INTRODUCED: (HOST, "A domain was introduced and has its socket."),
+    Event.RELEASED: (HOST, "A domain was released; its socket is removed."),
+    Event.RENAMED: (HOST, "A domain has a new name."),
+    Event.STORE_CONNECTED: (HOST, "xenstore is connected; unplugd has read its domains and blacklist."),
+    Event.STORE_LOST: (HOST, "xenstore is not connected, and why. unplugd tries again."),
+    Event.STORE_REFUSED: (HOST, "xenstore refused a request or could not be read."),
+    Event.VERDICT_FALLBACK: (GUEST, "A verdict was given without xenstored: why, and what decided."),
+    Event.SINK_FAILED: (HOST, "A file, a directory or a socket that unplugd needs is not available."),
+    Event.SINK_RECOVERED: (HOST, "A guest's log file can be written again."),
+    Event.RECORDS_LOST: (HOST, "How many of unplugd's own records were lost while their sink accepted none."),
     Event.STARTED: (HOST, "unplugd started."),
     Event.STOPPED: (HOST, "unplugd stopped."),
-    Event.RELOADED: (HOST, "A new configuration holds."),
-    Event.RELOAD_REFUSED: (HOST, "A new configuration was refused, and why. The old one holds."),
-    Event.INTERNAL: (HOST, "A fault of its own. If a part of it ended, so does unplugd; systemd starts it again."),
+    Event.RELOADED: (HOST, "A new configuration is in effect."),
+    Event.RELOAD_REFUSED: (HOST, "A new configuration was refused, and why. The previous one stays in effect."),
+    Event.INTERNAL: (HOST, "A fault of unplugd itself. If it ends a task, unplugd ends and systemd starts it again."),
 }
 """Each kind of record: who can cause it, and what it says."""
 
@@ -59,7 +59,7 @@ def events() -> str:
     missing = set(Event) - EVENTS.keys()
     assert not missing, f"no sentence for {missing}"
     return docspage.table(
-        ("kind", "`MESSAGE_ID`", "`PRIORITY`", "caused by", "says"),
+        ("kind", "`MESSAGE_ID`", "`PRIORITY`", "caused by", "content"),
         (
             (f"`{event.name}`", f"`{event.message_id}`", PRIORITIES[event.priority], *EVENTS[event])
             for event in Event

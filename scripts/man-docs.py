@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes man/*: from the arguments of the commands and config/unplugd.toml. With --check, says whether they are so."""
+"""Writes man/* from the arguments of the commands and config/unplugd.toml; with --check, checks if they are current."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ EXAMPLE = ROOT / "config" / "unplugd.toml"
 
 EXIT_STATUS = {
     "unplugd": [
-        (0, "Stopped as asked, or with --check: the configuration is valid."),
-        (1, "A fault of unplugd's own; the last record says which."),
-        (2, "Wrong arguments, a configuration that cannot be used, or a host that lacks what the service needs."),
+        (0, "Stopped by a signal, or with --check: the configuration is valid."),
+        (1, "A fault of unplugd itself; the last record describes it."),
+        (2, "Wrong arguments, an invalid configuration, or a host that lacks something that unplugd needs."),
     ],
     "unplugd-attach": [
-        (0, "Stopped as asked."),
-        (2, "Wrong arguments, a configuration that cannot be used, or a host that is not dom0."),
+        (0, "Stopped by a signal."),
+        (2, "Wrong arguments, an invalid configuration, or a host that is not dom0."),
     ],
     "unplugctl": list(EXITS),
 }
@@ -38,68 +38,67 @@ EXIT_STATUS = {
 UNPLUGD = {
     "DESCRIPTION": """\
 Serves the HVM emulated device unplug protocol of Xen (docs/misc/hvm-emulated-unplug.pandoc in xen.git) to the guests of
-this host: PV drivers announce product and build, are told whether they are blacklisted, ask for emulated devices to be
-unplugged, and write log lines. The device model of each guest, or unplugd-attach(8) on its behalf, passes the accesses
-on through a socket in the runtime directory.
+this host. With this protocol, PV drivers announce product and build, learn whether they are blacklisted, ask to unplug
+emulated devices, and write log lines. The device model of each guest, or unplugd-attach(8) on its behalf, forwards the
+accesses through a socket in the runtime directory.
 
-It runs in the foreground, as a service manager wants it. What it has to say goes to the journal, or to standard error
-where the journal is not among the sinks.
+unplugd runs in the foreground. Its records go to the journal if it is among the sinks, otherwise to standard error.
 """,
     "SIGNALS": """\
-@SIGHUP@ Reads the configuration again. All of it is verified before anything is applied; on an error the old one holds.
-Guest log files are opened anew.
-@SIGTERM, SIGINT@ Stops. State stays for the next start: guests and device models do not notice a restart.
+@SIGHUP@ Reads the configuration again. All of it is checked before anything is applied. On an error, the previous
+configuration stays in effect. Guest log files are reopened.
+@SIGTERM, SIGINT@ Stops. State is kept for the next start, so guests and device models do not notice a restart.
 """,
     "FILES": """\
 @/etc/unplugd/unplugd.toml, /etc/unplugd/conf.d/*.toml@ The configuration, unplugd.toml(5).
 @/run/unplugd/dom<domid>.sock@ The guests' sockets.
-@/run/unplugd/control.sock@ HTTP for root: all of it, JSON included. unplugctl(1) asks it.
-@/run/unplugd/pages.sock@ Where unplugd-attach(8) lends the page of a guest's accesses; root's.
-@/run/unplugd/state/@ What survives a restart of the service, but not of the host.
-@/var/log/xen/unplugd/@ Guests' logs, with the sink "file".
+@/run/unplugd/control.sock@ HTTP for root, with the JSON API. unplugctl(1) uses it.
+@/run/unplugd/pages.sock@ Here unplugd-attach(8) lends the shared page of a guest's accesses. For root only.
+@/run/unplugd/state/@ State that survives a restart of the service, but not of the host.
+@/var/log/xen/unplugd/@ The guests' logs, with the sink "file".
 """,
     "ENVIRONMENT": """\
 @XENSTORED_PATH, XENSTORED_RUNDIR@ Where xenstored's socket is, as for libxenstore.
-@NOTIFY_SOCKET, WATCHDOG_USEC, LISTEN_FDS, LISTEN_FDNAMES@ systemd's: readiness, watchdog, and a listening socket called
-"http" for metrics.
+@NOTIFY_SOCKET, WATCHDOG_USEC, LISTEN_FDS, LISTEN_FDNAMES@ Set by systemd for readiness, for the watchdog, and for a
+listening socket called "http" for metrics.
 """,
     "SEE ALSO": "unplugctl(1), unplugd.toml(5), unplugd-attach(8), xl(1), journalctl(1)",
 }
 
 ATTACH = {
     "DESCRIPTION": """\
-Puts unplugd(8) in front of an unmodified QEMU: for every HVM domain of this host it is an ioreq server on the ports of
-the protocol, passes the accesses on to unplugd, and has QEMU unplug what unplugd orders. It runs in dom0 only. Each
-domain is served by a process of its own that has given up all rights.
+Puts unplugd(8) in front of an unmodified QEMU. For every HVM domain of this host it runs an ioreq server on the ports
+of the protocol. It forwards the accesses to unplugd, and makes QEMU unplug the devices that unplugd orders. It runs in
+dom0 only. Each domain has its own process, which has given up all privileges.
 """,
-    "SIGNALS": "@SIGTERM, SIGINT@ Stops: all ports are handed back to QEMU.\n",
+    "SIGNALS": "@SIGTERM, SIGINT@ Stops. All ports go back to QEMU.\n",
     "FILES": """\
 @/etc/unplugd/unplugd.toml@ The configuration, shared with unplugd: unplugd.toml(5).
-@/run/unplugd/attach/@ Which ioreq servers are its own, for the next start after a crash.
+@/run/unplugd/attach/@ The ids of its ioreq servers, for the next start after a crash.
 """,
     "SEE ALSO": "unplugd(8), unplugd.toml(5), unplugctl(1), xl(1)",
 }
 
 CTL = {
     "DESCRIPTION": """\
-The administrator's tool of unplugd(8). DOMAIN is a domid, a uuid or a name, in this order where more than one fits.
-Text that guests chose is escaped in all output. Colour is used on a terminal only, unless --color says otherwise.
+The administrator's tool of unplugd(8). DOMAIN is a domid, a uuid or a name. If several match, the domid wins, then the
+uuid. Text from guests is escaped in all output. Colour is used only on a terminal, unless --color says otherwise.
 """,
     "JSON": """\
-With -l or --json, output is JSON whose keys are only ever added: list, show, blacklist, config and status print one
-object; log, events and top one object a line. The keys are explained in docs/unplugctl.md, which packages install under
-/usr/share/doc/unplugd/.
+With -l or --json, output is JSON. Later versions may add keys but do not remove any. list, show, blacklist, config and
+status print one object; log, events and top print one object per line. docs/unplugctl.md explains the keys; packages
+install it under /usr/share/doc/unplugd/.
 """,
     "FILES": """\
-@/run/unplugd/control.sock@ unplugd's control socket; it is root's.
-@/etc/unplugd/conf.d/50-unplugctl.toml@ Where blacklist add --persist writes. Comments and other keys are kept.
+@/run/unplugd/control.sock@ unplugd's control socket, for root only.
+@/etc/unplugd/conf.d/50-unplugctl.toml@ The file that blacklist add --persist writes. Comments and other keys are kept.
 """,
-    "ENVIRONMENT": "@NO_COLOR@ No colour, whatever the terminal.\n",
+    "ENVIRONMENT": "@NO_COLOR@ If set, no colour is used.\n",
     "EXAMPLES": """\
 @unplugctl show web-01@ Why a guest's driver was refused, and what to do about it.
-@unplugctl blacklist add --persist xensource-windows 86451 --reason "loses data on resume"@ Never again this build, also
+@unplugctl blacklist add --persist xensource-windows 86451 --reason "loses data on resume"@ Blacklist this build, also
 after a reboot of dom0.
-@unplugctl top -b -i 2 -d 10 -s dropped@ Who lost log lines in ten seconds.
+@unplugctl top -b -i 2 -d 10 -s dropped@ Which guests lost log lines in ten seconds.
 """,
     "SEE ALSO": "unplugd(8), unplugd.toml(5), xl(1), xentop(1), journalctl(1)",
 }
@@ -189,10 +188,10 @@ COMMON = frozenset({"--config", "--socket", "--color", "--help"})
 def ctl_page() -> str:
     """unplugctl(1)."""
     parser = ctl_cli.parser()
-    lines = [*head("unplugctl", 1, "look after unplugd: guests, PV drivers, blacklist, guest logs"),
+    lines = [*head("unplugctl", 1, "administer unplugd: guests, PV drivers, blacklist, guest logs"),
              ".SH SYNOPSIS", f"{bold('unplugctl')} [\\fIOPTIONS\\fR] \\fICOMMAND\\fR ...",
              *body(CTL, "DESCRIPTION"), ".SH OPTIONS",
-             text("Options of all commands; they may stand before the command or after it."), *options(parser),
+             text("Options of all commands, before or after the command."), *options(parser),
              ".SH COMMANDS"]
     for command in _leaves(parser):
         words = usage(command)
@@ -238,8 +237,9 @@ def toml_page() -> str:
         *head("unplugd.toml", 5, "configuration of unplugd"),
         ".SH SYNOPSIS", bold("/etc/unplugd/unplugd.toml"), ".br", bold("/etc/unplugd/conf.d/*.toml"),
         ".SH DESCRIPTION",
-        text("The format is TOML. An unknown key or a bad value is an error that names file, key and what is allowed: "
-             "unplugctl config check. With --config FILE, FILE and FILE.d/*.toml are read instead."),
+        text("The format is TOML. An unknown key or a bad value is an error. Check with unplugctl config check, which "
+             "names the file, the key and the allowed values. With --config FILE, FILE and FILE.d/*.toml are read "
+             "instead."),
         ".PP", text(" ".join(" ".join(prose).replace("A line `#key = value` shows the default; a line `#: ...` is an "
                                                      "example.", "").split("unplugd --check")[0].split())
                     .removeprefix("Every key is here.").strip()),

@@ -47,14 +47,14 @@ def test_every_question_of_the_page_has_its_answer(fleet: Fleet) -> None:
             ("instance", "product", "build"),
             {((a, "1", "86451"), 1), ((a, "3", "1"), 1), ((b, "3", "1"), 1), ((b, "2", "589826"), 1)},
         ),
-        "on how many hosts runs this build": ((), {((), 1)}),
-        "do all hosts have as many blacklisted builds": (("entries",), {(("3",), 1), (("1",), 1)}),
-        "which hosts have fewer than the most": (("instance",), {((b,), 1)}),
-        "who still has a blacklisted driver": (("instance", "domid"), {((a, "7"), 1)}),
-        "who runs without PV devices": (("instance", "domid"), {((a, "7"), 0), ((a, "9"), 0)}),
+        "how many hosts run this build": ((), {((), 1)}),
+        "do all hosts have the same number of blacklisted builds": (("entries",), {(("3",), 1), (("1",), 1)}),
+        "which hosts have fewer than the maximum": (("instance",), {((b,), 1)}),
+        "which guests have a blacklisted driver": (("instance", "domid"), {((a, "7"), 1)}),
+        "which guests run without PV devices": (("instance", "domid"), {((a, "7"), 0), ((a, "9"), 0)}),
         "which versions of unplugd run": ((), {((), 2)}),
     }
-    flooding = "who is dropped by the rate limit"
+    flooding = "which guests lose lines to the rate limit"
     assert set(documented()) == {*answers, flooding}
     for question, (labels, expected) in answers.items():
 

@@ -34,7 +34,7 @@ def queries() -> Iterator[str]:
             yield target["expr"]
     yield from re.findall(r"^\| .* \| `(.*)` \|$", FLEET, re.MULTILINE)
     page = (ROOT / "docs" / "metrics.md").read_text()
-    yield from re.findall(r"^\| `(.*)` \| [^|]* \|$", page.partition("## What to be woken by")[2], re.MULTILINE)
+    yield from re.findall(r"^\| `(.*)` \| [^|]* \|$", page.partition("## What to alert on")[2], re.MULTILINE)
 
 
 def names() -> set[str]:

@@ -64,7 +64,7 @@ def test_what_is_out_of_the_ordinary_is_noted(capsys: pytest.CaptureFixture[str]
     assert "2 connections denied" in text
     assert "1 connection closed for a fault" in text
     assert "guest logs wait: journal: busy" in text
-    assert "the one before holds: a.toml: log.rate: is 'x\\x1b'" in text
+    assert "the previous configuration stays in effect: a.toml: log.rate: is 'x\\x1b'" in text
     assert "changed since" not in text
 
 
@@ -89,7 +89,7 @@ def test_a_change_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     configuration = {"files": [str(file)], "since": 5.0, "reloads": 0, "refused": None}
     with serving(configuration=configuration) as control:
         assert main(["status", "--socket", str(control.path)]) == 0
-    assert f"{file} changed since; to use it: systemctl reload unplugd" in capsys.readouterr().out
+    assert f"{file} changed since then; to use it: systemctl reload unplugd" in capsys.readouterr().out
 
 
 def test_a_service_that_is_older(capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,7 +145,7 @@ def test_a_frame_that_is_always_refused_is_given_up(path: Path) -> None:
     with (
         FakeUnplugd(path, closures=(0,) * 10) as server,
         DeviceModel(path) as device,
-        pytest.raises(ConnectionClosed, match="instead of answering"),
+        pytest.raises(ConnectionClosed, match="without an answer"),
     ):
         device.inw(0x10)
     assert server.connections == 3
@@ -228,7 +228,7 @@ def test_nobody_to_connect_to(path: Path) -> None:
         DeviceModel(path)
     assert caught.value.path == str(path)
     path.write_bytes(b"")
-    with pytest.raises(NotReachable, match="nobody listens"):
+    with pytest.raises(NotReachable, match="no process listens"):
         DeviceModel(path)
 
 

@@ -571,7 +571,7 @@ def test_a_file_in_the_place_of_the_control_socket_is_left_alone(tmp_path: Path)
     path.write_text("mine")
 
     async def test(served: Served) -> None:
-        with pytest.raises(HostError, match="no socket"):
+        with pytest.raises(HostError, match="not a socket"):
             await served.server.start_unix(path)
         with pytest.raises(HostError, match=re.escape(os.strerror(2))):
             await served.server.start_unix(tmp_path / "absent" / "control.sock")

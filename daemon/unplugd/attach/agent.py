@@ -1,7 +1,7 @@
-"""One domain's accesses, carried out: plan.py's steps, given to those who can do them.
+"""Carries out the accesses of one domain: gives the steps of plan.py to the parts that can do them.
 
-Each vCPU has at most one access in flight; those of different vCPUs run side by side. Nothing here waits: a step that
-takes time is handed over with a callback.
+Each vCPU has at most one access in flight; accesses of different vCPUs run at the same time. Nothing here blocks: a
+step that takes time gets a callback.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class DrivesQemu(Protocol):
     """qemu.Monitor."""
 
     async def write(self, port: int, size: int, value: int) -> None:
-        """Write a port of QEMU's; returns when it is done."""
+        """Write a port of QEMU; returns when QEMU has done it."""
 
     async def read(self, port: int, size: int) -> int:
-        """Read a port of QEMU's."""
+        """Read a port of QEMU."""
 
 
 class HasPlatform(Protocol):
@@ -76,10 +76,10 @@ class HasMemory(Protocol):
 
 
 class Agent:
-    """Serves accesses; `answer` is called with the vCPU and what goes into its slot when one is done.
+    """Serves accesses. When one is done, `answer` is called with the vCPU and the value for its slot.
 
-    `failed` is called with an exception that nobody expected: the access it belongs to will have no answer, so the
-    process has to end and leave it to the next one.
+    `failed` is called with an unexpected exception. Its access has no answer then, so the process must end; the next
+    process answers the access.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""What the process of a domain and the supervisor say to each other, over a socket pair of datagrams.
+"""The messages between a domain's process and the supervisor, over a socket pair of datagrams.
 
-A process that is not root, sits in an empty root directory and may not create sockets cannot connect to anything: it
-asks the supervisor, which connects and passes the descriptor. That is all it can ask for, and only for its own domain.
+A domain's process is not root, has an empty root directory and may not create sockets, so it cannot connect to
+anything. It asks the supervisor, which connects and passes the descriptor. It can only ask for the sockets of its own
+domain.
 
     child -> supervisor    b"connect unplugd"   b"connect pages"   b"connect qemu"   b"log TEXT"   b"attached TEXT"
     supervisor -> child    b"connected WHAT" with a descriptor    b"refused WHAT"    b"detach"
@@ -26,7 +27,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 class ChildEnd:
-    """The child's end. `detach` and `gone` are called when the supervisor says so, or is no more."""
+    """The child's end. `detach` is called when the supervisor sends it; `gone` when the supervisor has ended."""
 
     def __init__(self, end: socket.socket, detach: Callable[[], None], gone: Callable[[], None]) -> None:
         self._end = end
@@ -44,7 +45,7 @@ class ChildEnd:
 
     def say(self, kind: str, text: str) -> None:
         """Send a `log` or `attached` message; lost if the supervisor does not keep up."""
-        # Cut by bytes, not characters: the limit is the datagram's.
+        # Cut by bytes, not characters, because the limit is that of a datagram.
         message = f"{kind} {text}".encode("utf-8", "backslashreplace")[:MESSAGE_LIMIT]
         try:
             self._end.send(message)

@@ -1,7 +1,7 @@
-"""The process of one domain: sets its ioreq server up, gives everything else up, and serves.
+"""The process of one domain: creates its ioreq server, gives up all privileges, and serves.
 
-It is forked by the supervisor and never returns into it. Its end is one of `Ended`; a process that is killed leaves
-its server behind, and the next one takes it over.
+The supervisor forks it, and it never returns into the supervisor's code. It ends with a status of `Ended`. If it is
+killed, its server stays, and the next process takes it over.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Ended(IntEnum):
     LEFT = 5
     """The server is disabled but still there: a vCPU did not take its answer in time."""
     NO_PLATFORM = 6
-    """QEMU has no platform device (`xen_platform_pci = 0`, or a PV domain): nobody would carry an unplug out."""
+    """QEMU has no platform device (`xen_platform_pci = 0`, or a PV domain), so it cannot carry out an unplug."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttachedDomain:
-    """What the supervisor knows of the domain."""
+    """The domain of a child process."""
 
     domid: int
     uuid: str
@@ -68,7 +68,7 @@ def run(
     config: AttachConfig,
     supervisor: int,
 ) -> NoReturn:
-    """Be the process of `domain`. `end` is the child's end of the broker's pair; `supervisor` the parent's pid."""
+    """Run as the process of `domain`. `end` is the child's end of the broker's pair; `supervisor` the parent's pid."""
     status = Ended.FAILED
     try:
         _forget_the_parent(end)
@@ -81,13 +81,13 @@ def run(
 
 
 def _forget_the_parent(end: socket.socket) -> None:
-    """Close what was inherited but the broker's socket, and take default signals.
+    """Close all inherited descriptors except the broker's socket, and restore default signals.
 
-    Standard error too: a write to it could wait for journald. What there is to say goes to the supervisor.
+    This includes standard error, because a write to it could wait for journald. Messages go to the supervisor.
     """
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    # The supervisor alone decides when a domain's process ends; `systemctl stop` tells only the supervisor.
+    # Only the supervisor decides when a domain's process ends; `systemctl stop` signals only the supervisor.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -142,7 +142,7 @@ async def _main(
         if not failure.done():
             failure.set_exception(error)
 
-    # An exception in a callback of the loop's (an answer of unplugd's, an access) is as final as one in a task.
+    # An exception in a callback (an answer of unplugd, an access) ends the process, as one in a task does.
     loop.set_exception_handler(lambda _, context: failed(context.get("exception") or RuntimeError(context["message"])))
     agent = Agent(unplugd, monitor, platform, GuestMemory(memory), server.answer, failed)
     lender = Lender(server, privcmd, lambda: broker.connect("pages"), agent.take, agent.busy)
@@ -168,7 +168,7 @@ async def _hand_back(server: IoreqServer, agent: Agent, broker: ChildEnd) -> End
     server.disable()
     try:
         async with asyncio.timeout(DRAIN):
-            # Nothing tells when a vCPU has taken its answer.
+            # There is no event for a vCPU that takes its answer.
             while agent.busy or not server.idle:  # noqa: ASYNC110 # nobody signals it
                 await asyncio.sleep(0.005)
     except TimeoutError:

@@ -26,9 +26,10 @@ CAPABILITIES = Path("/proc/xen/capabilities")
 
 
 class Records:
-    """What unplugd-attach has to say: to the journal; to standard error where `journal` is None.
+    """Writes the records of unplugd-attach to the journal, or to standard error if `journal` is None.
 
-    journald may be slow, or away: then records wait here, the oldest make room, and nothing else waits.
+    If journald is slow or down, records wait here, and the oldest are dropped when there are too many. Nothing else
+    waits.
     """
 
     def __init__(self, journal: Journal | None) -> None:
@@ -36,7 +37,7 @@ class Records:
         self._unsent: deque[Entry] = deque(maxlen=_UNSENT_LIMIT)
 
     def report(self, domid: int | None, text: str) -> None:
-        """Record a sentence, about a domain or in general."""
+        """Write a record, about a domain or a general one."""
         if self._journal is None:
             print(f"unplugd-attach: {'' if domid is None else f'domain {domid}: '}{text}", file=sys.stderr, flush=True)
             return
@@ -72,12 +73,13 @@ async def _serve(settings: Config, attach: AttachConfig, records: Records) -> No
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until SIGTERM; 0, or 2 when the configuration or this host is at fault."""
+    """Run until SIGTERM. Returns 0, or 2 if the configuration or this host is wrong."""
     parser = argparse.ArgumentParser(
         prog="unplugd-attach",
         description="Put unplugd in front of the QEMU of every HVM domain of this host (dom0 only).",
     )
-    parser.add_argument("--config", metavar="FILE", type=Path, help="instead of /etc/unplugd/unplugd.toml")
+    parser.add_argument("--config", metavar="FILE", type=Path,
+                        help="read this configuration file instead of /etc/unplugd/unplugd.toml")
     parser.add_argument("--when-unreachable", choices=UNREACHABLE, help="instead of attach.when_unreachable")
     parser.add_argument("--unreachable-after", metavar="SECONDS", type=float,
                         help="instead of attach.unreachable_after")
@@ -97,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _require_dom0() -> None:
-    """Raises HostError where there is no Xen, or where this is not its dom0."""
+    """Raises HostError if there is no Xen, or if this is not dom0."""
     if not PRIVCMD.exists():
         raise HostError("Xen", str(PRIVCMD), "is not there")
     try:

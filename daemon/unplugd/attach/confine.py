@@ -1,8 +1,7 @@
-"""One function that gives up everything, and proves it.
+"""One function that gives up all privileges of the process, and checks it.
 
-What is left to the process of a domain: the handles it has open, restricted to its domain; the socket to the
-supervisor; memory; a clock. It cannot open a file, create a socket, start a process, signal one, or get any of this
-back.
+The process of a domain keeps only its open handles, restricted to its domain, the socket to the supervisor, memory and
+a clock. It cannot open a file, create a socket, start a process or send a signal, and cannot regain any of this.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ _FIONBIO = 0x5421
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who the process becomes."""
+    """The user and group of the process."""
 
     uid: int
     gid: int
@@ -77,7 +76,7 @@ class _Argument(ctypes.Structure):
 
 @cache
 def _libraries() -> tuple[Any, Any]:
-    """libc and libseccomp; loaded before the process may open files no more."""
+    """libc and libseccomp; loaded while the process may still open files."""
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         seccomp = ctypes.CDLL("libseccomp.so.2", use_errno=True)
@@ -103,9 +102,9 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _filter_system_calls(events: int) -> None:
-    """Every other system call fails with EPERM from here on.
+    """From here on, every system call that is not in the list fails with EPERM.
 
-    What `events` is open for is unplugd's as well while the page is lent (lender.py): it must never come to block.
+    unplugd also reads `events` while the page is lent (lender.py), so the process must not be able to make it block.
     """
     seccomp = _libraries()[1]
     context = seccomp.seccomp_init(_SCMP_ACT_ERRNO | errno.EPERM)
@@ -114,7 +113,7 @@ def _filter_system_calls(events: int) -> None:
 
     def allow(name: str, *arguments: _Argument) -> None:
         number = seccomp.seccomp_syscall_resolve_name(name.encode())
-        if number < 0:  # not a system call of this kernel's headers, so nobody calls it
+        if number < 0:  # this architecture does not have it, so it cannot be called
             return
         array = (_Argument * max(1, len(arguments)))(*arguments)
         result = seccomp.seccomp_rule_add_array(context, _SCMP_ACT_ALLOW, number, len(arguments), array)
@@ -125,8 +124,8 @@ def _filter_system_calls(events: int) -> None:
         allow(name)
     for request in IOCTLS.values():
         allow("ioctl", _Argument(1, _SCMP_CMP_EQ, request, 0))
-    # By each number that a descriptor can have: the kernel looks at its lower half alone, so what is not `events` here
-    # may be there.
+    # One rule for each possible descriptor: the kernel uses only the lower half of the argument, so a rule "not equal
+    # to `events`" could be bypassed with the upper half.
     for descriptor in set(range(_DESCRIPTORS)) - {events}:
         allow("ioctl", _Argument(1, _SCMP_CMP_EQ, _FIONBIO, 0), _Argument(0, _SCMP_CMP_EQ, descriptor, 0))
     for command in (fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL):
@@ -139,11 +138,11 @@ def _filter_system_calls(events: int) -> None:
 
 
 def confine(domid: int, identity: Identity, root: Path, supervisor: int, events: int) -> None:
-    """Restrict this process to `domid`, make it `identity`, shut it into the empty directory `root`.
+    """Restrict this process to `domid`, change its user to `identity` and its root to the empty directory `root`.
 
-    `supervisor` is the pid of the parent, with which it dies; `events` the event channels' descriptor, which stays as
-    it is, not blocking. Handles of the Xen libraries must be open before. Raises
-    OSError or XenError if anything is refused, and RuntimeError if anything could be had back: the caller must exit.
+    `supervisor` is the pid of the parent; the process is killed when the parent dies. `events` is the descriptor of the
+    event channels, which stays non-blocking. The handles of the Xen libraries must already be open. Raises OSError or
+    XenError if a step fails, and RuntimeError if a privilege could be regained. The caller must exit then.
     """
     restrict_all(domid)
     os.chroot(root)
@@ -165,7 +164,7 @@ def confine(domid: int, identity: Identity, root: Path, supervisor: int, events:
 
 
 def _prove(events: int) -> None:
-    """Try to get things back. Raises RuntimeError when one of them works."""
+    """Try to regain each privilege. Raises RuntimeError if one attempt works."""
     attempts: dict[str, Any] = {
         "become root": lambda: os.setresuid(0, 0, 0),
         "open a file": lambda: os.open("/", os.O_RDONLY),

@@ -1,7 +1,7 @@
 """The guest's memory by guest-physical address, for string I/O.
 
-Pages are mapped for each access and unmapped again: nothing is kept that a balloon driver or Xen could pull away, and
-string I/O is rare. What the bytes mean is plan.py's.
+Pages are mapped for each access and then unmapped, because a balloon driver or Xen could remove a page, and string I/O
+is rare. plan.py interprets the bytes.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""The ioreq page, lent to unplugd while it can use it: it then hears of accesses from Xen itself.
+"""Lends the ioreq page to unplugd, so that Xen's signals wake unplugd directly.
 
-Over the socket an access takes three wake-ups, one after the other: of this process, of unplugd, of this one. While
-the page is lent, unplugd alone is woken. It gives us those accesses that are more than an answer: an unplug mask, which
-QEMU has to carry out; strings, which are in the guest's memory; the BAR. They go over the socket, as always. When the
-connection over which the page was lent ends, whatever the reason, all accesses are ours again.
+Over the socket an access takes three wake-ups, one after the other: this process, unplugd, this process. While the page
+is lent, only unplugd is woken. It answers simple accesses in the page and gives the others to this process: an unplug
+mask, which QEMU must carry out; strings, which are in guest memory; the BAR. These go over the socket. When the
+connection over which the page was lent ends, for any reason, this process serves all accesses again.
 
-Where unplugd has no compiled part, nobody takes the page, and nothing else is different. core/pageoffer.py is
-what is said.
+Without unplugd's compiled part the page is never lent; everything else is the same. core/pageoffer.py has the messages.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from unplugd.attach.slots import Access
 from unplugd.core.pageoffer import MESSAGE_LIMIT, offer
 
 RETRY = 1.0
-"""Seconds until a page that was not taken is offered again, and a guest must be active for that: no timer waits."""
+"""Seconds until a refused page is offered again. The next access of the guest does this; there is no timer."""
 
 
 class HasPage(Protocol):
@@ -40,14 +39,14 @@ class HasPage(Protocol):
         """The access in the slot of a vCPU."""
 
     def accesses(self) -> list[tuple[int, Access]]:
-        """What came since the last call."""
+        """The accesses since the last call."""
 
     def left_over(self, busy: Container[int] = ()) -> list[tuple[int, Access]]:
-        """What somebody else has not answered."""
+        """Accesses that a previous process or unplugd has not answered."""
 
 
 class Lender:
-    """Has accesses begun with `take`, be the page lent or not; `busy` are the vCPUs whose access has no answer yet."""
+    """Starts each access with `take`, lent page or not. `busy`: the vCPUs whose access has no answer yet."""
 
     def __init__(
         self,
@@ -57,7 +56,7 @@ class Lender:
         take: Callable[[int, Access], None],
         busy: Container[int],
     ) -> None:
-        """`privcmd` is a descriptor, restricted to the domain; `connect` brings a socket or raises OSError."""
+        """`privcmd` is a descriptor restricted to the domain; `connect` returns a socket or raises OSError."""
         self._server = server
         self._privcmd = privcmd
         self._connect = connect
@@ -68,16 +67,16 @@ class Lender:
         self._offered_at = -RETRY
 
     def start(self) -> None:
-        """Begin with what a predecessor left, and listen to Xen."""
+        """Take the accesses that a previous process left, and listen to Xen's events."""
         self._take_back()
 
     @property
     def lent(self) -> bool:
-        """Whether somebody else hears of accesses first."""
+        """Whether the page is lent."""
         return self._borrower is not None
 
     def offer(self) -> None:
-        """unplugd has answered, so it is there: lend it the page, unless it has it or did not want it a moment ago."""
+        """unplugd has answered, so it runs: offer it the page, unless it has it or refused it within RETRY."""
         loop = asyncio.get_running_loop()
         if self._borrower is None and self._offering is None and loop.time() - self._offered_at >= RETRY:
             self._offered_at = loop.time()
@@ -100,7 +99,7 @@ class Lender:
             self._take_back()
 
     def _heard(self) -> None:
-        """Accesses that are ours; or the end of the loan, or it was not taken."""
+        """unplugd gives accesses to this process, or has ended the loan, or has refused the page."""
         if self._borrower is None:
             return
         try:

@@ -1,8 +1,8 @@
 """PCI configuration space, as far as the I/O BAR of QEMU's platform device needs it. Sans I/O.
 
-The platform device (xen-platform: vendor 0x5853) has an I/O BAR of 256 ports, wherever the guest puts it. QEMU unplugs
-by itself on a byte written there: 1 at +4 (disks and NICs), 1 or 2 at +8 (disks, NICs).
-Source: qemu hw/i386/xen/xen_platform.c, xen_platform_ioport_writeb(). Who maps the BAR's ports is platform.py's.
+The platform device (xen-platform: vendor 0x5853) has an I/O BAR of 256 ports, at a place that the guest chooses. QEMU
+unplugs when a byte is written there: 1 at +4 (disks and NICs), 1 or 2 at +8 (disks, NICs).
+Source: qemu hw/i386/xen/xen_platform.c, xen_platform_ioport_writeb(). platform.py maps the ports of the BAR.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class PlatformDevice:
     """The first port; None while QEMU has it nowhere (not placed yet, or I/O decoding is off)."""
 
     def address(self, register: int) -> int:
-        """What port 0xcf8 has to hold for the 4 bytes that `register` lies in."""
+        """The value of port 0xcf8 that selects the 4 bytes of `register`."""
         return 0x80000000 | self.bus << 16 | self.slot << 11 | self.function << 8 | register & 0xFC
 
 
 def platform_device(buses: Any) -> PlatformDevice | None:
-    """The platform device in QMP's answer to `query-pci`, or None. Raises ValueError when the answer makes no sense."""
+    """The platform device in QMP's answer to `query-pci`, or None. Raises ValueError if the answer is invalid."""
     try:
         for bus in buses:
             for device in bus["devices"]:
@@ -65,10 +65,10 @@ def words(register: int, size: int) -> Iterator[tuple[int, int, int]]:
 
 
 def may_become(register: int, size: int, value: int) -> int | None:
-    """Where the I/O BAR may be once `value` is written; None: this write cannot move it.
+    """Where the I/O BAR may be after `value` is written; None if this write cannot move it.
 
-    `register` and `size` are one of words(). Only the place within the word counts, not the register: another vCPU may
-    change QEMU's address register at the wrong moment, and what was meant for another register lands in the BAR.
+    `register` and `size` come from words(). Only the position within the word counts, not the register: another vCPU
+    may change QEMU's address register at this moment, so that a write to another register changes the BAR.
     """
     lane = register & 3
     if lane > 1 or lane + size < 2:

@@ -1,24 +1,24 @@
-"""What one access of the guest needs, step by step: the wall that QEMU's own unplug stays behind.
+"""The steps of one access of the guest. They keep the guest away from QEMU's own unplug.
 
-serve() is a generator: it yields steps (ask unplugd, write a port of QEMU's, read guest memory, ...), is sent what
-they brought, and returns what goes into the slot. It does no I/O, so that every port, size, direction and string
-form can be tried without Xen.
+serve() is a generator: it yields steps (ask unplugd, write a port of QEMU, read guest memory, ...), receives their
+results, and returns the value for the slot. It does no I/O, so that every port, size, direction and string form can be
+tested without Xen.
 
-The ioreq server owns ports 0x0d-0x16: every access of 1, 2 or 4 bytes that touches the protocol's ports 0x10-0x13
-lies within. An access below 0x10 that runs into the protocol's ports is split where QEMU's memory core would split
-it (`outl 0x0e` is 2 bytes for the DMA controller and a 2-byte unplug mask at 0x10): the DMA controller's part goes
-to QEMU as it is, the protocol's part to unplugd. The only writes that QEMU ever sees at 0x10 are unplugd's order and
-the platform flags, whose ROM lock only QEMU can set.
+The ioreq server has the ports 0x0d-0x16. This range contains every access of 1, 2 or 4 bytes that touches the
+protocol's ports 0x10-0x13. An access below 0x10 that reaches them is split as QEMU's memory core splits it (`outl 0x0e`
+is 2 bytes for the DMA controller and a 2-byte unplug mask at 0x10): the part for the DMA controller goes to QEMU, the
+other part to unplugd. The only writes that QEMU gets at 0x10 are unplugd's orders and the platform flags, because only
+QEMU can set the ROM lock.
 
-It also owns the platform device's I/O BAR and its configuration space (platform.py), and ports 0xcfa-0xcff: an access
-from 0xcfa or 0xcfb into the configuration data port is one that Xen does not know for what it is, and would reach the
-configuration space in QEMU. The part below 0xcfc goes to QEMU; the rest finds nothing, as it does while 0xcf8 is not
-set (with it set, Xen makes a configuration access of what begins at 0xcfc or later). Port 0xcf9 must stay QEMU's: it
-resets the machine, and QEMU tells Xen of a reset only when it was the guest that wrote there. By address, 4 bytes at
-0xcf9 end in one byte of configuration data, which could not move the BAR but switch it on. QEMU 7.2 gives them all to
-its reset control; platform.py does not rely on that.
+The server also has the platform device's I/O BAR and its configuration space (platform.py), and the ports 0xcfa-0xcff.
+Xen does not treat an access from 0xcfa or 0xcfb into the configuration data port as a configuration access, so it would
+reach the configuration space in QEMU. Its part below 0xcfc goes to QEMU. The rest is ignored, as it is while 0xcf8 is
+not set (if it is set, Xen treats an access from 0xcfc on as a configuration access). Port 0xcf9 must stay with QEMU: it
+resets the machine, and QEMU reports a reset to Xen only if the guest wrote the port. By its address, a write of 4 bytes
+at 0xcf9 reaches one byte of configuration data, which could enable the BAR but not move it. QEMU 7.2 treats all four
+bytes as reset control; platform.py does not depend on that.
 
-Only ports and registers are known here; nothing of processes, sockets or the Xen libraries belongs here.
+Only ports and registers belong here; no processes, no sockets, no Xen libraries.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ FIRST_PORT = 0x0D
 LAST_PORT = 0x16
 """The last one: 4 bytes from 0x13 end here."""
 WINDOW = 0x10
-"""The protocol's ports begin here; what is below belongs to the DMA controller (0x08-0x0f)."""
+"""The protocol's ports begin here; the ports below belong to the DMA controller (0x08-0x0f)."""
 UNPLUG_PORT = 0x10
 FLAGS_PORT = 0x10
 FIRST_CONFIG, LAST_CONFIG = 0xCFA, 0xCFF
-"""The ports around PCI's configuration data that are the server's; neither the address at 0xcf8
-nor the reset control at 0xcf9 is within."""
+"""The server's ports around PCI's configuration data. The address port 0xcf8 and the reset control 0xcf9 are not
+among them."""
 _CONFIG_DATA = 0xCFC
 BAR = 0x10000
 """Where the platform device's BAR begins on the socket."""
@@ -49,7 +49,7 @@ BAR = 0x10000
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send an access to the domain's unplugd socket; brings a Reply."""
+    """Send an access to the domain's unplugd socket; the result is a Reply."""
 
     port: int
     size: int
@@ -70,23 +70,23 @@ class Reply:
     payload: bytes = b""
     """The elements of a string read."""
     absent: bool = False
-    """True: unplugd could not be reached, and this is what a port without a device answers."""
+    """True: unplugd could not be reached; the values are those of a port without a device."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteQemu:
-    """Write a port of QEMU's; brings None once QEMU has done it."""
+    """Write a port of QEMU; the result is None, after QEMU has done it."""
 
     port: int
     size: int
     value: int
     beside: bool = False
-    """True: a port that is the server's only because the BAR was or may come there."""
+    """True: the server has this port only because the BAR was there or may come there."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadQemu:
-    """Read a port of QEMU's; brings the value."""
+    """Read a port of QEMU; the result is the value."""
 
     port: int
     size: int
@@ -96,7 +96,7 @@ class ReadQemu:
 
 @dataclass(frozen=True, slots=True)
 class Locate:
-    """Where an access lies in the platform device's BAR; brings the offset, or None when it lies elsewhere."""
+    """Find an access in the platform device's BAR; the result is the offset, or None if it is elsewhere."""
 
     port: int
     size: int
@@ -104,7 +104,7 @@ class Locate:
 
 @dataclass(frozen=True, slots=True)
 class ReadConfig:
-    """Read the platform device's configuration space; brings the value."""
+    """Read the platform device's configuration space; the result is the value."""
 
     register: int
     size: int
@@ -112,7 +112,7 @@ class ReadConfig:
 
 @dataclass(frozen=True, slots=True)
 class WriteConfig:
-    """Write the platform device's configuration space; brings None once it is done."""
+    """Write the platform device's configuration space; the result is None, after it is done."""
 
     register: int
     size: int
@@ -121,7 +121,7 @@ class WriteConfig:
 
 @dataclass(frozen=True, slots=True)
 class ReadGuest:
-    """Read `length` bytes of guest-physical memory; brings them."""
+    """Read `length` bytes of guest-physical memory; the result are the bytes."""
 
     address: int
     length: int
@@ -129,7 +129,7 @@ class ReadGuest:
 
 @dataclass(frozen=True, slots=True)
 class WriteGuest:
-    """Write guest-physical memory; brings None."""
+    """Write guest-physical memory; the result is None."""
 
     address: int
     data: bytes
@@ -141,12 +141,12 @@ Plan = Generator[Step, Brought, int | None]
 
 
 class Side(Enum):
-    """Who gets a part of an access."""
+    """The receiver of a part of an access."""
 
     UNPLUGD = "unplugd"
     QEMU = "qemu"
     BESIDE = "beside"
-    """QEMU, unless the BAR came there meanwhile."""
+    """QEMU, unless the BAR has moved there since."""
     CONFIG = "config"
     """The platform device's configuration space; `port` is the register."""
     NOBODY = "nobody"
@@ -158,15 +158,15 @@ class Piece:
     """A part of an access that goes to one side."""
 
     port: int
-    """As the side calls it."""
+    """The port, as this side numbers it."""
     size: int
     shift: int
-    """Where its bits begin in the value of the whole."""
+    """Position of its lowest bit in the value of the whole access."""
     side: Side
 
 
 def ones(size: int) -> int:
-    """What a port without a device reads as."""
+    """The value that a port without a device reads as."""
     return (1 << 8 * size) - 1
 
 
@@ -199,7 +199,7 @@ def pieces(port: int, size: int) -> tuple[Piece, ...]:
 
 
 def elements(block: bytes, size: int, *, backwards: bool) -> bytes:
-    """Turn a block of memory into the order of string I/O, or back: with `df` set, the last element comes first."""
+    """Convert a block of memory to the order of string I/O, or back: with `df` set, the last element comes first."""
     if not backwards:
         return block
     return b"".join(block[at:at + size] for at in range(len(block) - size, -1, -size))
@@ -217,14 +217,14 @@ def blocks(access: Access, limit: int = PAYLOAD_LIMIT) -> Iterator[tuple[int, in
 
 
 def serve(access: Access) -> Plan:
-    """Carry one access out; the generator's value goes into the slot's data (None: nothing does)."""
+    """Carry out one access. The generator returns the value for the slot's data (None: no value)."""
     if access.kind not in (Kind.PIO, Kind.PCI_CONFIG):
-        # INVALIDATE is for those who cache mappings of guest memory; this server maps and unmaps.
+        # INVALIDATE is for servers that cache mappings of guest memory; this one does not.
         return ones(8) if access.read else None
     if not access.size or access.size > 8:
         return None
     if access.kind == Kind.PCI_CONFIG:
-        # Above the register is the device's address: there is only one whose configuration space is ours.
+        # The bits above the register are the device's address; the server has only one device.
         parts: tuple[Piece, ...] = (Piece(access.port & 0xFFFFFFFF, access.size, 0, Side.CONFIG),)
     elif FIRST_PORT <= access.port <= LAST_PORT or FIRST_CONFIG <= access.port <= LAST_CONFIG:
         parts = pieces(access.port, access.size)
@@ -276,7 +276,7 @@ def _write(parts: tuple[Piece, ...], value: int) -> Generator[Step, Brought, Non
 
 
 def _consequences(piece: Piece, value: int, reply: Reply) -> Generator[Step, Brought, None]:
-    """What QEMU has to do before the guest goes on."""
+    """The work of QEMU before the guest continues."""
     if reply.absent:
         return
     if reply.data:

@@ -1,11 +1,11 @@
-"""Keeps the I/O BAR of QEMU's platform device behind unplugd, wherever the guest moves it.
+"""Tracks the I/O BAR of QEMU's platform device, so that the guest reaches unplugd there and not QEMU.
 
-The device's configuration space is ours in Xen, so every move passes here, is made in QEMU, and is over for the guest
-only when the ports follow. There is no moment at which QEMU has the BAR where Xen sends accesses to QEMU: a place is
-ours before anything is written that could put the BAR there, and is given up only when QEMU itself says (query-pci)
-that the BAR is at another place that is ours.
+The ioreq server has the device's configuration space, so every move of the BAR passes here. It is made in QEMU, and the
+guest's access completes only after the port ranges are updated. So QEMU never has the BAR at ports that Xen sends to
+QEMU: the server gets a range before anything is written that could put the BAR there, and gives it up only after QEMU
+has reported (query-pci) that the BAR is at another range of the server.
 
-What an access to the BAR does is plan.py's.
+plan.py decides what an access to the BAR does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Ports(Protocol):
     """server.IoreqServer, which owns the ports in Xen."""
 
     def own(self, first: int, last: int) -> None:
-        """Have accesses to these ports come to us."""
+        """Send accesses to these ports to the ioreq server."""
 
     def disown(self, first: int, last: int) -> None:
         """Send accesses to these ports to QEMU again."""
@@ -35,10 +35,10 @@ class QueriesQemu(Protocol):
     """qemu.Monitor."""
 
     async def write(self, port: int, size: int, value: int) -> None:
-        """Write a port of QEMU's; returns when it is done."""
+        """Write a port of QEMU; returns when QEMU has done it."""
 
     async def read(self, port: int, size: int) -> int:
-        """Read a port of QEMU's."""
+        """Read a port of QEMU."""
 
     async def query(self, command: str) -> Any:
         """The answer to a QMP command."""
@@ -50,7 +50,7 @@ async def find(qemu: QueriesQemu) -> PlatformDevice | None:
 
 
 class PlatformBar:
-    """The platform device `device`, whose configuration space is already ours in Xen."""
+    """The platform device `device`; the ioreq server already has its configuration space."""
 
     def __init__(
         self, device: PlatformDevice, qemu: QueriesQemu, ports: Ports, report: Callable[[str], None]
@@ -74,15 +74,15 @@ class PlatformBar:
         return port - bar if bar is not None and bar <= port and port + size <= bar + pci.BAR_SIZE else None
 
     async def read(self, port: int, size: int) -> int:
-        """Read a port that is ours only because the BAR was or may come there: whatever else QEMU has there."""
+        """Read a port that the server has only because the BAR was or may come there: read QEMU's device there."""
         async with self._lock:
             return (1 << 8 * size) - 1 if self._touches(port, size) else await self._qemu.read(port, size)
 
     async def write(self, port: int, size: int, value: int) -> None:
-        """Write such a port, unless the BAR came there meanwhile.
+        """Write such a port, unless the BAR has moved there.
 
-        4 bytes at port 0xcf9 might switch the BAR on without our knowledge (plan.py): nothing is written either that
-        would unplug if that were so.
+        4 bytes at port 0xcf9 might enable the BAR without our knowledge (plan.py). So a write that would unplug in this
+        case is not done either.
         """
         async with self._lock:
             danger = any(pci.unplugs(place, port, size, value) for place in self._places)
@@ -145,10 +145,10 @@ class PlatformBar:
     async def _look(self) -> None:
         device = await find(self._qemu)
         if device is None:
-            return  # hot-unplugged; its ports stay ours, and nobody has them
+            return  # the device was hot-unplugged; the server keeps its ports, and no device has them
         self._device = device
         if device.bar is None:
-            return  # where it will be once it is switched on is not to be seen: all places stay
+            return  # the BAR is disabled, and its next place is unknown: keep all ranges
         self._own(device.bar)
         for place in self._places - {device.bar}:
             self._places.discard(place)

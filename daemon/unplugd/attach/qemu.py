@@ -1,13 +1,12 @@
-"""QEMU's monitor: writes and reads I/O ports of an unmodified QEMU, as if the guest had done it.
+"""The client of QEMU's monitor: writes and reads I/O ports of an unmodified QEMU, as if the guest did it.
 
-QEMU has no QMP command for a port, but its human monitor has (`o`, `i`), and QMP runs those by
-`human-monitor-command`. QEMU has done the work when it answers: an unplug written so is over when the answer is here.
+QEMU has no QMP command for ports, but its human monitor has the commands `o` and `i`, and QMP runs them with
+`human-monitor-command`. When QEMU answers, the work is done: an unplug written this way is complete.
 
-QEMU serves one client a socket, and others (xentop, libxl) want it too: a connection is made when it is needed and
-closed when it has been idle for a second.
+QEMU serves one client per socket, and other programs (xentop, libxl) use it too. So a connection is made when it is
+needed, and closed after a second without use.
 
-Why not the library qemu.qmp: Debian 12 has no package of it, and dom0 installs from its distribution; of its 4,900
-lines this would use three requests and their answers.
+The library qemu.qmp is not used: Debian 12 has no package for it, and only three requests are needed here.
 """
 
 from __future__ import annotations
@@ -64,9 +63,9 @@ class Monitor:
         self._idle: asyncio.TimerHandle | None = None
 
     async def write(self, port: int, size: int, value: int) -> None:
-        """Write a port; returns when QEMU has done it, and tries for as long as that takes.
+        """Write a port; returns when QEMU has done it, and retries without limit.
 
-        A guest must not go on believing that a device is unplugged while QEMU still has it: two paths to one disk
+        The guest must not continue while QEMU still has a device that should be unplugged: two paths to one disk
         corrupt it. So this waits, as the guest would wait for QEMU itself.
         """
 
@@ -81,7 +80,7 @@ class Monitor:
         return await self._insist(read_command(port, size), read_result)
 
     async def query(self, command: str) -> Any:
-        """What QEMU returns to a QMP command without arguments; asks for as long as it takes."""
+        """The result of a QMP command without arguments; retries without limit."""
         return await self._insist({"execute": command}, lambda answer: answer)
 
     async def _insist(self, command: str | dict[str, Any], parse: Callable[[Any], _T]) -> _T:

@@ -1,11 +1,11 @@
 """One domain's ioreq server: create or take over, receive accesses, answer them, hand the ports back.
 
-The order of things is what keeps a guest from hanging or slipping past (docs/attach.md, "Life of a server"):
+In any other order a guest could hang or bypass unplugd (docs/attach.md, "Life of a server"):
 
     create -> keep the id -> map ports and device -> enable -> bind the event channels -> serve
     disable (new accesses go to QEMU) -> answer what is in flight -> wait until each vCPU took its answer -> destroy
 
-Nothing here knows what an access means.
+The meaning of an access does not belong here (plan.py).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from unplugd.attach.slots import Access, Slots, SlotState
 from unplugd.attach.xen import EventChannels, ForeignMemory, XenDeviceModel, XenError
 
 LET_GO = 2.0
-"""Seconds in which unplugd must have let go of a predecessor's event channels, which were lent to it (lender.py)."""
+"""Seconds for unplugd to close the event channels that a previous process lent to it (lender.py)."""
 
 
 class NotYet(Exception):
-    """QEMU has no ioreq server yet: ours would come first and QEMU's would win."""
+    """QEMU has no ioreq server yet. Ours would be older, and QEMU's would get the accesses."""
 
 
 def _unless(harmless: int, call: Callable[[], None]) -> None:
-    """Make a call, for which one errno says that there was nothing to do."""
+    """Make a call; the errno `harmless` means that there was nothing to do."""
     try:
         call()
     except XenError as error:
@@ -38,8 +38,8 @@ class IoreqServer:
     """An ioreq server for `ports` of a domain, each (first, last), and for the configuration space of the PCI device
     `device`: bus, slot, function.
 
-    `keep` is called with the id of a new server before any access can come to it. With `known`, the id of a server
-    that a predecessor left, that one is taken over if it still exists; `taken_over` says so.
+    `keep` is called with the id of a new server before it can get an access. `known` is the id of a server of a
+    previous process; if it still exists, it is taken over and `taken_over` is true.
 
     Raises XenError (a PV domain has no ioreq servers: EINVAL or EOPNOTSUPP) and NotYet.
     """
@@ -77,7 +77,7 @@ class IoreqServer:
         device_model.enable_server(self.id, enabled=True)
         self._slots = Slots(page)
         self.ports: dict[int, int] = {}
-        """Our end of each vCPU's event channel."""
+        """Our port of each vCPU's event channel."""
         self._vcpus: dict[int, int] = {}
         for vcpu, eport in self._slots.present():
             port = self._bind(eport)
@@ -96,7 +96,7 @@ class IoreqServer:
             time.sleep(0.005)
 
     def own(self, first: int, last: int) -> None:
-        """Have accesses to these ports come here; they may be this server's already. Raises XenError."""
+        """Send accesses to these ports to this server; it may have them already. Raises XenError."""
         _unless(EEXIST, lambda: self._device_model.map_ports(self.id, first, last))
 
     def disown(self, first: int, last: int) -> None:
@@ -105,11 +105,11 @@ class IoreqServer:
 
     @property
     def fd(self) -> int:
-        """Readable when accesses() has something."""
+        """Readable when accesses() would return an access."""
         return self._events.fd
 
     def access(self, vcpu: int) -> Access:
-        """The access that somebody else has found in a slot and hands over."""
+        """The access in the slot of `vcpu`, which unplugd gives to this process."""
         return self._slots.take(vcpu)
 
     @property
@@ -118,11 +118,11 @@ class IoreqServer:
         return len(self.ports)
 
     def left_over(self, busy: Container[int] = ()) -> list[tuple[int, Access]]:
-        """What somebody else has not answered: a predecessor, or whom the page was lent to. `busy` are the vCPUs whose
-        access was taken already.
+        """The accesses that a previous process, or unplugd with the lent page, has not answered. The accesses of the
+        vCPUs in `busy` were taken already.
 
-        Every vCPU is also told once: he may have died between an answer and its notification, or before he
-        unmasked an event.
+        Every other vCPU is also notified once: the previous process may have died between an answer and its
+        notification, or before it unmasked an event.
         """
         found = []
         for vcpu, port in self.ports.items():
@@ -136,7 +136,7 @@ class IoreqServer:
         return found
 
     def accesses(self) -> list[tuple[int, Access]]:
-        """The accesses that came since the last call, by vCPU."""
+        """The accesses since the last call, with their vCPUs."""
         found = []
         while (port := self._events.pending()) is not None:
             self._events.unmask(port)
@@ -146,12 +146,12 @@ class IoreqServer:
         return found
 
     def answer(self, vcpu: int, data: int | None) -> None:
-        """Answer the access of a vCPU, which goes on with it."""
+        """Answer the access of a vCPU, so that the vCPU continues."""
         self._slots.answer(vcpu, data)
         self._events.notify(self.ports[vcpu])
 
     def disable(self) -> None:
-        """Send further accesses to QEMU. What is in flight is still to be answered. Raises XenError."""
+        """Send further accesses to QEMU. Accesses in flight must still be answered. Raises XenError."""
         self._device_model.enable_server(self.id, enabled=False)
         self._enabled = False
 

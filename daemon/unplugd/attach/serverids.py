@@ -1,8 +1,8 @@
-"""What outlives a process: the id of each domain's ioreq server, one small file a domain.
+"""The id of each domain's ioreq server, in one small file per domain, which outlives the process.
 
-A server that is destroyed while a vCPU waits for its answer leaves that vCPU hanging for good; so a new process has to
-take over the *same* server, and must know its id. The file is there before the first access can come to the server,
-and goes when the server is handed back or the domain is gone.
+If a server is destroyed while a vCPU waits for its answer, this vCPU hangs for ever. So a new process must take over
+the *same* server, and needs its id. The file exists before the server can get its first access. It is removed when the
+ports go back to QEMU or the domain is released.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ServerIds:
         return self.directory / f"dom{domid}.json"
 
     def load(self, domid: int, uuid: str) -> int | None:
-        """The server's id, or None where there is none: no file, another domain's, or one that makes no sense."""
+        """The server's id, or None: no file, a file of another domain, or an invalid file."""
         try:
             kept = json.loads(self._path(domid).read_bytes())
         except (OSError, ValueError):
@@ -50,14 +50,14 @@ class ServerIds:
         return None
 
     def save(self, kept: ServerId) -> None:
-        """Write the file; it is there as a whole or not at all. Raises OSError."""
+        """Write the file, completely or not at all. Raises OSError."""
         path = self._path(kept.domid)
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps({"domid": kept.domid, "uuid": kept.uuid, "server": kept.server}) + "\n")
         os.replace(fresh, path)
 
     def forget(self, domid: int) -> None:
-        """Remove the file, if it is there."""
+        """Remove the file, if it exists."""
         self._path(domid).unlink(missing_ok=True)
 
     def domids(self) -> list[int]:

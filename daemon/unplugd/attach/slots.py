@@ -1,7 +1,7 @@
 """Xen's page of synchronous ioreqs: 32 bytes for each vCPU, shared between the hypervisor and the device model.
 
-Source: xen/include/public/hvm/ioreq.h (`struct shared_iopage`). Decoding only; who maps the page and who is told of
-an answer is server.py's, what an access does is plan.py's.
+Source: xen/include/public/hvm/ioreq.h (`struct shared_iopage`). Decoding only: server.py
+maps the page and notifies the vCPU of an answer, plan.py decides what an access does.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _STATE, _DATA_IS_PTR, _DIR, _DF = 0x0F, 0x10, 0x20, 0x40
 
 
 class SlotState(IntEnum):
-    """`state`: who has the slot now."""
+    """`state`: which side has the slot now."""
 
     NONE = 0
-    """Nobody: the vCPU runs."""
+    """No access: the vCPU runs."""
     READY = 1
     """The vCPU waits for the device model."""
     IN_PROCESS = 2
@@ -68,7 +68,7 @@ class Access:
 
 
 class Slots:
-    """A view of the page; `page` is 4096 bytes that somebody else writes too."""
+    """A view of the page; `page` are 4096 bytes that the hypervisor writes too."""
 
     def __init__(self, page: memoryview) -> None:
         self._page = page
@@ -95,9 +95,9 @@ class Slots:
         return Access(kind, port, data, count, size, read, string, bool(bits & _DF))
 
     def answer(self, vcpu: int, data: int | None) -> None:
-        """Put the response into the slot; `data` is the value read, None leaves what is there.
+        """Put the response into the slot; `data` is the value read, None keeps the present value.
 
-        The state is a store of its own, after all others: x86 keeps their order.
+        The state is written by a separate store, after all others: x86 keeps their order.
         """
         at = vcpu * SLOT_SIZE
         if data is not None:

@@ -32,15 +32,16 @@ DEVICE_MODELS = "/local/domain/0/device-model"
 STOP = 15.0
 """Seconds for all children to hand their ports back at the end."""
 _RETRIES = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Pauses before a process that keeps dying is started again; a life of a minute starts the row anew."""
+"""Pauses in seconds before a process that dies repeatedly is started again. After a minute of life, the list starts
+from the beginning."""
 _LONG_LIFE = 60.0
 _STARTING = 0.2
-"""Seconds until a device model that says nothing of itself is looked for again."""
+"""Seconds until a starting device model without a state in xenstore is checked again."""
 _LOOK_AGAIN = 2.0
-"""Seconds until a domain of which xenstored could not say whether it is there is looked at again."""
+"""Seconds until a domain is checked again, if xenstored could not say whether it exists."""
 
 Report = Callable[[int | None, str], None]
-"""Called with the domid, or None, and what there is to record."""
+"""Called with the domid, or None, and the text of the record."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,21 +50,21 @@ class _Child:
 
     domain: AttachedDomain
     uid: int = 0
-    """Who its process becomes."""
+    """The uid of its process."""
     pid: int = 0
     pidfd: int = -1
     end: socket.socket | None = None
     born: float = 0.0
     deaths: int = 0
     unconfirmed: bool = False
-    """True when xenstored was lost since it last knew the domain: a xenstored that crashed comes back empty, and that
-    it does not know the domain says nothing."""
+    """True if the connection to xenstored was lost since xenstored last knew the domain. A xenstored that crashed comes
+    back empty, so it is not a release if it does not know the domain."""
     timer: asyncio.TimerHandle | None = None
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 def identity(config: AttachConfig, domid: int) -> Identity:
-    """Who the process of `domid` runs as. Raises HostError when the configured user is not there."""
+    """The user of the process of `domid`. Raises HostError if the configured user does not exist."""
     if not config.user:
         try:
             base = pwd.getpwnam("xen-qemuuser-range-base")
@@ -83,7 +84,7 @@ def identity(config: AttachConfig, domid: int) -> Identity:
 
 @contextmanager
 def acting_as(uid: int) -> Iterator[None]:
-    """Be `uid` for a moment: what it owns needs no capability then but CAP_SETUID. Nothing, where this is not root."""
+    """Act as `uid`: to use what it owns, only CAP_SETUID is needed then. Does nothing if this process is not root."""
     if os.geteuid() != 0:
         yield
         return
@@ -95,7 +96,7 @@ def acting_as(uid: int) -> Iterator[None]:
 
 
 class Supervisor:
-    """Serves until stop(); `runtime_dir` is unplugd's."""
+    """Serves until stop(); `runtime_dir` is that of unplugd."""
 
     def __init__(self, store: Store, runtime_dir: Path, config: AttachConfig, report: Report) -> None:
         self._store = store
@@ -105,7 +106,7 @@ class Supervisor:
         self._kept = ServerIds(runtime_dir)
         self._children: dict[int, _Child] = {}
         self._killed: set[_Child] = set()
-        """Processes of domains that are gone, until they are reaped."""
+        """Killed processes of released domains, until they are reaped."""
         self._unserved: set[tuple[int, str]] = set()
         """Domains without ioreq servers or without a platform device."""
         self._examining: set[int] = set()
@@ -114,7 +115,7 @@ class Supervisor:
         self._stop = asyncio.Event()
 
     def prepare(self) -> None:
-        """Load and make what children need. Raises HostError and OSError."""
+        """Load the libraries and create the directories that children need. Raises HostError and OSError."""
         libraries()
         preload()
         identity(self._config, 0)
@@ -124,7 +125,7 @@ class Supervisor:
         gc.freeze()
 
     async def run(self) -> None:
-        """Attach to all domains, now and as they come, until stop(); then hand all ports back."""
+        """Attach to all present and new domains until stop(); then give all ports back to QEMU."""
         connection = asyncio.create_task(self._store.run(self._connected, self._lost))
         await self._store.watch(INTRODUCE_DOMAIN, self._changed)
         await self._store.watch(RELEASE_DOMAIN, self._changed)
@@ -178,7 +179,7 @@ class Supervisor:
             self._look_at(domid)
 
     def _look_at(self, domid: int) -> None:
-        """Find out about one domain; changes that come meanwhile are looked at afterwards, once."""
+        """Examine one domain. If it changes during this, it is examined once more."""
         if domid == 0 or self._stop.is_set():
             return
         if domid in self._examining:
@@ -213,7 +214,8 @@ class Supervisor:
         known = self._children.get(domid)
         if not introduced:
             if (known is None or known.unconfirmed) and self._has_device_model(domid):
-                # Forgetting the server's id now could leave a vCPU hanging; nothing will tell when the domain goes.
+                # Without the server's id a vCPU could hang. There is no event for the domain's end in this state, so
+                # check again.
                 asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._look_at, domid)
             else:
                 self._gone(domid)
@@ -229,7 +231,7 @@ class Supervisor:
                 self._fork(one)
 
     async def _device_model_runs(self, domid: int) -> bool:
-        """Whether QEMU is there. A QEMU under `dm_restrict` may not say so in xenstore; its monitor says it then."""
+        """Whether QEMU runs. Under `dm_restrict` QEMU cannot write its state to xenstore; then its monitor shows it."""
         try:
             return await self._store.read(f"{DEVICE_MODELS}/{domid}/state") == b"running"
         except NoSuchNode:
@@ -239,12 +241,12 @@ class Supervisor:
         try:
             await self._store.directory(f"{DEVICE_MODELS}/{domid}")
         except NoSuchNode:
-            return False  # it has none
+            return False  # there is no device model
         asyncio.get_running_loop().call_later(_STARTING, self._look_at, domid)
         return False
 
     def _has_device_model(self, domid: int) -> bool:
-        """Whether QEMU's monitor is there; libxl removes its path when it destroys the domain."""
+        """Whether the path of QEMU's monitor exists; libxl removes it when it destroys the domain."""
         return any(os.path.exists(path) for path in self._config.monitors(domid))
 
     def _gone(self, domid: int) -> None:
@@ -308,23 +310,23 @@ class Supervisor:
         connection = None
         for path in paths:
             try:
-                # The socket of a domain whose QEMU is not root belongs to QEMU's user, and is only for that one.
+                # If a domain's QEMU is not root, the socket belongs to QEMU's user, and only this user may connect.
                 with acting_as(os.stat(path).st_uid):
                     connection = broker.connect(path, kind)
                 if what == "pages":
-                    connection.send(pageoffer.greet(domid))  # whose it is, unplugd believes us alone
+                    connection.send(pageoffer.greet(domid))  # only the supervisor may name the domain
                 break
             except (FileNotFoundError, ConnectionRefusedError):
-                continue  # nobody listens there
+                continue  # no process listens there
             except OSError:
-                break  # busy: the next one is libxl's own, which must find it free
+                break  # busy; do not try the next one, which libxl itself needs
         try:
             if connection is None:
                 end.send(f"refused {what}".encode())
             else:
                 socket.send_fds(end, [f"connected {what}".encode()], [connection.fileno()])
         except OSError:
-            pass  # it died; _ended() sees to it
+            pass  # the child has died; _ended() handles it
         if connection is not None:
             connection.close()
 
@@ -344,7 +346,7 @@ class Supervisor:
         domid = one.domain.domid
         code = os.waitstatus_to_exitcode(status)
         if self._children.get(domid) is not one:
-            return  # the domain is gone
+            return  # the domain was released
         match code:
             case Ended.HANDED_BACK:
                 del self._children[domid]
@@ -397,6 +399,6 @@ class Supervisor:
 
 
 def _kill(one: _Child) -> None:
-    """SIGKILL, as the user that the process is: a signal to one's own needs no capability."""
+    """Send SIGKILL as the user of the process, because this needs no capability."""
     with acting_as(one.uid):
         os.kill(one.pid, signal.SIGKILL)

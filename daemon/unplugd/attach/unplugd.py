@@ -1,8 +1,8 @@
-"""The connection to the domain's unplugd socket (contract section 1): asks in order, answers in order.
+"""The client of the domain's unplugd socket (contract section 1); requests and answers are in order.
 
-It outlives unplugd: requests without an answer are sent again on the next connection. While there is none they wait,
-for a bounded time where the configuration says so; then they are answered as a port without a device answers, and an
-unplug is not carried out.
+It survives restarts of unplugd: requests without an answer are sent again on the next connection. Without a connection
+they wait, for a limited time if the configuration says so. After this time they get the answers of a port without a
+device, and an unplug is not carried out.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def encode(ask: Ask) -> tuple[bytes, int]:
 
 
 def absent(ask: Ask) -> Reply:
-    """What a port without a device answers."""
+    """The answer of a port without a device."""
     payload = b"\xff" * (ask.count * ask.size) if ask.payload is not None and ask.read else b""
     return Reply(ones(ask.size) if ask.read else 0, payload, absent=True)
 
 
 def _nothing() -> None:
-    """Nobody wants to know."""
+    """The default callback."""
 
 
 class Unplugd(asyncio.Protocol):
-    """One domain's socket. `connect` brings a connected socket or raises OSError; run() keeps a connection."""
+    """One domain's socket. `connect` returns a connected socket or raises OSError; run() keeps a connection open."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Unplugd(asyncio.Protocol):
         report: Callable[[str], None],
     ) -> None:
         self.answers: Callable[[], None] = _nothing
-        """Called when unplugd has answered: it is there, and knows the domain."""
+        """Called when unplugd has answered: it runs and knows the domain."""
         self._connect = connect
         self._give_up_after = give_up_after
         self._report = report
@@ -86,7 +86,7 @@ class Unplugd(asyncio.Protocol):
             self._transport.write(frame)
 
     async def run(self) -> None:
-        """Connect, and connect again, until cancelled."""
+        """Connect and reconnect until cancelled."""
         loop = asyncio.get_running_loop()
         self._start_clock()
         retry = _FIRST_RETRY
@@ -100,7 +100,7 @@ class Unplugd(asyncio.Protocol):
             self._lost.clear()
             await loop.create_connection(lambda: self, sock=connection)
             await self._watch()
-            # A server that takes connections only to close them must not keep this process busy.
+            # A server that closes every connection at once must not keep this process busy.
             retry = _FIRST_RETRY if self._heard_since_connected else min(2 * retry, _LAST_RETRY)
             await asyncio.sleep(retry)
 
@@ -118,14 +118,14 @@ class Unplugd(asyncio.Protocol):
                         self._transport.abort()
 
     def close(self) -> None:
-        """Close the connection, if there is one, and wait for nothing more. For when run() was cancelled."""
+        """Close the connection, if there is one, and stop the timer. Call it after run() was cancelled."""
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send again what has no answer."""
+        """Send the requests without an answer again."""
         self._transport = transport = cast(asyncio.Transport, transport)
         self._received.clear()
         self._heard_since_connected = False
@@ -140,13 +140,13 @@ class Unplugd(asyncio.Protocol):
             transport.write(pending.frame)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Requests wait from now on, for a while."""
+        """Requests wait from now on, for a limited time."""
         self._transport = None
         self._start_clock()
         self._lost.set()
 
     def data_received(self, data: bytes) -> None:
-        """Hand answers out, in the order of the requests."""
+        """Deliver the answers, in the order of the requests."""
         self._heard = asyncio.get_running_loop().time()
         self._heard_since_connected = True
         self.answers()
@@ -165,7 +165,7 @@ class Unplugd(asyncio.Protocol):
             self._fault()
 
     def _fault(self) -> None:
-        self._report("unplugd answered what was not asked: connecting again")
+        self._report("unplugd sent an answer without a request: connecting again")
         self._received.clear()
         if self._transport is not None:
             self._transport.abort()

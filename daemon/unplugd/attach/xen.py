@@ -1,8 +1,8 @@
-"""Xen's stable libraries, as far as an ioreq server needs them, through ctypes.
+"""The parts of Xen's stable libraries that an ioreq server needs, through ctypes.
 
 Sources: xendevicemodel.h, xenforeignmemory.h, xenevtchn.h and xentoolcore.h of libxen-dev 4.17; these four have a
-stable ABI (soname .so.1 since Xen 4.7). Each call that fails raises XenError with the library's errno. What the calls
-are for is server.py's and guestmem.py's.
+stable ABI (soname .so.1 since Xen 4.7). A failed call raises XenError with the library's errno. server.py and
+guestmem.py use them.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _call(name: str, *arguments: Any) -> Any:
 
 
 def restricted_privcmd(domid: int) -> int:
-    """A descriptor of privcmd that may touch no other domain; for somebody else, who maps the ioreq page by it.
+    """A descriptor of privcmd, restricted to this domain, with which unplugd maps the ioreq page.
 
     Source: xen/sys/privcmd.h, IOCTL_PRIVCMD_RESTRICT. Raises OSError.
     """
@@ -146,7 +146,7 @@ class XenDeviceModel:
         _call("xendevicemodel_destroy_ioreq_server", self._handle, self.domid, server)
 
     def enable_server(self, server: int, *, enabled: bool) -> None:
-        """Let accesses come to the server, or go elsewhere; those in flight stay. Pauses the domain meanwhile."""
+        """Enable or disable the server; accesses in flight stay with it. The domain is paused during the call."""
         _call("xendevicemodel_set_ioreq_server_state", self._handle, self.domid, server, int(enabled))
 
     def map_ports(self, server: int, first: int, last: int) -> None:
@@ -214,7 +214,7 @@ class EventChannels:
         self._pending = libraries()["xenevtchn_pending"]
 
     def bind(self, domid: int, remote_port: int) -> int:
-        """Bind to a port of the domain's; returns ours."""
+        """Bind to a port of the domain; returns the local port."""
         port: int = _call("xenevtchn_bind_interdomain", self._handle, domid, remote_port)
         return port
 
@@ -228,5 +228,5 @@ class EventChannels:
         _call("xenevtchn_unmask", self._handle, port)
 
     def notify(self, port: int) -> None:
-        """Tell the other side of the port."""
+        """Notify the other side of the port."""
         _call("xenevtchn_notify", self._handle, port)

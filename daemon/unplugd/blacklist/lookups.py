@@ -1,9 +1,8 @@
-"""Reads of one node of xenstore by many at once: a thousand guests that boot together ask about the same driver build.
+"""Shared reads of xenstore: a thousand guests that boot together look up the same driver build.
 
-xenstored answers one request of a connection at a time, and with a thousand domains it takes its time for each. So
-while a read of a path is under way, all who ask for that path wait for the next one, which is sent as soon as that is
-answered. Nobody gets what was read before he asked: what was in xenstore by then counts for him. What an answer means
-is verdicts.py's.
+xenstored answers one request of a connection at a time, and is slow with a thousand domains. So while a read of a path
+is in flight, all further lookups of this path wait for the next read, which is sent when the first is answered. A
+lookup never gets a value that was read before it began. verdicts.py interprets the value.
 """
 
 from __future__ import annotations
@@ -31,21 +30,22 @@ class SharedReads:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._under_way: dict[str, list[_Asker]] = {}
-        """Who gets the answer to the read of a path that xenstored has."""
+        """The lookups that get the answer of the read in flight."""
         self._next: dict[str, list[_Asker]] = {}
         """Who asked since."""
         self._timer: asyncio.TimerHandle | None = None
         """One for all: a thousand guests that ask at once have nearly the same deadline."""
 
     def read(self, path: str, deadline: float, answered: Callable[[Answer], None]) -> None:
-        """Have `answered` called with the node as it is now, or as it becomes later.
+        """Call `answered` with the node as it is now or later.
 
-        With StoreUnavailable, where there is no answer by `deadline` (the event loop's time()). It must not raise.
+        It is called with StoreUnavailable if there is no answer by `deadline` (the event loop's time()). It must not
+        raise.
         """
         asker = _Asker(deadline, answered)
         if self._under_way.get(path):
             self._next.setdefault(path, []).append(asker)
-        else:   # what else is under way was given up by all who asked for it: whoever asks now does not wait for that
+        else:   # all lookups of the reads in flight have expired: a new lookup does not wait for them
             self._send(path, [*self._next.pop(path, ()), asker])
         if self._timer is None or deadline < self._timer.when():
             self._wake_at(deadline)
@@ -71,7 +71,7 @@ class SharedReads:
             self._timer.cancel()
             self._timer = None
 
-    # --- those who have waited enough
+    # --- expired lookups
 
     def _wake_at(self, when: float) -> None:
         if self._timer is not None:
@@ -93,7 +93,7 @@ class SharedReads:
 
 
 def _taken_out(asked: list[_Asker], now: float) -> list[_Asker]:
-    """Those whose deadline has passed; they are asking no more."""
+    """The lookups whose deadline has passed; they are removed."""
     late = [asker for asker in asked if asker.deadline <= now]
     if late:
         asked[:] = [asker for asker in asked if asker.deadline > now]

@@ -1,9 +1,9 @@
-"""The blacklist: what a build number's verdict is, and what configuration puts into xenstore for it.
+"""The blacklist: the verdict on a build number, and the nodes that unplugd writes into xenstore for it.
 
-A verdict asks xenstored itself, on a connection that publishing and scanning do not share. When it does not answer in
-time, or a guest asks too often, the mirror decides (contract section 2). In the state directory, `owned` keeps
-what configuration put there, so that a reload after a restart takes out what was unplugd's and nothing else, and
-`mirror` the mirror, so that a restart while xenstored is silent forgets no verdict.
+A verdict looks the build up in xenstored, on a connection that publishing and scanning do not use. If xenstored does
+not answer in time, or a guest announces itself too often, the mirror decides (contract section 2). In the state
+directory, `owned` lists the nodes that unplugd wrote, so that a reload after a restart removes these and no others.
+`mirror` is the copy of the blacklist for a restart while xenstored does not answer.
 """
 
 from __future__ import annotations
@@ -108,13 +108,13 @@ class Blacklist:
         return self._ask(path, deadline)
 
     async def _judge_later(self, path: str, deadline: float) -> Verdict:
-        """A guest that goes on right after a restart asks before there was a connection."""
+        """A guest may need a verdict right after a restart, before there is a connection."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._tried.wait(), max(LEAST_WAIT, deadline - time.monotonic()))
         return await self._ask(path, deadline)
 
     def _ask(self, path: str, deadline: float) -> asyncio.Future[Verdict]:
-        """What xenstore says of a node, or what decides in its place."""
+        """The verdict of xenstore on a node, or of its fallback."""
         if not self.synced:
             return self._known("fallback", self._fall_back(path, "xenstored is not connected"))
         verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
@@ -123,7 +123,7 @@ class Blacklist:
 
     def _answered(self, path: str, verdict: asyncio.Future[Verdict], answer: Answer) -> None:
         if verdict.done():
-            return  # nobody waits for it any more
+            return  # the caller does not wait any more
         match answer:
             case NoSuchNode():
                 result, said = "allowed", ALLOWED
@@ -136,7 +136,7 @@ class Blacklist:
         verdict.set_result(said)
 
     def _known(self, result: str, said: Verdict) -> asyncio.Future[Verdict]:
-        """What needs no word of xenstore's."""
+        """A verdict without a lookup in xenstore."""
         self._counters.blacklist_lookups[result] += 1
         verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         verdict.set_result(said)
@@ -154,7 +154,7 @@ class Blacklist:
         self._budgets.pop(domid, None)
 
     def _fall_back(self, path: str, why: str) -> Verdict:
-        """The verdict where xenstored has no word: what `blacklist.on_error` says."""
+        """The verdict without xenstored, according to `blacklist.on_error`."""
         on_error = self._config.on_error
         if on_error == "mirror":
             return self._by_mirror(path, why)
@@ -163,7 +163,7 @@ class Blacklist:
 
     def _by_mirror(self, path: str, why: str) -> Verdict:
         """The verdict by what xenstore had last."""
-        # a xenstored that has just come back may be empty: what configuration puts there counts already
+        # a restarted xenstored may be empty: the configured entries count already
         configured = not self.synced and path in self._configured.nodes
         return Verdict(path in self._mirror or configured, self._configured.nodes.get(path, ""), "mirror",
                        f"{why}; what xenstore had last decided")
@@ -171,7 +171,7 @@ class Blacklist:
     # --- what xenstore has
 
     def lost(self) -> None:
-        """The connection is gone: until sync() the mirror answers."""
+        """The connection was lost: until sync() the mirror decides."""
         self.synced = False
         self._tried.set()
 
@@ -184,7 +184,7 @@ class Blacklist:
         self._tried.set()
 
     async def put_entries(self) -> None:
-        """Make xenstore have what configuration says, and no longer what it said before. Raises StoreUnavailable."""
+        """Write the configured entries to xenstore, and remove those of the previous one. Raises StoreUnavailable."""
         wanted = self._configured.nodes
         for path in sorted(self._owned - wanted.keys()):
             with contextlib.suppress(NoSuchNode):
@@ -203,13 +203,13 @@ class Blacklist:
         if present is not None and (path not in self._owned or present == value):
             return
         if path not in self._owned:
-            # first remember, then write: what was written and forgotten could never be taken out again
+            # note the node before writing it: without the note it could never be removed again
             self._owned.add(path)
             self._save_owned()
         await self._store.write(path, value)
 
     async def read_all(self) -> None:
-        """Read the mirror anew. Raises StoreUnavailable."""
+        """Read the mirror again. Raises StoreUnavailable."""
         mirror: set[str] = set()
         try:
             products = await self._store.directory(ROOT)

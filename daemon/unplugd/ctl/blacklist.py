@@ -1,7 +1,7 @@
 """`unplugctl blacklist`: which driver builds must not be used, in xenstore and in configuration.
 
-xenstore is asked and written here, not through the daemon, so that all of it works while unplugd is down; xenstore
-forgets at every boot of dom0, so `--persist` writes conf.d too and tells a running unplugd to read it again.
+unplugctl reads and writes xenstore itself, so these commands work while unplugd is down. xenstore loses its content
+when dom0 reboots, so `--persist` also writes conf.d and makes a running unplugd reload.
 """
 
 from __future__ import annotations
@@ -133,8 +133,7 @@ def list_entries(options: Namespace) -> int:
 
 def gather(in_xenstore: dict[tuple[str, str], str] | None, configured: list[persist.ConfiguredEntry],
            registry: Registry, domains: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """What is blacklisted, wherever that is said: rows under the keys of --json. `in_xenstore` is None where there is
-    no xenstore to ask."""
+    """All blacklisted builds, as rows with the keys of --json. `in_xenstore` is None if there is no xenstore."""
     rows: dict[tuple[str, int, int], dict[str, Any]] = {}
 
     def row(product: str, first: int, last: int) -> dict[str, Any]:
@@ -252,8 +251,8 @@ def add(options: Namespace) -> int:
 
 
 async def _ensure(store: Store, path: str, reason: str, *, wait: bool) -> bool:
-    """See that the node is there; says whether it is new. A running unplugd that reloads writes it itself: then it
-    counts as its own, and a reload without the entry takes it out again."""
+    """Ensure that the node exists; returns whether it is new. A running unplugd that reloads writes it itself: then the
+    node is its own, and a reload without the entry removes it."""
     if await read_node(store, path) is not None:
         return False
     for _ in range(int(RELOAD_PATIENCE / 0.1) if wait else 0):
@@ -319,19 +318,19 @@ def _confirm_linux(options: Namespace, product: str, build: int) -> None:
 
 
 def _reload(options: Namespace) -> bool:
-    """Tell a running unplugd to read its configuration again; False where none runs. Raises Failure."""
+    """Make a running unplugd reload its configuration; False if none runs. Raises Failure."""
     try:
         pid, _ = Control(options.socket).peer()
     except Failure:
         return False
     if not pid:
-        raise Failure(FAILED, "configuration was changed, but unplugd's process is not to be seen from here",
+        raise Failure(FAILED, "the configuration was changed, but unplugd's process is not visible here",
                       "send it SIGHUP, for example: systemctl reload unplugd")
     try:
         os.kill(pid, signal.SIGHUP)
     except ProcessLookupError:
         return False
     except PermissionError:
-        raise Failure(FAILED, f"configuration was changed, but process {pid} may not be signalled",
+        raise Failure(FAILED, f"the configuration was changed, but this user may not signal process {pid}",
                       "systemctl reload unplugd") from None
     return True

@@ -27,7 +27,7 @@ EPILOG = "\n".join(["Exit status:", *(f"  {number}  {meaning}" for number, meani
 
 
 class _Help(argparse.HelpFormatter):
-    """Help of at most a hundred columns, whatever the terminal's."""
+    """Help text of at most a hundred columns, on any terminal."""
 
     def __init__(self, prog: str) -> None:
         columns = os.environ.get("COLUMNS", "")
@@ -39,7 +39,7 @@ class _HelpWithLines(_Help, argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors say what to do next."""
+    """An argument parser whose errors name the next step."""
 
     def error(self, message: str) -> Any:
         """Part of argparse: ends the process with status 2."""
@@ -62,20 +62,19 @@ def parser() -> argparse.ArgumentParser:
     _logs(commands)
     _blacklist(commands)
     _configuration(commands)
-    status = _command(commands, "status", "status:status", "whether unplugd runs and does its job",
-                      "Says whether unplugd runs, whether it is ready and what it waits for, and what is out of the"
-                      " ordinary.")
+    status = _command(commands, "status", "status:status", "whether unplugd runs and works",
+                      "Shows whether unplugd runs, whether it is ready and what it waits for, and lists problems.")
     _json(status)
     completion = _command(commands, "completion", "completion:print_script", "shell completion",
-                          "Prints the completion of a shell, made from unplugctl's own arguments. Packages install it;"
-                          ' by hand: eval "$(unplugctl completion bash)"')
+                          "Prints the completion script of a shell. Packages install it. Without a package:"
+                          ' eval "$(unplugctl completion bash)"')
     completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish", "domains"),
-                            help="bash, zsh or fish; `domains` prints what completes a DOMAIN")
+                            help="bash, zsh or fish; `domains` prints the completions of DOMAIN")
     return result
 
 
 def _common(command: argparse.ArgumentParser, *, first: bool = False) -> None:
-    """What may stand before and after the command's name."""
+    """Options that are allowed before and after the command's name."""
     def default(value: str | None) -> Any:
         return value if first else argparse.SUPPRESS
 
@@ -109,49 +108,51 @@ def _domain(command: argparse.ArgumentParser, name: str = "domain", nargs: str |
 
 def _guests(commands: Any) -> None:
     listed = _command(commands, "list", "guests:list_domains", "the guests, one line each",
-                      "Shows one line for each guest: its PV driver as it announced itself, the verdict on it, what it"
-                      " unplugged, and how its log does. While unplugd does not run, shows what it published in"
+                      "Shows one line for each guest: the PV driver that it announced, the verdict, the unplugged"
+                      " devices, and the state of its log. While unplugd does not run, shows what it published in"
                       " xenstore, and ends with status 3.")
     _json(listed)
-    _domain(listed, "domains", "*", "only these: names, domids or uuids")
+    _domain(listed, "domains", "*", "only these guests: names, domids or uuids")
     shown = _command(commands, "show", "guests:show_domain", "one guest, in words",
-                     "Says everything about one guest: what its driver did and when, why it was judged as it was, and"
-                     " what to do about it.")
+                     "Explains one guest: what its driver did and when, the verdict and its reason, and what you can"
+                     " do.")
     _json(shown)
     _domain(shown)
-    top = _command(commands, "top", "top:top", "what the guests log, live",
-                   "Shows rates of guest logs as they change. On a terminal: q quits, i, n, b, d sort by id, name,"
+    top = _command(commands, "top", "top:top", "log rates of the guests, live",
+                   "Shows the current rates of guest logs. On a terminal, q quits, and i, n, b, d sort by id, name,"
                    " bytes, dropped lines.")
-    _json(top, "print JSON, one line an iteration; implies -b")
-    top.add_argument("-b", "--batch", action="store_true", help="write tables one after another, for files and pipes")
-    top.add_argument("-i", "--iterations", metavar="N", type=_count, default=0, help="end after N (default: never)")
+    _json(top, "print JSON, one line per iteration; implies -b")
+    top.add_argument("-b", "--batch", action="store_true", help="print one table after another, for files and pipes")
+    top.add_argument("-i", "--iterations", metavar="N", type=_count, default=0,
+                     help="end after N iterations (default: never)")
     top.add_argument("-d", "--delay", metavar="SECS", type=_seconds, default=3.0,
-                     help="seconds between two looks (default 3)")
+                     help="seconds between two iterations (default 3)")
     top.add_argument("-s", "--sort", metavar="BY", choices=("id", "name", "bytes", "dropped"), default="bytes",
-                     help="id, name, bytes (the default) or dropped")
+                     help="sort by id, name, bytes (the default) or dropped")
 
 
 def _logs(commands: Any) -> None:
     log = _command(commands, "log", "journal:log", "what a guest wrote to its log",
-                   "Shows the lines of a guest's log: from the journal, or from the guest's file where the journal is"
-                   " not among unplugd's sinks. Guests that are gone are found too.")
+                   "Shows the lines of a guest's log: from the journal, or from the guest's file if the journal is not"
+                   " among unplugd's sinks. It also finds guests that no longer exist.")
     _domain(log)
     _journal(log)
     events = _command(commands, "events", "journal:events", "what happened: drivers, verdicts, unplugs, faults",
                       "Shows unplugd's own records in the journal: drivers announced, verdicts, unplug orders, resets,"
                       " throttled guests, faults, connections denied.")
-    _domain(events, nargs="?", help=f"only of this guest: {DOMAIN}")
+    _domain(events, nargs="?", help=f"only events of this guest: {DOMAIN}")
     _journal(events)
     events.add_argument("-k", "--kind", metavar="KIND", action="append",
-                        help="only this kind of event, as the second column names it; may be given again")
+                        help="only this kind of event (second column of the output); may be repeated")
 
 
 def _journal(command: argparse.ArgumentParser) -> None:
-    _json(command, "print JSON, one line an entry")
-    command.add_argument("-f", "--follow", action="store_true", help="go on as they come, until interrupted")
-    command.add_argument("-n", "--lines", metavar="N", type=_count, help="only the last N (default: all; with -f: 10)")
+    _json(command, "print JSON, one line per entry")
+    command.add_argument("-f", "--follow", action="store_true", help="print new entries, until interrupted")
+    command.add_argument("-n", "--lines", metavar="N", type=_count,
+                         help="only the last N entries (default: all; with -f: 10)")
     command.add_argument("-S", "--since", metavar="TIME",
-                         help="only since TIME, as journalctl takes it: today, -1h, 2026-01-31 12:00")
+                         help="only since TIME, in the format of journalctl: today, -1h, 2026-01-31 12:00")
     directory = command.add_argument("-D", "--directory", metavar="DIR", help="read the journal in this directory")
     directory.complete = "file"  # type: ignore[attr-defined] # read by completion.py
     command.add_argument("--namespace", metavar="NS", help="read this journal namespace (LogNamespace= of the unit)")
@@ -160,30 +161,30 @@ def _journal(command: argparse.ArgumentParser) -> None:
 def _blacklist(commands: Any) -> None:
     group = commands.add_parser(
         "blacklist", help="which driver builds must not be used", formatter_class=_Help,
-        description="Shows and changes the driver blacklist, in xenstore (/mh/driver-blacklist) and in configuration."
-                    " It works while unplugd is down.")
+        description="Shows and changes the driver blacklist, in xenstore (/mh/driver-blacklist) and in the"
+                    " configuration. It works while unplugd is down.")
     actions = group.add_subparsers(metavar="ACTION", title="actions", required=True)
-    listed = _command(actions, "list", "blacklist:list_entries", "all of it",
-                      "Shows every blacklisted build, where that is said, and how many running guests have such a"
+    listed = _command(actions, "list", "blacklist:list_entries", "show the whole blacklist",
+                      "Shows every blacklisted build, where it is listed, and how many running guests have such a"
                       " driver.")
     _json(listed)
     checked = _command(actions, "check", "blacklist:check", "whether a build is blacklisted, and why",
-                       "Says whether a build is blacklisted, by what, and which running guests have it. The exit status"
-                       " is 1 if it is.")
+                       "Shows whether a build is blacklisted, where it is listed, and which running guests have it. The"
+                       " exit status is 1 if it is blacklisted.")
     _build(checked)
     added = _command(actions, "add", "blacklist:add", "blacklist a build",
-                     "Blacklists a build of a product: from now on its drivers are told to leave themselves out. Guests"
-                     " that run are not touched; those that have this driver are named.")
+                     "Blacklists a build of a product. It counts for drivers that announce themselves later. Running"
+                     " guests are not affected; those with this driver are listed.")
     _build(added)
-    added.add_argument("-r", "--reason", metavar="TEXT", help="why, for people: show and the records repeat it")
-    added.add_argument("-y", "--yes", action="store_true", help="do not ask, even where it hits every Linux guest")
-    removed = _command(actions, "remove", "blacklist:remove", "take a build off the blacklist",
-                       "Takes a build off the blacklist. A guest that was told that its driver is blacklisted is told"
-                       " otherwise at its next start.")
+    added.add_argument("-r", "--reason", metavar="TEXT", help="the reason; `show` and the records repeat it")
+    added.add_argument("-y", "--yes", action="store_true", help="do not ask, even if the entry hits every Linux guest")
+    removed = _command(actions, "remove", "blacklist:remove", "remove a build from the blacklist",
+                       "Removes a build from the blacklist. A guest whose driver is blacklisted keeps this verdict"
+                       " until its next start.")
     _build(removed)
     for command in (added, removed):
         command.add_argument("-p", "--persist", action="store_true",
-                             help="in conf.d as well, for xenstore forgets when dom0 boots; a running unplugd reloads")
+                             help="also in conf.d, because xenstore loses it when dom0 reboots; makes unplugd reload")
 
 
 def _build(command: argparse.ArgumentParser) -> None:
@@ -197,19 +198,19 @@ def _configuration(commands: Any) -> None:
     group = commands.add_parser("config", help="unplugd's configuration", formatter_class=_Help,
                                 description="Checks and shows unplugd's configuration files.")
     actions = group.add_subparsers(metavar="ACTION", title="actions", required=True)
-    checked = _command(actions, "check", "configuration:check", "whether it can be used",
-                       "Checks the configuration as `unplugd --check` does: a reload would take it.")
+    checked = _command(actions, "check", "configuration:check", "check the configuration",
+                       "Checks the configuration as `unplugd --check` does. If it is valid, a reload will accept it.")
     _json(checked)
-    shown = _command(actions, "show", "configuration:show_configuration", "what is in it",
-                     "Shows the configuration files that are read, in order. With --effective: every key with the value"
-                     " that holds, as one file.")
+    shown = _command(actions, "show", "configuration:show_configuration", "show the configuration",
+                     "Shows the configuration files in the order in which they are read. With --effective: every key"
+                     " with the value in effect, as one file.")
     shown.add_argument("-e", "--effective", action="store_true", help="every key with its value, defaults included")
     _json(shown, "print the effective values as JSON")
 
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of times")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of iterations or lines")
     return int(text)
 
 
@@ -219,7 +220,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0.05 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.05 to 86400")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.05 to 86400")
     return seconds
 
 
@@ -246,12 +247,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(failure)
         return failure.status
     except KeyboardInterrupt:
-        # how -f and top are ended
+        # this is how a user ends -f and top
         return OK if getattr(options, "follow", False) or run.startswith("top:") else 128 + signal.SIGINT
 
 
 def entry() -> int:
-    """The console script: as main(), and a reader that goes away (`| head`) ends it as it ends cat."""
+    """The console script: main(), but a reader that closes the pipe (`| head`) ends it quietly."""
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):

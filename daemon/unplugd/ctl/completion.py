@@ -1,7 +1,7 @@
 """`unplugctl completion`: bash, zsh and fish, made from the parser, so that a new option needs nothing here.
 
-What completes a DOMAIN is asked of the daemon when the key is pressed (`unplugctl completion domains`); names that a
-shell could misread are left out there.
+The completions of DOMAIN come from the daemon at the time of completion (`unplugctl completion domains`). Names that a
+shell could misread are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Option:
 
 @dataclass
 class Command:
-    """One command of the tree; `path` is what is typed to get there."""
+    """One command of the tree; `path` are the words of the command line."""
 
     path: tuple[str, ...]
     help: str

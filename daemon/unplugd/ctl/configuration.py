@@ -1,4 +1,4 @@
-"""`unplugctl config`: is the configuration valid, what is in its files, and what does all of it come to."""
+"""`unplugctl config`: check the configuration, show its files, and show the values in effect."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check(options: Namespace) -> int:
 
 
 def show_configuration(options: Namespace) -> int:
-    """`unplugctl config show`: the files as they are, or with --effective what they come to."""
+    """`unplugctl config show`: the files, or with --effective the values in effect."""
     path = _path(options)
     try:
         if options.effective or options.json:

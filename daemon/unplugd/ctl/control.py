@@ -1,7 +1,7 @@
-"""The daemon's control socket: where it is, one question at a time, and who listens there.
+"""The client of the daemon's control socket: its path, one request at a time, and the process behind it.
 
-HTTP/1.0 by hand, for http.client takes longer to import than the daemon to answer: the answer ends with the
-connection, and one that was cut short is no JSON.
+It writes HTTP/1.0 itself, because importing http.client takes longer than the daemon's answer. The end of the
+connection ends the answer; an answer that was cut is not valid JSON.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ START_HINT = "see why:  systemctl status unplugd;  journalctl -u unplugd -n 20\n
 
 
 def runtime_directory(config: str | None) -> str:
-    """`runtime_dir` of the configuration that the daemon reads; nothing else of it is looked at.
+    """`runtime_dir` of the daemon's configuration; other keys are not checked.
 
-    unplugd.config.load knows all of it and takes five times as long to import. Raises Failure.
+    unplugd.config.load checks all keys, but takes five times as long to import. Raises Failure.
     """
     main, drop_ins = (config, config + ".d") if config else (DEFAULT_FILE, DEFAULT_DROP_INS)
     try:
@@ -49,7 +49,7 @@ def runtime_directory(config: str | None) -> str:
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else f"is not TOML: {error}"
             raise Failure(USAGE, f"{path}: {why}",
-                          "unplugctl config check  says more; --socket PATH asks a daemon without it") from None
+                          "details: unplugctl config check;  with --socket PATH it is not needed") from None
         found = value if isinstance(value, str) else found
     return found
 
@@ -61,7 +61,7 @@ class Control:
         self.path = path
 
     def get(self, page: str) -> tuple[int, bytes]:
-        """GET a page: status and body. Raises Failure where nobody answers."""
+        """GET a page: status and body. Raises Failure if there is no answer."""
         with self._connect() as connection:
             try:
                 connection.sendall(f"GET {page} HTTP/1.0\r\nHost: unplugd\r\nAccept: */*\r\n\r\n".encode())
@@ -79,11 +79,11 @@ class Control:
         head, _, body = bytes(answer).partition(b"\r\n\r\n")
         words = head.split(None, 2)
         if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
-            raise Failure(NOT_RUNNING, f"what answers at {self.path} is not unplugd", START_HINT)
+            raise Failure(NOT_RUNNING, f"another program answers at {self.path}, not unplugd", START_HINT)
         return int(words[1]), body
 
     def json(self, page: str) -> Any:
-        """What a page of the API says; None where it says that there is no such thing. Raises Failure."""
+        """The JSON of an API page; None if the status is 404. Raises Failure."""
         status, body = self.get(page)
         if status == 404:
             return None
@@ -94,16 +94,16 @@ class Control:
         if status != 200 or decoded is None:
             raise Failure(NOT_RUNNING, f"unplugd answers {page} with status {status} and {len(body)} bytes that"
                                        " unplugctl does not understand",
-                          "are unplugd and unplugctl of one version?  unplugctl status")
+                          "do unplugd and unplugctl have the same version?  unplugctl status")
         return decoded
 
     def domains(self) -> list[dict[str, Any]]:
-        """All domains as the API has them, by domid."""
+        """All domains from the API, sorted by domid."""
         found = self.json("/api/v1/domains")
         return list(found["domains"]) if found else []
 
     def peer(self) -> tuple[int, int]:
-        """Process id and uid of the daemon; the pid is 0 where it is not to be seen from here. Raises Failure."""
+        """Process id and uid of the daemon; the pid is 0 if this process cannot see it. Raises Failure."""
         with self._connect() as connection:
             raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, uid, _ = struct.unpack("3i", raw)
@@ -116,11 +116,11 @@ class Control:
             connection.connect(self.path)
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
-            raise Failure(NOT_RUNNING, f"unplugd does not run: nobody answers at {self.path}", START_HINT) from None
+            raise Failure(NOT_RUNNING, f"unplugd does not run: no process listens at {self.path}", START_HINT) from None
         except PermissionError:
             connection.close()
             raise Failure(NOT_RUNNING, f"{self.path}: permission denied",
-                          "unplugd's control socket is root's: use sudo") from None
+                          "only root may use unplugd's control socket: use sudo") from None
         except OSError as error:
             connection.close()
             raise Failure(NOT_RUNNING, f"{self.path}: {error.strerror or error}", START_HINT) from None

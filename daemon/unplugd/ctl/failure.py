@@ -1,7 +1,6 @@
-"""How `unplugctl` fails: an exit status, what is wrong, and what to do next.
+"""How `unplugctl` fails: with an exit status, the problem, and the next step.
 
-The statuses are an interface: scripts act on them. EXITS is their only description; --help and the man page have it
-from here.
+Scripts use the exit statuses, so they are an interface. EXITS is the only description; --help and the man page use it.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ FAILED = 7
 EXITS: tuple[tuple[int, str], ...] = (
     (OK, "done; of `status`: ready; of `blacklist check`: not blacklisted"),
     (NO, "the answer is no; of `status`: not ready; of `blacklist check`: blacklisted"),
-    (USAGE, "wrong arguments, or a configuration that cannot be used"),
-    (NOT_RUNNING, "unplugd does not run, does not answer, or its control socket may not be used"),
+    (USAGE, "wrong arguments, or an invalid configuration"),
+    (NOT_RUNNING, "unplugd does not run or does not answer, or permission for its control socket is denied"),
     (NOT_FOUND, "no such domain, or no such blacklist entry"),
-    (XENSTORE, "xenstored cannot be reached or refused"),
-    (DECLINED, "a question was not answered with yes"),
-    (FAILED, "anything else: journalctl is missing, a file cannot be written"),
+    (XENSTORE, "xenstored cannot be reached or refused a request"),
+    (DECLINED, "a question was answered with no"),
+    (FAILED, "other failures: journalctl is missing, a file cannot be written"),
 )
 """Exit statuses and what they mean."""
 
 
 class Failure(Exception):
-    """The command ends: exit status, what is wrong, and in `hint` what to do next ("" if there is nothing to say)."""
+    """The command ends with this exit status and problem; `hint` is the next step, or empty."""
 
     def __init__(self, status: int, problem: str, hint: str = "") -> None:
         self.status = status
@@ -41,7 +40,7 @@ class Failure(Exception):
 
 
 def tell(failure: Failure) -> None:
-    """What is wrong and what to do next, on standard error."""
+    """Print the problem and the next step on standard error."""
     print(f"unplugctl: {failure.problem}", file=sys.stderr)
     for line in filter(None, failure.hint.split("\n")):
         print(f"  {line}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""`unplugctl log` and `events`: what guests and unplugd said, from the journal or the guests' files.
+"""`unplugctl log` and `events`: records of guests and of unplugd, from the journal or the guests' files.
 
-journalctl reads the journal (its library is not everywhere, journalctl is); every entry is escaped here once more, for
-whoever may write to the journal could have left it there. Only entries count that the user of unplugd wrote: any local
-user can use its identifiers.
+journalctl reads the journal, because it is installed more often than its library. Every entry is escaped again, because
+other programs can write to the journal too. Only entries of unplugd's uid are shown, because any local user can write
+entries with the same identifiers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KINDS = {event.message_id: event.name.lower().replace("_", "-") for event in Eve
 """MESSAGE_ID to the name of the kind of event in output and --kind."""
 
 _NOT_EVENTS = {"guest-line", "lines-dropped"}
-"""Kinds that stand in guests' logs."""
+"""The kinds of records in guest logs."""
 
 FOLLOW_INTERVAL = 0.25
 """Seconds between two looks at a guest's file that is followed."""
@@ -85,7 +85,7 @@ def events(options: Namespace) -> int:
 
 
 def _known(options: Namespace) -> tuple[dict[str, Any] | None, int]:
-    """The domain if unplugd serves it (a guest that is gone has its lines all the same), and unplugd's uid."""
+    """The domain, if unplugd serves it (otherwise its old lines are still found), and unplugd's uid."""
     control = Control(options.socket)
     try:
         uid = control.peer()[1]
@@ -160,13 +160,13 @@ def _entries(options: Namespace, matches: list[str]) -> Iterator[dict[str, Any]]
     finally:
         process.terminate()
         status = process.wait()
-    # what is wrong was said by journalctl itself; that nothing matched is 1 without a word
+    # journalctl has printed the problem itself; status 1 without a message means that nothing matched
     if status not in (0, 1, -15):
         raise Failure(FAILED, f"journalctl ended with status {status}")
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """An entry of the journal under the keys of --json; None for what is none."""
+    """A journal entry with the keys of --json; None if it is not valid."""
     try:
         raw = json.loads(line)
         seconds = int(raw["__REALTIME_TIMESTAMP"]) / 1e6
@@ -197,7 +197,7 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         if all(isinstance(byte, int) and 0 <= byte < 256 for byte in value):
             return bytes(value).decode("utf-8", "surrogateescape")
-        return _text(value[0]) if value else ""      # a field that is there twice
+        return _text(value[0]) if value else ""      # the entry has this field twice
     return ""
 
 
@@ -235,7 +235,7 @@ def _last_lines(path: Path, count: int | None) -> list[bytes]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise Failure(FAILED, f"{each}: {error.strerror}", "guest logs are root's: use sudo") from None
+            raise Failure(FAILED, f"{each}: {error.strerror}", "only root may read guest logs: use sudo") from None
     lines = text.splitlines()
     return lines if count is None else lines[-count:] if count else []
 
@@ -264,7 +264,7 @@ def _moment(stamp: bytes) -> str:
 
 
 def _follow(options: Namespace, path: Path) -> None:
-    """Lines as they come; a file that was rotated or renamed goes on as the new one at its path."""
+    """Lines as they are written. If the file is rotated or renamed, reading continues with the new file at the path."""
     stream = path.open("rb")
     stream.seek(0, os.SEEK_END)
     rest = b""

@@ -1,8 +1,7 @@
-"""The blacklist in configuration files: where an entry stands, and adding and removing one without touching the rest.
+"""The blacklist in configuration files: finds entries, and adds or removes one without other changes.
 
-Files are edited as text, so that comments and order stay; what comes out must read, as TOML, as exactly what was
-there plus or minus the entry, or it is not written. `unplugctl` writes to conf.d only: unplugd.toml is the
-administrator's.
+Files are edited as text, so comments and order stay. The result is parsed as TOML: it is written only if it equals the
+old content plus or minus the entry. `unplugctl` writes to conf.d only; unplugd.toml belongs to the administrator.
 """
 
 from __future__ import annotations
@@ -143,14 +142,14 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
 
 
 def _plain(document: dict[str, Any]) -> dict[str, Any]:
-    """A document without what says nothing: an empty list of entries, an empty table of the blacklist."""
+    """A document without empty lists of entries and an empty blacklist table."""
     blacklist = {key: value for key, value in document.get("blacklist", {}).items() if value != []}
     rest = {key: value for key, value in document.items() if key != "blacklist"}
     return rest | ({"blacklist": blacklist} if blacklist else {})
 
 
 def _replace(config: Path | None, path: Path, text: str, wanted: dict[str, Any]) -> None:
-    """Put `text` in the place of the file, at once or not at all, if it says what is wanted."""
+    """Replace the file by `text`, atomically, if its content is `wanted`."""
     try:
         said = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
@@ -210,5 +209,5 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _cannot(path: Path, error: OSError) -> Failure:
-    hint = "configuration is root's: use sudo" if isinstance(error, PermissionError) else ""
+    hint = "only root may change the configuration: use sudo" if isinstance(error, PermissionError) else ""
     return Failure(FAILED, f"{path}: {error.strerror}", hint)

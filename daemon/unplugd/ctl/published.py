@@ -1,7 +1,7 @@
-"""What is left to see of the guests while unplugd does not answer: the nodes that it published for toolstacks.
+"""The guests as xenstore shows them while unplugd does not answer: the nodes that unplugd published for toolstacks.
 
-`list` and `show` fall back on it. It is what held when unplugd was there last; of logs, connections and steps xenstore
-knows nothing, and they are None here.
+`list` and `show` use this as a fallback. The values are the last ones that unplugd wrote. xenstore has no logs,
+connections or steps; these are None here.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ LEAVES = ("name", "vm", "unplug/product", "unplug/product-name", "unplug/build",
 
 
 def domains(options: Namespace, failure: Failure) -> list[dict[str, Any]]:
-    """The domains as the API has them, by domid, as far as xenstore knows. Raises `failure`, which is why unplugd was
-    not asked, where there is no xenstore to ask or nothing is published there."""
-    if failure.status != NOT_RUNNING or failure.hint != START_HINT:    # who may not ask unplugd may not ask xenstored
+    """The domains in the form of the API, by domid, with the values that xenstore has.
+
+    `failure` is the reason why unplugd did not answer; it is raised if xenstore cannot help either.
+    """
+    # a user without permission for unplugd has none for xenstored
+    if failure.status != NOT_RUNNING or failure.hint != START_HINT:
         raise failure
     from pathlib import Path
 

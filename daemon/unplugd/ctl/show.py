@@ -1,7 +1,7 @@
-"""How text gets onto a terminal: escaped, in columns that nothing breaks, coloured only where there is a terminal.
+"""Output on a terminal: escaped, in aligned columns, with colour only on a terminal.
 
-All text that a guest or a toolstack chose goes through `safe` before it is printed; what is printed is then printable
-ASCII, one column a character, whatever the terminal.
+Text from a guest or a toolstack goes through `safe` before it is printed. The result is printable ASCII, one column per
+character, on any terminal.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`unplugctl status`: whether unplugd runs and does its job, in ten lines.
+"""`unplugctl status`: whether unplugd runs and works, in ten lines.
 
-It shows /api/v1/status and counts the guests; whether the configuration's files have changed since unplugd read them is
-seen here.
+It shows /api/v1/status and counts the guests. It also checks whether the configuration files have changed since unplugd
+read them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def gather(control: Control) -> dict[str, Any]:
-    """All that is shown, under its JSON keys. Raises Failure."""
+    """All values, with their JSON keys. Raises Failure."""
     said = control.json("/api/v1/status")
     if said is None:
-        raise Failure(NOT_RUNNING, "the unplugd that runs is older than this unplugctl: it has no /api/v1/status",
+        raise Failure(NOT_RUNNING, "the running unplugd is older than this unplugctl: it has no /api/v1/status",
                       "systemctl restart unplugd  (guests do not notice)")
     pid, _ = control.peer()
     domains = control.domains()
@@ -56,9 +56,9 @@ def gather(control: Control) -> dict[str, Any]:
 
 
 def changed(configuration: dict[str, Any]) -> list[str]:
-    """Files of the configuration that came, were written or were removed after unplugd had read them."""
+    """Configuration files that were added, written or removed after unplugd had read them."""
     first = next(iter(configuration["files"]), DEFAULT_FILE)
-    # without unplugd.toml the first of conf.d is the first of all
+    # without unplugd.toml, the first file is the first one in conf.d
     usual = first == DEFAULT_FILE or os.path.dirname(first) == DEFAULT_DROP_INS
     drop_ins = DEFAULT_DROP_INS if usual else f"{first}.d"
     try:
@@ -72,7 +72,7 @@ def changed(configuration: dict[str, Any]) -> list[str]:
                 found.append(file)
         except FileNotFoundError:
             found.append(file)
-        except OSError:     # not to be seen from here
+        except OSError:     # not visible for this process
             continue
     return found
 
@@ -96,8 +96,8 @@ def status(options: Namespace) -> int:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The same for people."""
-    process = f"process {found['pid']}" if found["pid"] else "process not to be seen from here"
+    """The same as text."""
+    process = f"process {found['pid']}" if found["pid"] else "its process is not visible"
     state = show.paint("ready", show.GREEN) if found["ready"] else show.paint(
         f"not ready: it waits for {show.safe(found['waiting_for'])}", show.RED)
     up = "connected" if found["xenstore_up"] else show.paint("not connected", show.RED)
@@ -119,18 +119,18 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 
 def notes(found: dict[str, Any]) -> list[str]:
-    """What is out of the ordinary, and what to do about it."""
+    """Problems, and what to do about them."""
     configuration = found["configuration"]
     refused = configuration["refused"]
     said = []
     if found["problem"]:
         said.append(f"guest logs wait: {show.line(found['problem'])}")
     if refused:
-        said.append(f"the configuration was not taken at {show.moment(refused['time'])}, the one before holds:"
-                    f" {show.line(refused['problem'])}")
+        said.append(f"the reload at {show.moment(refused['time'])} was refused, the previous configuration stays in"
+                    f" effect: {show.line(refused['problem'])}")
     elif configuration["changed"]:
         said.append(", ".join(show.safe(file) for file in configuration["changed"])
-                    + " changed since; to use it: systemctl reload unplugd")
+                    + " changed since then; to use it: systemctl reload unplugd")
     counted = (
         (found["fallback_verdicts"], "verdict", "given without xenstored's answer", "events -k verdict-fallback"),
         (found["protocol_errors"], "connection", "closed for a fault of the device model", "events -k protocol-fault"),
@@ -141,7 +141,7 @@ def notes(found: dict[str, Any]) -> list[str]:
 
 
 def lasting(seconds: float) -> str:
-    """A time that has passed, in its largest unit."""
+    """A duration in its largest unit."""
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= length:
             return show.plural(int(seconds // length), unit)
@@ -149,7 +149,7 @@ def lasting(seconds: float) -> str:
 
 
 def ids(domids: list[int]) -> str:
-    """Some domids for people."""
+    """Some domids as text."""
     if not domids:
         return "none"
     return ", ".join(str(domid) for domid in domids[:10]) + (", ..." if len(domids) > 10 else "")

@@ -16,12 +16,12 @@ from unplugd.xenstore.store import Store
 if TYPE_CHECKING:
     from unplugd.config.load import XenstoreConfig
 
-NOT_ROOT = "xenstored's socket is root's: use sudo"
+NOT_ROOT = "only root may use xenstored's socket: use sudo"
 
 T = TypeVar("T")
 
 PATIENCE = 5.0
-"""Seconds that xenstored has to take the connection."""
+"""Seconds that xenstored has to accept the connection."""
 
 HINT = "is this dom0, and does xenstored run?  systemctl status xenstored xen"
 
@@ -84,7 +84,7 @@ async def _value(store: Store, path: str) -> str | None:
 
 
 async def read_node(store: Store, path: str) -> str | None:
-    """The value of one node; None if it is not there."""
+    """The value of a node; None if there is no such node."""
     return await _value(store, path)
 
 
@@ -94,7 +94,7 @@ async def add_node(store: Store, path: str, reason: str) -> None:
 
 
 async def remove_node(store: Store, path: str) -> bool:
-    """Take a build off; says whether it was there. An empty product directory is left: others may have made it."""
+    """Remove a build; returns whether it existed. An empty product directory stays: others may have created it."""
     if await _value(store, path) is None:
         return False
     try:

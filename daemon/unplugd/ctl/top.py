@@ -1,6 +1,6 @@
-"""`unplugctl top`: what guests log, by guest, as it happens; `-b` writes it out as xentop does.
+"""`unplugctl top`: log rates of the guests, live; `-b` prints tables, as xentop does.
 
-Two looks at the daemon give rates. On a terminal it takes the whole screen: q ends it, the keys in KEYS sort.
+The rates come from two requests to the daemon. On a terminal it uses the whole screen: q quits, the keys in KEYS sort.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ HEADS = ("Name", "ID", "Conns", "Lines/s", "Bytes/s", "Dropped/s", "Lines", "Dro
 RIGHT = (1, 2, 3, 4, 5, 6, 7, 8)
 
 NAME_WIDTHS = (show.NAME_WIDTH, 30, 22, 16, 12)
-"""Columns that names may have, from the widest terminal to the narrowest."""
+"""Columns for names, from the widest terminal to the narrowest."""
 
 _SGR = re.compile(r"\x1b\[[0-9;]*m")
 
 KEYS = {"i": "id", "n": "name", "b": "bytes", "d": "dropped"}
-"""Key pressed to order."""
+"""Key to sort order."""
 
 
 def rates(before: dict[tuple[int, str], dict[str, Any]], domains: list[dict[str, Any]],
           seconds: float) -> list[dict[str, Any]]:
-    """The rows: what each domain has, and its rates since `before` (0 for one that is new)."""
+    """The rows: the values of each domain, and its rates since `before` (0 for a new domain)."""
     rows = []
     for domain in domains:
         log = domain["log"]
         old = before.get((domain["domid"], domain["uuid"]), domain)["log"]
 
         def rate(now: float, then: float) -> float:
-            # counters start anew with the daemon
+            # counters start at 0 when the daemon restarts
             return round(max(0.0, now - then) / seconds, 1) if seconds > 0 else 0.0
 
         dropped, dropped_before = sum(log["dropped_lines"].values()), sum(old["dropped_lines"].values())
@@ -59,7 +59,7 @@ def rates(before: dict[tuple[int, str], dict[str, Any]], domains: list[dict[str,
 
 
 def ordered(rows: list[dict[str, Any]], order: str) -> list[dict[str, Any]]:
-    """The rows in the order that was asked for; the domid decides between equals."""
+    """The sorted rows; equal ones are sorted by domid."""
     match order:
         case "name":
             return sorted(rows, key=lambda row: (row["name"], row["domid"]))
@@ -71,7 +71,7 @@ def ordered(rows: list[dict[str, Any]], order: str) -> list[dict[str, Any]]:
 
 
 def fitting(rows: list[dict[str, Any]], columns: int) -> list[str]:
-    """The table for a terminal of that many columns: long names give way first, what is then too long is cut there."""
+    """The table for a terminal with that many columns. Names are shortened first; the terminal cuts longer lines."""
     table: list[str] = []
     for width in NAME_WIDTHS:
         table = lines(rows, width)
@@ -100,7 +100,7 @@ def lines(rows: list[dict[str, Any]], name_width: int = show.NAME_WIDTH) -> list
 def top(options: Namespace) -> int:
     """`unplugctl top`."""
     if not options.batch and not options.json and not (sys.stdout.isatty() and sys.stdin.isatty()):
-        raise Failure(USAGE, "this is no terminal", "unplugctl top -b  writes to files and pipes")
+        raise Failure(USAGE, "standard input or output is not a terminal", "for files and pipes: unplugctl top -b")
     control = Control(options.socket)
     before, then = control.domains(), time.monotonic()
     if options.batch or options.json:
@@ -139,7 +139,7 @@ def _live(control: Control, options: Namespace, before: list[dict[str, Any]], th
     terminal = sys.stdin.fileno()
     kept = termios.tcgetattr(terminal)
     order, done = options.sort, 0
-    sys.stdout.write("\x1b[?1049h\x1b[?25l\x1b[?7l")  # a screen of its own, without a cursor, long lines cut
+    sys.stdout.write("\x1b[?1049h\x1b[?25l\x1b[?7l")  # alternate screen, no cursor, long lines are cut
     try:
         tty.setcbreak(terminal)
         while not options.iterations or done < options.iterations:

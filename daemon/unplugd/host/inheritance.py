@@ -1,7 +1,7 @@
-"""What an earlier process left for this one: the sockets that systemd kept, and whose they were.
+"""The sockets that systemd kept from the previous process, and the domains that they belong to.
 
-With both, guests are served before xenstore was asked; whether they are still there, its first scan says. What
-becomes of their state and logs is domains/statefile.py's and sinks/'s.
+With them, guests are served before xenstore has been read; the first scan of xenstore then shows which guests still
+exist. Their state and logs are handled in domains/statefile.py and sinks/.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Inheritance:
         self.http: list[socket.socket] = named.pop("http", [])
         """The listeners of unplugd-http.socket."""
         self.sockets = passed_sockets(named)
-        """Those of guests. Whoever uses one takes it out."""
+        """The sockets of guests. A socket is removed from here when it is used."""
 
     @property
     def has_guests(self) -> bool:
-        """Whether there is any guest's: then systemd does keep them."""
+        """Whether there is a socket of a guest, which shows that systemd keeps them."""
         return any(name.startswith("dom") for name in self.sockets)
 
     def domains(self, state: Path, boot: bytes) -> dict[int, DomainNodes]:
-        """The domains whose sockets are there, by what the last process of this boot noted in the `state` directory."""
+        """The domains whose sockets exist, from the notes of the last process of this boot in the `state` directory."""
         found = {}
         for name in self.sockets:
             domid, _, uuid = name.removeprefix("dom").partition("-")
@@ -42,7 +42,7 @@ class Inheritance:
         return found
 
     def let_go(self) -> None:
-        """Close what nobody took: its domains went while no unplugd ran."""
+        """Close the unused sockets: their domains were released while unplugd did not run."""
         for sockets in self.sockets.values():
             for name, left in sockets:
                 forget_fd(name)

@@ -1,7 +1,7 @@
-"""What runs in the background, and what becomes of unplugd's own faults: they are recorded, and the worst end it.
+"""The background tasks, and the handling of unplugd's own faults: they are recorded, and serious ones end the process.
 
-systemd starts it anew then, and what was acknowledged is kept. Faults of guests, device models, xenstore and the host
-are no faults here; errors.py has the tree.
+systemd then starts it again, with everything that was acknowledged. Faults of guests, device models, xenstore and the
+host do not count as faults here; errors.py has the tree.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FULL_INTERVAL = 60.0
 
 
 class Oversight:
-    """The service's tasks. `say` records, `end` ends the service with an exit status."""
+    """The service's tasks. `say` writes a record, `end` ends the service with an exit status."""
 
     def __init__(self, say: Callable[[Event, str], None], end: Callable[[int], None]) -> None:
         self._say = say
@@ -39,7 +39,7 @@ class Oversight:
         return task
 
     def keep_running(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """A task that the service cannot do without: if it ends, so does the service, and systemd starts it anew."""
+        """A task that the service needs: if it ends, the service ends, and systemd starts it again."""
         task = self.spawn(work)
         task.add_done_callback(self._missed)
         return task
@@ -58,12 +58,12 @@ class Oversight:
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            # nobody knows what was left undone: the next process begins with what is kept
-            self._say(Event.INTERNAL, f"unplugd ends because of a fault of its own: {_traceback(task.exception())}")
+            # the state in memory may be incomplete: the next process starts with the stored state
+            self._say(Event.INTERNAL, f"unplugd ends because of an internal fault: {_traceback(task.exception())}")
             self._end(1)
 
     def surprised(self, _loop: asyncio.AbstractEventLoop | None, context: dict[str, object]) -> None:
-        """An exception that nobody caught: unplugd's own fault. It is recorded, and the service goes on."""
+        """An uncaught exception, which is a fault of unplugd. It is recorded, and the service continues."""
         if "accept" in str(context.get("message")):
             self._full(context.get("exception"))
             return
@@ -72,12 +72,12 @@ class Oversight:
             self._say(Event.INTERNAL, f"{context.get('message')}: {_traceback(context.get('exception'))}")
 
     def unraisable(self, fault: sys.UnraisableHookArgs) -> None:
-        """An exception in the compiled part, or where an object ends, that nobody could have caught (sys)."""
+        """An exception in the compiled part or in a finalizer, which Python cannot raise (sys.unraisablehook)."""
         message = fault.err_msg or f"exception ignored in {fault.object!r}"
         self.surprised(None, {"message": message, "exception": fault.exc_value})
 
     def _full(self, error: object) -> None:
-        """asyncio could not accept a connection, and says so for each of them: one record a minute is enough."""
+        """asyncio could not accept a connection. It reports each one, so the records are limited to one per minute."""
         now = time.monotonic()
         if now >= self._full_until:
             self._full_until = now + FULL_INTERVAL
@@ -85,6 +85,6 @@ class Oversight:
 
 
 def _traceback(error: object) -> str:
-    """An exception with the place that it comes from, for a record."""
+    """An exception with its place in the code, for a record."""
     lines = traceback.format_exception(error)[-2:] if isinstance(error, BaseException) else [str(error)]
     return " ".join(" ".join(lines).split())[:1000]

@@ -1,8 +1,7 @@
-"""The runtime directory: made, taken for this process alone, and cleared of what domains left that are gone; and how
-a socket in it is root's.
+"""The runtime directory: creates and locks it, removes files of released domains, and creates sockets for root.
 
-What is in its files is domains/statefile.py's, sinks/spool.py's and blacklist/verdicts.py's; its sockets are
-sockets/listener.py's and http/sockets.py's.
+The content of its files belongs to domains/statefile.py, sinks/spool.py and blacklist/verdicts.py; its sockets belong
+to sockets/listener.py and http/sockets.py.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from unplugd.errors import HostError
 def listen_for_root(
     what: str, path: Path, backlog: int, kind: socket.SocketKind = socket.SOCK_STREAM
 ) -> socket.socket:
-    """A socket, called `what`, that listens at `path` for root only; one that a dead process left there is replaced.
+    """A socket that listens at `path` for root only; a socket of a dead process there is replaced.
 
-    Raises HostError if `path` is something else or cannot be had.
+    `what` is its name in errors. Raises HostError if `path` is something else or cannot be used.
     """
     try:
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise HostError(what, str(path), "something that is no socket is there")
+                raise HostError(what, str(path), "another file, not a socket, is there")
             path.unlink()
         bound = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
         try:
             bound.bind(str(path))
-            path.chmod(0o600)  # before listen(): until then nobody can connect
+            path.chmod(0o600)  # before listen(): until then no client can connect
             bound.listen(backlog)
         except OSError:
             bound.close()
@@ -46,7 +45,7 @@ def listen_for_root(
 class RuntimeDirectory:
     """`runtime_dir` (0755, for device models of other uids) with `state` in it (0700).
 
-    It is this process's until that ends. Raises HostError where it cannot be had or another unplugd has it.
+    This process locks it until it ends. Raises HostError if it cannot be used or another unplugd has it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,7 +65,7 @@ class RuntimeDirectory:
             raise HostError("runtime_dir", str(path), "another unplugd uses it") from None
 
     def remove_stale(self, domids: Container[int]) -> None:
-        """Remove sockets and state of all domains but these: they went while no unplugd ran."""
+        """Remove sockets and state of all other domains: they were released while unplugd did not run."""
         for directory, suffix in (self.path, ".sock"), (self.state, ".new"), (self.state, ""):
             for name in os.listdir(directory):
                 domid = name.removeprefix("dom").removesuffix(suffix)

@@ -1,8 +1,7 @@
-"""The status of the service: the line and the watchdog's ping for the service manager, and what /api/v1/status shows.
+"""The status of the service: the status line and the watchdog ping for systemd, and values for /api/v1/status.
 
-What the line says is the service's business; how it is sent is systemd.py's. Since when the service runs, which
-configuration holds and which one was refused last is noted by service.py at start and at each reload, and shown by
-http/pages.py. Nothing here judges a configuration.
+service.py makes the text of the line, and systemd.py sends it. service.py also notes each successful or refused reload
+here, and http/pages.py shows it.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from unplugd.errors import ConfigError
 from unplugd.host.systemd import notify
 
 SOON = 0.25
-"""Seconds in which changes of the status are told together."""
+"""Seconds in which changes of the status are combined into one message."""
 
 
 class StatusLine:
-    """`text` gives what `systemctl status` is to show ("7 domains, ...")."""
+    """`text` returns the line for `systemctl status` ("7 domains, ...")."""
 
     def __init__(self, text: Callable[[], str]) -> None:
         self._text = text
@@ -30,30 +29,31 @@ class StatusLine:
 
     @property
     def assignment(self) -> str:
-        """For sd_notify(3), to send with something else."""
+        """The assignment for sd_notify(3), to send it together with another one."""
         return f"STATUS={self._text()}"
 
     def soon(self) -> None:
-        """Tell it within SOON seconds: something changed."""
+        """The status has changed: send it within SOON seconds."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SOON, self.tell)
 
     def tell(self) -> None:
-        """Tell it now."""
+        """Send it now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         notify(self.assignment)
 
     async def ping(self, interval: float) -> None:
-        """Tell the watchdog that the event loop turns, every `interval` seconds; nobody else does."""
+        """Send the watchdog ping every `interval` seconds. Only this coroutine does, so it shows that the loop works.
+        """
         while True:
             notify("WATCHDOG=1", self.assignment)
             await asyncio.sleep(interval)
 
 
 class ServiceStatus:
-    """What /api/v1/status says of the process and its configuration. Times are CLOCK_REALTIME, in seconds."""
+    """The values of /api/v1/status about the process and its configuration. Times are CLOCK_REALTIME, in seconds."""
 
     def __init__(self, config_path: Path | None = None) -> None:
         self._config_path = config_path
@@ -64,24 +64,24 @@ class ServiceStatus:
         self._files = self._read()
 
     def taken(self) -> None:
-        """A reload was taken: what the files say holds from now on."""
+        """A reload was successful: the files are in effect from now on."""
         self._reloads += 1
         self._refused = None
         self._since = time.time()
         self._files = self._read()
 
     def refused(self, problem: str) -> None:
-        """A reload was refused; what held before goes on."""
+        """A reload was refused; the previous configuration stays in effect."""
         self._refused = (time.time(), problem)
 
     def _read(self) -> list[str]:
         try:
             return [str(file) for file in files(self._config_path)]
-        except ConfigError:     # gone since it was read
+        except ConfigError:     # a file was removed since it was read
             return []
 
     def describe(self) -> Mapping[str, object]:
-        """JSON's part (docs/api.md)."""
+        """These values for JSON (docs/api.md)."""
         refused = None if self._refused is None else {
             "time": round(self._refused[0], 3), "problem": self._refused[1]}
         return {

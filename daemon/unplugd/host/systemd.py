@@ -1,8 +1,7 @@
-"""The service manager: readiness, status, watchdog, the sockets that it passes, and those that it keeps for us.
+"""The service manager: readiness, status, watchdog, the sockets that it passes, and those that it keeps.
 
-This room speaks sd_notify(3), sd_listen_fds(3), sd_pid_notify_with_fds(3) and sd_watchdog_enabled(3). When to say
-that the service is ready, what its status is and whether the event loop makes enough progress to be called alive is
-service.py's business.
+This module implements sd_notify(3), sd_listen_fds(3), sd_pid_notify_with_fds(3) and sd_watchdog_enabled(3). service.py
+decides when the service is ready, what its status is, and when the watchdog is pinged.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from unplugd.errors import HostError
 def notify(*assignments: str) -> bool:
     """Send assignments such as "READY=1" or "STATUS=7 domains" to the service manager, in one datagram.
 
-    Never blocks and never raises: without a manager ($NOTIFY_SOCKET), with one whose queue is full or that is gone,
-    nothing is sent and the answer is False. An assignment is one line: line ends within it become spaces. Answers
-    True when the datagram is in the manager's socket. Source: sd_notify(3).
+    Never blocks and never raises. Returns True when the datagram is in the manager's socket. Returns False if there is
+    no manager ($NOTIFY_SOCKET), if it has ended, or if its queue is full. An assignment is one line: line ends within
+    it become spaces. Source: sd_notify(3).
     """
     return _send(assignments, ())
 
@@ -45,7 +44,8 @@ def _send(assignments: Sequence[str], descriptors: Sequence[int]) -> bool:
 def store_fd(name: str, descriptor: int) -> bool:
     """Ask the manager to keep a descriptor for the next process, which gets it from `listen_fds` by `name`.
 
-    True when the request is in the manager's socket: whether the manager grants it is not told (fd_store_works).
+    Returns True when the request is in the manager's socket. The manager does not say whether it grants the request
+    (fd_store_works).
     """
     return _send(("FDSTORE=1", f"FDNAME={name}"), (descriptor,))
 
@@ -56,15 +56,15 @@ def forget_fd(name: str) -> bool:
 
 
 _PROBE = "probe"
-"""Name of the descriptor that tries the manager's store out; not a socket, and nobody's."""
+"""Name of the descriptor that tests the manager's store; it is not a socket and belongs to no domain."""
 
 
 async def fd_store_works(deadline: float = 2.0) -> bool:
     """Whether descriptors that are stored now reach the next process.
 
-    systemd says nothing when it refuses one (`FileDescriptorStoreMax=` is 0 unless set). So a pipe's end is stored and
-    ours closed: a refused one is closed by the manager too, which the other end notices. BARRIER=1 tells when the
-    manager has read so far.
+    systemd gives no answer when it refuses one (`FileDescriptorStoreMax=` is 0 unless set). So this stores one end of a
+    pipe and closes its own copy. If the manager refuses the descriptor, it closes it too, and the other end of the pipe
+    shows this. BARRIER=1 shows when the manager has read the request.
     """
     if not os.environ.get("NOTIFY_SOCKET"):
         return False
@@ -87,7 +87,7 @@ async def _closed(descriptor: int, deadline: float) -> bool:
     end = loop.create_future()
     loop.add_reader(descriptor, lambda: None if end.done() else end.set_result(None))
     try:
-        # the first turn of the loop finds what is closed already
+        # the first iteration of the loop finds a pipe that is closed already
         await asyncio.wait({end}, timeout=max(deadline, 0.01))
         return end.done()
     finally:
@@ -95,7 +95,7 @@ async def _closed(descriptor: int, deadline: float) -> bool:
 
 
 def _take_over() -> dict[int, str]:
-    """Descriptors that were passed, with their names. OSError or ValueError where that is not so."""
+    """The passed descriptors with their names. Raises OSError or ValueError if the environment is wrong."""
     try:
         from systemd.daemon import listen_fds_with_names
     except ImportError:
@@ -119,8 +119,8 @@ def _take_over_by_hand() -> dict[int, str]:
 def listen_fds() -> dict[str, list[socket.socket]]:
     """Take over the sockets that systemd passed to this process, by their names (`FileDescriptorName=`).
 
-    {} when none were passed; a second call answers {} too, and child processes are not told of them. The sockets are
-    non-blocking and close-on-exec. Raises HostError when one of them is not a socket. Source:
+    Returns {} if none were passed. A second call returns {} too, and child processes do not get them. The sockets are
+    non-blocking and close-on-exec. Raises HostError if one of them is not a socket. Source:
     sd_listen_fds_with_names(3).
     """
     environment = os.environ
@@ -133,7 +133,7 @@ def listen_fds() -> dict[str, list[socket.socket]]:
         raise HostError("sockets passed by systemd", f"LISTEN_FDS={passed}", str(error)) from None
     sockets: dict[str, list[socket.socket]] = {}
     for fd, name in names.items():
-        if name == _PROBE:  # left by a process that was killed while it tried
+        if name == _PROBE:  # left by a process that was killed during the test
             os.close(fd)
             forget_fd(_PROBE)
             continue

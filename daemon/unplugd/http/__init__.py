@@ -1,4 +1,4 @@
-"""HTTP, by TCP and on the control socket: what it says is pages.py's, landing.py's and exposition.py's.
+"""HTTP on TCP and on the control socket. The content comes from pages.py, landing.py and exposition.py.
 
-front.py and sockets.py are there from the start on; all else is loaded when the first client asks.
+front.py and sockets.py are loaded at start; the other modules are loaded when the first client connects.
 """

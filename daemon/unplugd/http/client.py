@@ -1,13 +1,14 @@
 """A client of the HTTP server: h11 over an asyncio transport, everything bounded and with a deadline.
 
-One HttpConnection serves one client, one request at a time; pages.py says what is answered:
+One HttpConnection serves one client, one request at a time. pages.py makes the answers:
 
     FRESH, IDLE --bytes--> READING --request--> ANSWERING --answer sent--> IDLE, READING (pipelined) or LINGERING
     READING --no request, deadline--> LINGERING --end of input, deadline--> CLOSED
 
-What a client may cost: REQUEST_LIMIT bytes for the head of a request and READ_SIZE for what comes with it, WRITE_LIMIT
-and one piece for an answer that it does not read, and the time in DEADLINES. A listener has at most CONNECTIONS
-clients; one more takes the place of the one that has longest been without a request, so that idle ones keep nobody out.
+The cost of a client is bounded: REQUEST_LIMIT bytes for the head of a request and READ_SIZE for data behind it,
+WRITE_LIMIT and one piece for an answer that it does not read, and the times in DEADLINES. A listener has at most
+CONNECTIONS clients. A further client replaces the one that has waited longest without a request, so idle clients cannot
+keep others out.
 
 Sources: RFC 9110, RFC 9112; h11's documentation.
 """
@@ -53,8 +54,8 @@ class ConnectionState(Enum):
     READING = "has a part of a request"
     ANSWERING = "sends an answer"
     IDLE = "waits for another request"
-    LINGERING = "has sent its last answer and throws away what comes"
-    CLOSED = "is gone"
+    LINGERING = "has sent its last answer and discards input"
+    CLOSED = "is closed"
 
 
 DEADLINES = {
@@ -74,10 +75,10 @@ class HttpListener:
         self.pages = pages
         self.everything = everything
         self.connections: dict[HttpConnection, None] = {}
-        """In the order in which they came into their state: the first has been in it longest."""
+        """Ordered by their last change of state: the first has been in its state for the longest time."""
 
     def admit(self, connection: HttpConnection) -> bool:
-        """Makes room for one more client; False if all that are here are being answered."""
+        """Make room for one more client; False if all present clients are being answered."""
         if len(self.connections) >= CONNECTIONS:
             idler = next((other for other in self.connections if other.state is not ConnectionState.ANSWERING), None)
             if idler is None:
@@ -88,7 +89,7 @@ class HttpListener:
         return True
 
     def moved(self, connection: HttpConnection) -> None:
-        """`connection` has just come into another state."""
+        """`connection` has changed its state."""
         if connection in self.connections:
             del self.connections[connection]
             self.connections[connection] = None
@@ -168,7 +169,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     # --- requests -------------------------------------------------------------------------------------
 
     def abort(self) -> None:
-        """Closes at once; what was not sent is lost."""
+        """Close at once; unsent data is lost."""
         self._transport.abort()
         self._enter(ConnectionState.CLOSED)
 
@@ -188,7 +189,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self.abort()
 
     def _next_request(self) -> None:
-        """Answers the request whose head is here, if it is here."""
+        """Answer the next request, if its head has arrived."""
         received, _ = self._http.trailing_data
         if received.count(b"\n", 0, received.find(b"\r\n\r\n")) > HEAD_LINES:
             self._refuse(431, "The request's head has too many lines.")
@@ -205,7 +206,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             if event.http_version not in (b"1.0", b"1.1"):
                 self._refuse(505, "HTTP/1.1 is served here.")
                 return
-            # The request ends here; if it has a body, it is answered all the same, and the connection then closed.
+            # The request ends here. If it has a body, it is answered too, and then the connection is closed.
             with suppress(h11.RemoteProtocolError):
                 self._http.next_event()
             self._transport.pause_reading()
@@ -214,7 +215,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._answering.add_done_callback(self._answered)
 
     def _refuse(self, status: int, text: str) -> None:
-        """Answers what is not a request, or cannot be answered otherwise, and closes."""
+        """Answer an invalid request, or one without another answer, with an error, and close."""
         self._transport.write(_plain_answer(fault(status, text)))
         self._linger()
 
@@ -230,7 +231,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         page = self._listener.pages.answer(
             request.method.decode("ascii"), _path(request.target), accept, everything=self._listener.everything
         )
-        # The beginning is made before anything is sent: a page that fails there is a 500 and not half a page.
+        # The first pieces are made before anything is sent, so that an error in them gives a 500 and not half a page.
         pieces = iter((page.body,)) if isinstance(page.body, bytes) else page.body
         beginning, complete = b"", False
         while not complete and len(beginning) <= WRITE_LIMIT:
@@ -247,7 +248,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._send(h11.Response(status_code=page.status, headers=headers, reason=reason.encode()))
         if request.method != b"HEAD":
             self._send(h11.Data(data=beginning))
-            # Pieces are small, so that guests do not wait for one; what is sent at a time need not be.
+            # Pieces are small, so that guests do not wait for one. Several of them are sent at a time.
             waiting, size = [], 0
             for piece in pieces:
                 waiting.append(piece)
@@ -266,7 +267,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._transport.write(data)
 
     async def _let_others(self) -> None:
-        """Lets guests be served between two pieces, the event loop turn, and the client read if it has much to read."""
+        """Between two pieces: serve guests, let the event loop run, and wait until the client has read enough."""
         if self._writable is not None:
             await self._writable
         await self._work.let_others()
@@ -278,7 +279,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         if error := task.exception():
             self._loop.call_exception_handler({"message": "an HTTP answer could not be made", "exception": error})
             if self._http.our_state is h11.SEND_RESPONSE:
-                self._refuse(500, "This page could not be made; unplugd's log says why.")
+                self._refuse(500, "This page could not be made; see unplugd's log.")
             else:
                 self.abort()
         elif self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
@@ -313,7 +314,7 @@ def _headers(page: Page) -> list[tuple[str, str]]:
 
 
 def _plain_answer(page: Page) -> bytes:
-    """A short answer without h11, for a client whose request it does not know."""
+    """A short answer without h11, for a client whose request h11 could not parse."""
     assert isinstance(page.body, bytes)  # noqa: S101 (faults are bytes)
     headers = [*_headers(page), ("Content-Length", str(len(page.body))), ("Connection", "close")]
     status = f"HTTP/1.1 {page.status} {HTTPStatus(page.status).phrase}"

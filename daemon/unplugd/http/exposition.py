@@ -1,8 +1,8 @@
 """The text of /metrics: Prometheus' text format 0.0.4 and OpenMetrics 1.0, in slices that do not hold the event loop.
 
-prometheus_client writes what is there once. It takes 12 us a line, so the series that every domain has are written
-here: what a domain counts is read once, and then written metric by metric. What is counted is not here (metrics.py),
-nor how the text is sent, and who is served between two pieces of it (client.py).
+prometheus_client writes the metrics of the service. It takes 12 us per line, so the series of the domains are written
+here: the counters of a domain are read once and then written metric by metric. metrics.py has the catalogue; client.py
+sends the text and lets guests be served between two pieces.
 
 Sources: prometheus.io "Exposition formats"; OpenMetrics 1.0 (github.com/prometheus/OpenMetrics).
 """
@@ -44,7 +44,7 @@ _BOUNDS = (*(repr(bound) for bound in DURATION_BOUNDS), "+Inf")
 
 
 def choose(accept: str) -> str:
-    """The content type that serves an Accept header best: OPENMETRICS or TEXT; TEXT also where neither is asked for."""
+    """The best content type for an Accept header: OPENMETRICS or TEXT. TEXT if the client accepts neither."""
     best = {OPENMETRICS: 0.0, TEXT: 0.0}
     for item in accept.split(",", 32)[:32]:
         media, *parameters = (part.strip().lower() for part in item.split(";", 8))
@@ -65,18 +65,18 @@ _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
 def legible(text: str) -> str:
-    """Any string as one that UTF-8 can carry: lone surrogates, which stand for bytes that were none, become U+FFFD."""
+    """A string that UTF-8 can encode: lone surrogates (from undecodable bytes) become U+FFFD."""
     return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def escape(text: str) -> str:
-    """A label's value as it stands between its quotes in both formats."""
+    """A label's value, escaped for its place between quotes; the same in both formats."""
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return text
     return legible(text).translate(_ESCAPES)
 
 
-# --- what is there once: by prometheus_client -----------------------------------------------------
+# --- metrics of the service: by prometheus_client -----------------------------------------------------
 
 _HOST: dict[str, Callable[[HostView], Iterable[tuple[Sequence[str], float]]]] = {
     "unplugd_build_info": lambda host: [([legible(host.version)], 1)],
@@ -154,7 +154,7 @@ class _Sample(NamedTuple):
     """What a domain counts at one moment; its labels are escaped."""
 
     ids: str
-    """The labels that say which domain it is."""
+    """The labels that identify a domain."""
     driver: str
     """Those of its name and driver."""
     blacklisted: int
@@ -202,7 +202,7 @@ def _devices(ids: str, mask: int) -> str:
 
 
 def _around_ids(mask: int) -> tuple[str, ...]:
-    """A domain's lines about its devices, cut where the labels belong that say which domain it is."""
+    """A domain's lines about its devices, cut at the place of the labels that identify the domain."""
     lines = (
         f'unplugd_domain_unplugged{{\0,device="{device}"}} {1 if mask & bit else 0}\n'
         for device, bit in DEVICES.items()
@@ -222,7 +222,7 @@ def _header(metric: Metric, content_type: str) -> str:
     return f"# HELP {name} {metric.help}\n# TYPE {name} {kind}\n"
 
 
-# --- all of it ------------------------------------------------------------------------------------
+# --- the whole text -------------------------------------------------------------------------------
 
 
 class Exposition:
@@ -234,10 +234,10 @@ class Exposition:
         self._process = Process()
 
     def pieces(self, content_type: str) -> Iterator[bytes]:
-        """The whole text in pieces, each of them quickly made; the caller serves others between two.
+        """The whole text in small pieces; the caller may serve others between two of them.
 
-        `content_type` is what choose() said. A piece may be empty. The domains are those at the piece that follows the
-        process's; all that one counts is of one moment.
+        `content_type` is the result of choose(). A piece may be empty. The list of domains is taken after the piece of
+        the process. All counters of one domain are read at the same moment.
         """
         for family in self._collector.collect():
             yield _by_library(_Single(family), content_type)

@@ -1,7 +1,7 @@
-"""HTTP as the service has it: sockets that listen from the start, and a server that is loaded when somebody asks.
+"""HTTP for the service: sockets that listen from the start, and a server that is loaded for the first client.
 
-HTTP and its libraries take a tenth of a second and 10 MiB, which no guest should wait for and no host should give that
-nobody scrapes. Until the first client they are not there; that one waits a little longer. What is said is client.py's.
+Loading HTTP and its libraries takes a tenth of a second and 10 MiB. Guests must not wait for this at start, and a host
+without scrapes does not need it. So they are loaded when the first client connects. client.py talks to the clients.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class HttpFront:
-    """The control socket at `control` and the listening sockets `tcp`, which are this object's from now on.
+    """The control socket at `control`, and the listening sockets `tcp`, which this object owns and closes.
 
-    Raises HostError where the control socket cannot be had; then `tcp` is closed.
+    Raises HostError if the control socket cannot be created; `tcp` is closed then.
     """
 
     def __init__(self, host: HostView, control: Path, tcp: list[socket.socket]) -> None:
@@ -38,12 +38,12 @@ class HttpFront:
             raise
         self._inode = control.lstat().st_ino
         self._servers: tuple[HttpServer, HttpServer] | None = None
-        """Of the control socket, and of everybody else's."""
+        """For the control socket, and for TCP."""
         self._opening = asyncio.Lock()
         self._asked = asyncio.Event()
 
     async def serve(self) -> None:
-        """Wait for the first client, and have it and all others served; returns once they are."""
+        """Wait for the first client, then load and start the servers; returns when they run."""
         if self._servers is None and not self._opening.locked():
             for each in self._sockets:
                 asyncio.get_running_loop().add_reader(each, self._asked.set)
@@ -59,7 +59,7 @@ class HttpFront:
             asyncio.get_running_loop().remove_reader(each)
 
     async def _open(self) -> HttpServer:
-        """Load and start the servers, if that has not been done; returns the one that everybody may ask."""
+        """Load and start the servers, if they do not run yet; returns the one for TCP."""
         async with self._opening:
             if self._servers is None:
                 self._wait_no_more()
@@ -75,7 +75,7 @@ class HttpFront:
             return self._servers[1]
 
     async def prepare(self, listen: tuple[str, int] | None) -> HttpServer:
-        """A server at another TCP address, or at none, for replace(). Raises HostError if that is not to be had."""
+        """A server at another TCP address, or at none, for replace(). Raises HostError if it cannot listen there."""
         await self._open()
         from unplugd.http.server import HttpServer
 
@@ -85,14 +85,14 @@ class HttpFront:
         return server
 
     async def replace(self, server: HttpServer) -> None:
-        """Serve everybody with what prepare() gave, no longer where it was until now."""
+        """Use the server from prepare() for TCP, and close the previous one."""
         if self._servers is not None:
             previous = self._servers[1]
             self._servers = self._servers[0], server
             await previous.close()
 
     async def close(self) -> None:
-        """Stop listening; the control socket's path is gone with it."""
+        """Stop listening, and remove the path of the control socket."""
         if self._servers is not None:
             for server in self._servers:
                 await server.close()

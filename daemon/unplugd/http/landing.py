@@ -1,7 +1,7 @@
-"""The page for people at `/`: how the service does, where its other pages are, and on the control socket its guests.
+"""The web page at `/`: the state of the service, links to the other pages, and on the control socket the guests.
 
-HTML with one style sheet, its own, and nothing from elsewhere: no script, no picture. All text that a guest or dom0
-chose is escaped twice, for people (core.escape: no control characters, nothing that turns text around) and for HTML.
+HTML with its own style sheet; no script, no picture, nothing from other hosts. Text that a guest or dom0 chose is
+escaped twice: by core.escape (no control characters, no change of text direction) and for HTML.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What unplugd shows of itself: the catalogue of metrics, and the views of its state.
+"""The catalogue of metrics, and the interfaces through which HTTP sees the service and the domains.
 
-The catalogue is data: exposition.py serves it, docs/metrics.md is generated from it (scripts/metrics-docs.py); a test
-holds both to it. What is counted is core/counters.py's. No I/O here, no metrics library and no text format
+The catalogue is data: exposition.py serves it, and scripts/metrics-docs.py generates docs/metrics.md from it; tests
+compare both with it. The counters are in core/counters.py. No I/O, no metrics library and no text format here
 (exposition.py). Source of names, labels and label values: contract section 4.
 """
 
@@ -39,7 +39,7 @@ class Metric(NamedTuple):
     values: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """Label values that are known beforehand: a series for each exists from the start, at 0."""
     note: str = ""
-    """What else a reader of the documentation wants to know."""
+    """More text for the documentation."""
 
     @property
     def family(self) -> str:
@@ -54,7 +54,7 @@ class Metric(NamedTuple):
 
     @property
     def per_domain(self) -> bool:
-        """Whether every domain has its own series of it."""
+        """Whether every domain has its own series of this metric."""
         return self.labels[:1] == ("domid",)
 
 
@@ -64,10 +64,10 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("unplugd_build_info", Type.INFO, "The version of unplugd that runs; always 1.", ("version",)),
     Metric("unplugd_xenstore_up", Type.GAUGE, "Whether xenstored is connected: 1 or 0."),
     Metric("unplugd_xenstore_reconnects_total", Type.COUNTER,
-           "How often the connection to xenstored was made again after it was lost."),
+           "Reconnects to xenstored after a lost connection."),
     Metric("unplugd_domains", Type.GAUGE, "Guest domains that have an ioreq socket now."),
     Metric("unplugd_connections", Type.GAUGE, "Device model connections that are open now."),
-    Metric("unplugd_ioreqs_total", Type.COUNTER, "Frames that device models sent, by what they did.",
+    Metric("unplugd_ioreqs_total", Type.COUNTER, "Frames that device models sent, by kind.",
            ("kind",), {"kind": KINDS},
            "A frame counts once, whatever the number of its elements, and before its response is sent."),
     Metric("unplugd_ioreq_duration_seconds", Type.HISTOGRAM,
@@ -76,22 +76,22 @@ CATALOGUE: tuple[Metric, ...] = (
                 " (`log.on_limit = \"delay\"`) or for a blacklist lookup counts with its wait."),
     Metric("unplugd_blacklist_entries", Type.GAUGE,
            "Blacklisted builds in xenstore: nodes /mh/driver-blacklist/PRODUCT/BUILD."),
-    Metric("unplugd_blacklist_lookups_total", Type.COUNTER, "Build numbers judged, by the verdict.",
+    Metric("unplugd_blacklist_lookups_total", Type.COUNTER, "Verdicts on build numbers, by result.",
            ("result",), {"result": LOOKUPS},
-           "`fallback`: xenstored did not answer in time and `blacklist.on_error` decided, or a domain asked too often"
-           " and the mirror decided."
-           " `unknown-product`: the product number is in no registry, so it cannot be blacklisted."),
+           "`fallback`: xenstored did not answer in time and `blacklist.on_error` decided, or a domain announced itself"
+           " too often and the mirror decided."
+           " `unknown-product`: the product number has no name, so it cannot be blacklisted."),
     Metric("unplugd_protocol_errors_total", Type.COUNTER,
-           "Connections closed because the device model broke the framing.",
+           "Connections closed because the device model sent an invalid frame.",
            ("reason",), {"reason": PROTOCOL_ERRORS},
-           "Any increase is a bug in a device model or somebody else on its socket."),
+           "Any increase is a bug in a device model, or another program uses its socket."),
     Metric("unplugd_denied_connections_total", Type.COUNTER,
-           "Connections closed at once: of a uid that may not connect, over a limit, or without memory for them.",
-           note="The records `connection-denied` and `connection-limit` say which."),
+           "Connections closed at once: the uid may not connect, a limit is reached, or there is no memory.",
+           note="The records `connection-denied` and `connection-limit` show the reason."),
     Metric("unplugd_domain_info", Type.INFO,
            "A domain's name and the PV driver that announced itself; always 1.",
            ("domid", "uuid", "name", "product", "build"),
-           note="`product` and `build` are the numbers in decimal, empty until the driver says them, and `other`"
+           note="`product` and `build` are decimal numbers, empty until the driver announces them, and `other`"
                 " after 8 changes. Join on `domid` and `uuid` for the name."),
     Metric("unplugd_domain_blacklisted", Type.GAUGE, "Whether the domain's driver is blacklisted: 1 or 0.", DOMAIN),
     Metric("unplugd_domain_unplugged", Type.GAUGE,
@@ -101,15 +101,15 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("unplugd_log_bytes_total", Type.COUNTER, "Bytes in the lines that were recorded.", DOMAIN),
     Metric("unplugd_log_dropped_lines_total", Type.COUNTER, "Lines of the guest's log that were dropped.",
            (*DOMAIN, "reason"), {"reason": DROPS},
-           "`rate-limit`: the guest wrote more than its share. `sink`: journal or disk did not take them."),
+           "`rate-limit`: the guest was over its limit. `sink`: the journal or the disk did not accept them."),
     Metric("unplugd_log_dropped_bytes_total", Type.COUNTER, "Bytes in the lines that were dropped.",
            (*DOMAIN, "reason"), {"reason": DROPS}),
 )  # fmt: skip
-"""Every metric but the `process_*` family, which is prometheus_client's own."""
+"""Every metric except the `process_*` family (process.py)."""
 
 
 class DomainView(Protocol):
-    """What metrics and the API may see of a domain. Read afresh at every scrape, on the event loop."""
+    """A domain as metrics and the API see it. Read at every scrape, on the event loop."""
 
     @property
     def domid(self) -> int:
@@ -119,13 +119,13 @@ class DomainView(Protocol):
         """Empty until xenstore has it."""
     @property
     def name(self) -> str:
-        """dom0's name for it, `dom<domid>` until xenstore has one. Any characters: it is escaped where it is shown."""
+        """The domain's name, `dom<domid>` until xenstore has one. Any characters: escape it for output."""
     @property
     def product(self) -> int | None:
-        """The product number the driver gave; None until it did."""
+        """The product number that the driver announced; None before that."""
     @property
     def build(self) -> int | None:
-        """The build number the driver gave; None until it did."""
+        """The build number that the driver announced; None before that."""
     @property
     def label_product(self) -> str:
         """The product number in decimal, empty until known, `other` after too many changes (contract section 4)."""
@@ -156,11 +156,11 @@ class DomainView(Protocol):
 
 
 class HostView(Protocol):
-    """What metrics, health checks and the API may see of the service."""
+    """The service as metrics, health checks and the API see it."""
 
     @property
     def version(self) -> str:
-        """unplugd's own."""
+        """The version of unplugd."""
     @property
     def domains(self) -> Mapping[int, DomainView]:
         """The domains that are served now, by domid."""
@@ -169,7 +169,7 @@ class HostView(Protocol):
         """Device model connections that are open."""
     @property
     def lent_pages(self) -> list[int]:
-        """The domains whose accesses come from Xen itself (sockets/page.py)."""
+        """The domids whose ioreq page is lent to unplugd (sockets/page.py)."""
     @property
     def xenstore_up(self) -> bool:
         """Whether xenstored is connected."""
@@ -178,17 +178,17 @@ class HostView(Protocol):
         """Nodes PRODUCT/BUILD under /mh/driver-blacklist."""
     @property
     def counters(self) -> Counters:
-        """What was counted since the process began."""
+        """The counters since the process started."""
     @property
     def awaited(self) -> str:
-        """What readiness still waits for, for people ("xenstored at /run/xenstored/socket"); empty when ready."""
+        """What readiness still waits for, as text ("xenstored at /run/xenstored/socket"); empty when ready."""
     @property
     def problem(self) -> str:
-        """What a journal or a disk does not take now, for people; empty when all is well."""
+        """The journal or disk that accepts nothing now, as text; empty if there is none."""
     @property
     def standing(self) -> ServiceStatus:
-        """Since when the process runs, and which configuration holds."""
+        """When the process started, and the configuration in effect."""
     def describe_history(self, domid: int) -> Sequence[Mapping[str, object]]:
-        """The last steps of a domain's driver as the API's JSON; KeyError if it is not there."""
+        """The last steps of a domain's driver as JSON for the API. Raises KeyError if there is no such domain."""
     def describe(self, domid: int) -> Mapping[str, object]:
-        """A domain as the API's JSON object; KeyError if it is not there."""
+        """A domain as a JSON object for the API. Raises KeyError if there is no such domain."""

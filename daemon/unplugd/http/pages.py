@@ -1,7 +1,7 @@
-"""What the HTTP server answers: the routes of contract section 4 and the text of their answers.
+"""The answers of the HTTP server: the routes of contract section 4 and their content.
 
-A page is made from a HostView and knows nothing of connections and deadlines (client.py), of the format of metrics
-(exposition.py) nor of HTML (landing.py). All that a guest or dom0 chose is escaped for the format that it goes into.
+A page is made from a HostView. Connections and deadlines are in client.py, the format of metrics in exposition.py, HTML
+in landing.py. Text that a guest or dom0 chose is escaped for the format of the page.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def fault(status: int, text: str, path: str = "", headers: Sequence[tuple[str, s
 
 
 class Pages:
-    """The routes of one service. `everything` is what the control socket serves beyond the TCP listener's."""
+    """The routes of one service. With `everything`, also the pages that only the control socket serves."""
 
     def __init__(self, host: HostView) -> None:
         self._host = host

@@ -1,7 +1,7 @@
-"""The `process_*` family: what every Prometheus client says of its own process.
+"""The `process_*` family, as in every Prometheus client.
 
-prometheus_client has this too, but lists /proc/self/fd in one go, which takes 6 ms when a thousand domains have four
-thousand descriptors, and wants /proc/stat, which the unit's ProcSubset=pid hides. Names and meanings are the same.
+prometheus_client has it too, but lists /proc/self/fd in one step, which takes 6 ms with the four thousand descriptors
+of a thousand domains. It also needs /proc/stat, which the unit's ProcSubset=pid hides. Names and meanings are the same.
 Source: proc(5); prometheus.io "Writing client libraries", "Process metrics".
 """
 
@@ -27,14 +27,14 @@ _BOOT = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Process(Collector):
-    """The family as prometheus_client's registry objects; `open_fds` is what count_descriptors() said last."""
+    """The family as objects of prometheus_client; `open_fds` is the last result of count_descriptors()."""
 
     def __init__(self) -> None:
         self.open_fds = 0
 
     def collect(self) -> Iterator[Family]:
         """Part of prometheus_client's Collector."""
-        # proc_pid_stat(5), the fields after the command's name, which may hold anything: utime is number 14 there.
+        # proc_pid_stat(5): the fields after the command's name, which may contain any text; utime is field 14.
         fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
         user, system, start, virtual, resident = (int(fields[number - 3]) for number in (14, 15, 22, 23, 24))
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -52,7 +52,7 @@ class Process(Collector):
 
 
 def count_descriptors() -> Iterator[int]:
-    """How many descriptors the process has, as far as they are counted; the last number is all of them."""
+    """The number of descriptors counted so far; the last number is the total."""
     path = "/proc/self/fd"
     # Since Linux 6.2 the directory's size is their number.
     if count := os.stat(path).st_size:

@@ -1,4 +1,4 @@
-"""The HTTP server: the addresses that it serves, and who may see what there. What a client may cost is client.py's."""
+"""The HTTP server: its listeners, and which pages each serves. client.py limits the cost of a client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLOSE_DEADLINE = 2.0
 
 
 class HttpServer:
-    """All listeners of the service. Addresses given by start_tcp() and start_sockets() serve what anybody may see."""
+    """All listeners of the service. Those of start_tcp() and start_sockets() serve only the public pages."""
 
     def __init__(self, host: HostView) -> None:
         self._pages = Pages(host)
@@ -27,9 +27,9 @@ class HttpServer:
         self._control_file: tuple[Path, int] | None = None
 
     async def start_tcp(self, address: str, port: int) -> tuple[str, int]:
-        """Listens at a TCP address and returns it as it came to be (port 0 lets the kernel choose).
+        """Listen at a TCP address; returns the actual address (port 0 lets the kernel choose one).
 
-        Raises HostError if it is not to be had.
+        Raises HostError if the address cannot be used.
         """
         listener = HttpListener(self._pages, everything=False)
         try:

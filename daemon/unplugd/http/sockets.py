@@ -1,7 +1,7 @@
-"""Where HTTP listens: sockets that are there from the start, before HTTP itself and its libraries are loaded.
+"""The listening sockets of HTTP. They exist from the start, before HTTP and its libraries are loaded.
 
-A client that connects early waits in a queue instead of being refused, and a port that is in use is found at once.
-What is said on the sockets is client.py's.
+So an early client waits in the queue and is not refused, and a port in use is found at once. client.py serves the
+sockets.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ BACKLOG = 100
 
 
 def listen_tcp(address: str, port: int) -> list[socket.socket]:
-    """Sockets that listen at a TCP address, one for each address that a name stands for. Raises HostError.
+    """Listening sockets at a TCP address, one for each address that a host name has. Raises HostError.
 
-    None where this process may not use a network at all: then systemd passes the sockets, or there is no HTTP by TCP.
-    A name is looked up, which may take its time: for the start only.
+    An empty list if this process may not use the network: then systemd passes the sockets, or there is no HTTP on TCP.
+    The lookup of a name can block, so call this at the start only.
     """
     bound: list[socket.socket] = []
     try:
@@ -49,7 +49,7 @@ def listen_control(path: Path) -> socket.socket:
 
 
 def why(error: OSError) -> str:
-    """What the operating system says, without the address that asyncio repeats."""
+    """The error text of the operating system, without the address that asyncio adds."""
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return error.strerror or str(error)

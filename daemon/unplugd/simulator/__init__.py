@@ -1,1 +1,1 @@
-"""Guests to try unplugd with: `python3 -m unplugd.simulator` plays a driver (cli.py), and the demo is demo.py."""
+"""Simulated guests: `python3 -m unplugd.simulator` simulates a driver (cli.py); demo.py is the demo."""

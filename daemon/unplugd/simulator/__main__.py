@@ -1,4 +1,4 @@
-"""`python3 -m unplugd.simulator` plays a guest's PV driver."""
+"""`python3 -m unplugd.simulator` simulates a guest's PV driver."""
 
 import sys
 

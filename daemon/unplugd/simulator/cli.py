@@ -2,8 +2,8 @@
 
     python3 -m unplugd.simulator /run/unplugd/dom7.sock linux
 
-For driver authors, toolstack authors, the demo and the tests. This room lets a guest of drivers.py run
-through devicemodel.py and says what its driver concludes. Nothing of the daemon belongs here.
+For authors of drivers and toolstacks, for the demo and for tests. It runs a driver of drivers.py through devicemodel.py
+and prints the driver's conclusions. Nothing of the daemon belongs here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["DeviceModel", "DeviceModelError", "Ending", "Outcome", "Seen", "main
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What an observer is told: an access (None: a reset), its answer and what the driver makes of it."""
+    """The argument of an observer: an access (None: a reset), its answer and the driver's conclusion."""
 
     access: PortAccess | None
     answer: Answer
@@ -57,7 +57,7 @@ _STOPS = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What has become of a driver: its verdict, the union of the unplug orders, and a sentence for people."""
+    """The result of a driver: how it ended, the union of the unplug orders, and a sentence."""
 
     verdict: Ending
     order: int
@@ -68,7 +68,7 @@ class Outcome:
 
 
 def play(guest: Driver, device: DeviceModel, observe: Callable[[Seen], None] | None = None) -> Outcome:
-    """Let a guest's driver run to its end; `observe` is told each access. Raises DeviceModelError."""
+    """Run a guest's driver to its end; `observe` is called with each access. Raises DeviceModelError."""
     tell = observe or (lambda seen: None)
     announced = asked = disobeying = skipping = False
     order = 0
@@ -104,7 +104,7 @@ def play(guest: Driver, device: DeviceModel, observe: Callable[[Seen], None] | N
 
 
 def _conclude(order: int, *, asked: bool, announced: bool, blacklisted: bool) -> Outcome:
-    """The outcome of a driver that came to its last step."""
+    """The outcome of a driver that reached its last step."""
     judged = "blacklisted by host" if blacklisted else "allowed" if announced else "asked for no verdict"
     if order:
         verdict = Ending.BLACKLISTED if blacklisted else Ending.UNPLUGGED
@@ -126,9 +126,9 @@ def _log_accesses(step: Log) -> Iterator[PortAccess]:
 
 
 class Transcript:
-    """An observer that writes one line an access, log bytes gathered into their lines.
+    """An observer that writes one line per access, and one per log line.
 
-    `shown` log lines are written out; what comes after them is only counted.
+    The first `shown` log lines are written; further ones are only counted.
     """
 
     def __init__(self, write: Callable[[str], None], *, shown: int = 8) -> None:
@@ -154,7 +154,7 @@ class Transcript:
             self._row(f"{access}{order}", seen.says)
 
     def finish(self) -> None:
-        """Write what has been gathered: a line without its end, the count of lines that were not shown."""
+        """Write an unfinished log line, and the number of lines that were not shown."""
         self._end_line()
         if self._lines > self._shown:
             hidden = self._lines - self._shown
@@ -185,9 +185,9 @@ class Transcript:
 
 
 def parse(script: Iterable[str]) -> Driver:
-    """A guest from text, one step a line: `inw 0x10`, `outl 0x10 86451`, `log TEXT`, `reset`.
+    """A guest from text, one step per line: `inw 0x10`, `outl 0x10 86451`, `log TEXT`, `reset`.
 
-    `#` begins a comment. Raises ValueError that names the line.
+    `#` begins a comment. Raises ValueError with the number of the line.
     """
     steps: list[Step] = []
     sizes = {"b": 1, "w": 2, "l": 4}
@@ -216,7 +216,7 @@ def parse(script: Iterable[str]) -> Driver:
 _EPILOG = """\
 guests:
 {guests}
-  -            accesses of your own from standard input, one a line:
+  -            accesses from standard input, one per line:
                inw 0x10 | outw 0x12 0xffff | outl 0x10 86451 | log TEXT | reset   (# begins a comment)
 
 exit status:
@@ -253,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     guests = "\n".join(f"  {guest.name:<12} {guest.title}" for guest in DRIVERS.values())
     parser = argparse.ArgumentParser(
         prog="python3 -m unplugd.simulator",
-        description="Play a guest's PV driver against unplugd, as the domain's device model passes it on.",
+        description="Simulate a guest's PV driver: send its accesses to unplugd, as the domain's device model does.",
         epilog=_EPILOG.format(guests=guests),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -301,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         print(f"simulator: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `| head`: nobody reads on
+    except BrokenPipeError:  # the reader has closed the pipe (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

@@ -1,9 +1,8 @@
-"""The demo: `python3 -m unplugd.demo` shows unplugd's main job to a person at a terminal, without Xen.
+"""The demo: `python3 -m unplugd.demo` shows unplugd's main functions on a terminal, without Xen.
 
-The daemon is the real one, a process of its own with real sockets, logs and metrics; only its xenstore is the embedded
-one, and the guests are the simulator's. Every claim is checked, so that the demo is a test too: it ends with status 0
-when all of them held. This room tells the story; starting the daemon (privatedaemon.py) and what guests
-do are elsewhere's.
+The daemon is the real one, in its own process, with real sockets, logs and metrics. Only its xenstore is the embedded
+one, and the guests are simulated. Every claim is checked, so the demo is a test too: it ends with status 0 if all of
+them are true. privatedaemon.py starts the daemon; drivers.py has the guests.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from unplugd.simulator.stage import ClaimFailed, Stage
 JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 
 EVIL = b"login: \x1b[2J\x1b[31mroot\x07\t\\o/ \xff\r\n"
-"""A line for the terminal of whoever reads the log, as it would be if nobody escaped it."""
+"""A log line that would affect the reader's terminal if it were not escaped."""
 EVIL_ESCAPED = r"login: \x1b[2J\x1b[31mroot\x07\t\\o/ \xff"
 
 CONFIGURATION = """\
@@ -74,7 +73,7 @@ uuid = "{uuid}"
 
 @dataclass(frozen=True, slots=True)
 class DemoDomain:
-    """One domain of the demo and what its guest is expected to come to."""
+    """One domain of the demo and the expected outcome of its guest."""
 
     domid: int
     name: str
@@ -124,9 +123,9 @@ class Demo:
         )
 
     def perform(self, *, stay: bool = False) -> None:
-        """The whole show; with `stay` the daemon then goes on until it is interrupted.
+        """The whole demo; with `stay` the daemon then runs until it is interrupted.
 
-        Raises ClaimFailed, or UnplugdError where the daemon or the simulator could not even try.
+        Raises ClaimFailed, or UnplugdError if the daemon or the simulator could not run.
         """
         stage = self.stage
         stage.headline(f"unplugd {__version__}: the daemon is real, the guests are simulated")
@@ -216,7 +215,7 @@ class Demo:
         return path.read_text().splitlines() if path.exists() else []
 
     def _told_dropped(self, domain: DemoDomain) -> int:
-        """How many lines the guest's own log says were dropped."""
+        """The number of dropped lines according to the guest's own log."""
         return sum(int(number) for line in self._log_of(domain) for number in _DROPPED.findall(line))
 
     def _own_records(self) -> None:
@@ -317,7 +316,7 @@ class Demo:
 
 
 def _directory() -> Path:
-    """A directory of the demo's own, with a path that leaves room for the names of sockets (107 bytes in all)."""
+    """A directory for the demo, with a short path: a socket's path may have 107 bytes."""
     short = len(tempfile.gettempdir()) <= 66
     return Path(tempfile.mkdtemp(prefix="unplugd-demo-", dir=None if short else "/tmp"))  # noqa: S108 - mkdtemp makes it private
 
@@ -364,12 +363,12 @@ The configuration is explained in docs/configuration.md, the protocol in docs/pr
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Told to end: take the daemon along and clean up."""
+    """A signal to end: stop the daemon and clean up."""
     raise SystemExit(128 + number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, or 1 when a claim did not hold or unplugd could not run."""
+    """The command line; returns the exit status: 0, or 1 if a claim was false or unplugd could not run."""
     parser = argparse.ArgumentParser(
         prog="python3 -m unplugd.demo",
         description="Show what unplugd does, with simulated guests and without Xen.",

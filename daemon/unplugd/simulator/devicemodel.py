@@ -1,9 +1,8 @@
 """The device model's end of a domain's socket, for the simulator and the tests.
 
-This room knows frames and sockets from the client's side. It needs only Python's standard library and shares
-no code with the daemon's side of the protocol: it is a second reading of the same specification
-(docs/protocol.md). What drivers do is data in drivers.py; playing them is cli.py's. Nothing of the daemon belongs here.
-Blocking on purpose: a guest's vCPU stands still during an access.
+It needs only Python's standard library and shares no code with the daemon: it is a second implementation of the same
+specification (docs/protocol.md), from the client's side. drivers.py has the drivers as data; cli.py runs them. It
+blocks on purpose, as a guest's vCPU stands still during an access.
 """
 
 from __future__ import annotations
@@ -114,11 +113,11 @@ def encode(access: PortAccess, *, vp_eport: int = 0, pad: int = 0) -> bytes:
 class DeviceModel:
     """The device model's end of one domain's socket.
 
-    `timeout` is how many seconds an answer may take (None: for ever). A connection that breaks, as in a restart
-    of the daemon, is made again for up to `reconnect` seconds (0: never) and what was not answered is sent
-    again. Every answer is checked against its request: echoed fields, state, order.
+    `timeout` is the number of seconds for an answer (None: no limit). If the connection breaks, as in a restart of the
+    daemon, the client reconnects for up to `reconnect` seconds (0: never) and sends unanswered requests again. Every
+    answer is checked against its request: echoed fields, state, order.
 
-    Raises NotReachable when there is nobody to connect to, ConnectionClosed, NoAnswer, WrongAnswer.
+    Raises NotReachable if no process listens, ConnectionClosed, NoAnswer, WrongAnswer.
     """
 
     def __init__(self, path: str | Path, *, timeout: float | None = 10.0, reconnect: float = 5.0) -> None:
@@ -139,7 +138,7 @@ class DeviceModel:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; the domain's state stays with unplugd. The next access connects anew."""
+        """Close the connection; unplugd keeps the domain's state. The next access connects again."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -174,7 +173,7 @@ class DeviceModel:
     def outsb(self, port: int, data: bytes, *, size: int = 1) -> int:
         """`rep outs`: write `data` as elements of `size` bytes and return the union of the orders.
 
-        Split at 4096 payload bytes a frame, as the socket wants it. `data` holds whole elements.
+        Split into frames of at most 4096 payload bytes. `data` must contain whole elements.
         """
         if len(data) % size:
             raise ValueError(f"{len(data)} bytes are not a whole number of {size}-byte elements")
@@ -196,7 +195,7 @@ class DeviceModel:
     # What a device model does.
 
     def reset(self) -> None:
-        """Say that the platform device came out of reset: unplugd forgets the domain's protocol state."""
+        """Report that the platform device came out of reset: unplugd forgets the domain's protocol state."""
         self._round([(_reset_frame(self._next_serial()), None)])
 
     def access(self, access: PortAccess) -> Answer:
@@ -255,7 +254,7 @@ class DeviceModel:
         return self._socket
 
     def _peer(self) -> int:
-        """Who listens at the other end: its process id."""
+        """The process id of the server."""
         if self._socket is None:
             return 0
         pid: int = _PEER.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
@@ -272,7 +271,7 @@ class DeviceModel:
             ) from error
 
     def _connect(self, patience: float, *, retry: bool = False) -> socket.socket:
-        """Connect; with `retry` also wait, `patience` seconds at most, for a socket that is not there yet."""
+        """Connect; with `retry` wait up to `patience` seconds for a socket that does not exist yet."""
         deadline = time.monotonic() + patience
         pause = 0.02
         while True:
@@ -304,7 +303,7 @@ class DeviceModel:
             try:
                 if resend:
                     resend = False
-                    # A refused send says only that the server reads no more: its answers are still there.
+                    # A refused send means only that the server has stopped reading: its answers can still be read.
                     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                         self._connected().sendall(b"".join(frame for frame, _ in unanswered))
                 answers.append(self._answer(*unanswered[0]))
@@ -320,8 +319,8 @@ class DeviceModel:
                 self.close()
                 if self.reconnect <= 0 or losses >= _REFUSALS:
                     raise ConnectionClosed(
-                        f"{self.path}: unplugd closed the connection instead of answering: this user may not"
-                        f" speak for the domain, or the frame is a fault (unplugd's log says which)"
+                        f"{self.path}: unplugd closed the connection without an answer: this user may not"
+                        f" connect for this domain, or the frame is invalid (see unplugd's log)"
                     ) from error
                 self._socket = self._connect(self.reconnect, retry=True)
                 self.reconnects += 1
@@ -362,9 +361,9 @@ def _why(error: OSError) -> str:
             return "no such socket: is unplugd running, and has the domain been introduced?"
         case PermissionError():
             return (
-                "permission denied: the socket is root's, or its owner is the user the device model runs as"
+                "permission denied: only root and the user of the device model may connect"
             )
         case ConnectionRefusedError():
-            return "nobody listens there: unplugd is not running, or this is not its socket"
+            return "no process listens there: unplugd does not run, or this is not its socket"
         case _:
             return error.strerror or str(error)

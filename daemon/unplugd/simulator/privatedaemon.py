@@ -1,8 +1,7 @@
-"""A daemon of one's own: unplugd as a separate process in a directory of its own, for the demo and the benchmarks.
+"""A private daemon: unplugd as a separate process in its own directory, for the demo and the benchmarks.
 
-It is started as a service manager would start it: `unplugd --config FILE` with a NOTIFY_SOCKET to say READY=1 to.
-This room knows how to start it, when it is ready, how to ask it by HTTP and how to stop it; what is then tried with
-it is the caller's.
+It is started as a service manager does it: `unplugd --config FILE` with a NOTIFY_SOCKET for READY=1. This module starts
+it, waits until it is ready, sends HTTP requests and stops it.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ _FROM_A_SERVICE_MANAGER = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHD
 class PrivateDaemon:
     """One daemon under `directory`, which exists: its configuration, its log (`unplugd.log`), its notify socket.
 
-    `wrapper` is a command that runs it, such as a profiler's.
-    As a context manager it starts the daemon, waits until it is ready, and stops it at the end, come what may.
-    Raises HostError when the daemon ends or is not ready within `patience` seconds, with the end of its log.
+    `wrapper` is a command that runs it, for example a profiler. As a context manager it starts the daemon, waits until
+    it is ready, and always stops it at the end. Raises HostError if the daemon ends or is not ready within `patience`
+    seconds, with the end of its log.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class PrivateDaemon:
                     stdout=log,
                     stderr=log,
                     env=_environment({"NOTIFY_SOCKET": str(path)}),
-                    process_group=0,  # Ctrl-C is for whoever tries it, and SIGTERM then for the daemon
+                    process_group=0,  # Ctrl-C must reach only the caller, which then sends SIGTERM to the daemon
                 )
             try:
                 self._await_ready(notify, self._process, begin + self.patience)
@@ -118,7 +117,7 @@ class PrivateDaemon:
 
 
 def _environment(additions: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without what its own service manager meant for it alone."""
+    """The environment without the variables that a service manager set for this process only."""
     kept = {name: value for name, value in os.environ.items() if name not in _FROM_A_SERVICE_MANAGER}
     return kept | dict(additions)
 

@@ -1,6 +1,6 @@
-"""Where the guests' lines and unplugd's own records go: the journal, files, standard error.
+"""The sinks of guest lines and of unplugd's own records: the journal, files, standard error.
 
-Each module is one kind of sink. A sink never makes the event loop wait: it takes an entry at once or says that it
-cannot now, and keeps nothing that the caller believes to be stored. Which entry goes to which sink, what is kept until
-a sink takes it, and what is dropped when it takes nothing for too long, is decided by the caller, never here.
+journal.py, files.py and stderr.py are the sinks. A sink never blocks the event loop: it accepts an entry at once, or
+refuses it for now. It has no queue of its own. delivery.py decides which entry goes to which sink, which entries wait,
+and which are dropped.
 """

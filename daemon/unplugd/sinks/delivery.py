@@ -1,8 +1,8 @@
-"""The way of a record to its sinks: at once where the sink takes it, else through a bounded queue and the spool.
+"""Delivers records to their sinks: at once if the sink accepts them, otherwise through a bounded queue and the spool.
 
-Nobody who hands a record over ever waits. What a sink does not take stays in order, domain by domain, up to the
-domain's limit and TOTAL_LIMIT in all; what is beyond is dropped and counted (reason `sink`). How a sink writes is the
-sink's own room; what a guest may write at all was decided before (core/guestlog.py).
+The caller never waits. Records that a sink does not accept wait in order, separately for each domain, up to the
+domain's limit and TOTAL_LIMIT for all. Further records are dropped and counted (reason `sink`). core/guestlog.py has
+applied the rate limit before.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ QUEUE_LIMIT, QUEUE_LIMIT_MOST = 256 * 1024, 1024 * 1024
 TOTAL_LIMIT = 32 * 1024 * 1024
 """Bytes of records that all domains together may have on their way."""
 
-_TURN = 32  # entries that one domain may send before it is the next one's turn
+_TURN = 32  # entries of one domain before the next domain is served
 _BUDGET = 256  # entries sent before the event loop gets its turn
 _RETRY_FIRST, _RETRY_LAST = 0.25, 10.0
 
@@ -93,7 +93,8 @@ class Delivery:
     # --- domains
 
     def open(self, domid: int, name: str, uuid: str, lost: Callable[[int, int], None]) -> Outbox:
-        """A domain's outbox, with what an earlier process left for it. `lost` is told lines and bytes dropped."""
+        """A domain's outbox, with the records that a previous process left. `lost` is called with dropped lines and
+        bytes."""
         if domid in self._outboxes:
             self.close(self._outboxes[domid])
         path = head = self._spool_path(domid, uuid)
@@ -121,7 +122,7 @@ class Delivery:
         return self._directory / f"dom{domid}{'-' if uuid else ''}{uuid}.spool"
 
     def _load(self, path: Path) -> list[tuple[Entry, list[str]]]:
-        """What is left in a spool, for sinks that there are."""
+        """The records left in a spool, for the sinks in use."""
         usable = {"journal", "stderr"} if self._files is None else {"journal", "stderr", "file"}
         return [(entry, [sink for sink in sinks if sink in usable]) for entry, sinks in load(path)]
 
@@ -139,7 +140,8 @@ class Delivery:
             self._files.rename(outbox.domid, name)
 
     def close(self, outbox: Outbox) -> None:
-        """The domain is gone and its name is free. What is on its way still arrives, as far as the sinks take it."""
+        """The domain was released and its name is free. Waiting records are still delivered if the sinks accept them.
+        """
         if self._outboxes.get(outbox.domid) is not outbox:
             return
         del self._outboxes[outbox.domid]
@@ -165,14 +167,14 @@ class Delivery:
             outbox.done("file", count)
 
     def adopt_orphans(self) -> None:
-        """Deliver what an earlier process left for domains that are gone (call once the domains are known)."""
+        """Deliver the records that a previous process left for released domains. Call it when the domains are known."""
         for paths in self._orphans.values():
             for path in paths:
                 self._adopt(path)
         self._orphans.clear()
 
     def _adopt(self, path: Path) -> None:
-        """Deliver what is left in the spool of a domain that is gone."""
+        """Deliver the records left in the spool of a released domain."""
         left = self._load(path)
         fields = dict(left[0][0].fields) if left else {}
         domid = int(fields.get("XEN_DOMID", "0"))
@@ -371,11 +373,11 @@ class Delivery:
         return None
 
     async def stop(self, deadline: float = 2.0) -> None:
-        """Let what is on its way arrive until `deadline` seconds from now; the rest is in the spools."""
+        """Deliver waiting records for up to `deadline` seconds; the others stay in the spools."""
         end = time.monotonic() + deadline
         before = self._total + 1
         while 0 < self._total < before and time.monotonic() < end:
-            # as long as it gets less: a sink that takes nothing is not waited for
+            # only while the number decreases: do not wait for a sink that accepts nothing
             before = self._total
             self._drained = asyncio.Event()
             with contextlib.suppress(TimeoutError):
@@ -391,13 +393,13 @@ class Delivery:
 
 
 def _belongs(left: list[tuple[Entry, list[str]]], uuid: str) -> bool:
-    """Whether what is left in a spool was said by the guest of that uuid, as far as is known."""
+    """Whether the records left in a spool are of the guest with this uuid, as far as known."""
     return all(dict(entry.fields).get("XEN_DOMAIN_UUID", "") in ("", uuid) for entry, _ in left)
 
 
 def _nothing() -> None:
-    """Nobody wants to know."""
+    """The default callback."""
 
 
 def _ignore(lines: int, size: int) -> None:
-    """Nobody counts for a domain that is gone."""
+    """A released domain has no counters."""

@@ -1,13 +1,13 @@
-"""One log file a guest: `<directory>/guest-<name>.log`, size-capped, with one older generation beside it (`.1`).
+"""One log file per guest: `<directory>/guest-<name>.log`, of limited size, with one older generation (`.1`).
 
-This room knows how a file is named after a domain, and keeps what is done to the files in the right order. The work
-itself is done by a few threads of its own (through aiofiles): a disk that hangs stops guest files and nothing else.
+This module names the files after the domains, and keeps the operations on a file in order. A few threads of its own do
+the work (through aiofiles), so a disk that hangs blocks guest files and nothing else.
 
 The directory holds guest logs only. Names come from dom0, contents from guests; neither is trusted: no name leads out
 of the directory, no symbolic link is followed, and nothing but a regular file is written to.
 
-Every append opens its file anew. So a file that was removed or moved away (logrotate) is simply made again, nothing is
-held open for a thousand idle guests, and SIGHUP has only the directory to look after.
+Every append opens its file again. So a file that was removed or moved is created again, idle guests need no open
+descriptor, and SIGHUP only has to check the directory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LONGEST_NAME = 200
 """Bytes of an encoded name that a file name keeps."""
 FILE_MODE, DIRECTORY_MODE = 0o640, 0o750
 DEADLINE = 10.0
-"""Seconds that an append may take before its caller is told that the disk hangs."""
+"""Seconds for an append; after that its caller gets a TimeoutError."""
 THREADS = 2
 """More would only queue on the same disk; the second lets small appends pass beside a large one."""
 
@@ -41,13 +41,13 @@ def file_name(name: str, domid: int, *, taken: Callable[[str], bool] = lambda _:
     """Return the name of the log file of the domain `domid` called `name` (contract section 3).
 
     Bytes outside `A-Za-z0-9._+-` become `%NN`. A name over 200 bytes so encoded is cut and gets `-<domid>`, and so does
-    one whose file is `taken` already, again until it is not. The result is a plain file name of at most 255 bytes
+    one whose file is `taken` already, repeatedly if needed. The result is a plain file name of at most 255 bytes
     (with `.1`), never `.` or `..`; without `taken` two names never give one file, unless both are cut and the domid is
     the same.
     """
     encoded = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in _name_bytes(name))
     if len(encoded) > LONGEST_NAME:
-        # Exactly so many bytes, be it in the middle of a %NN: what is cut stays longer than all that is not.
+        # Exactly this many bytes, even within a %NN: so a cut name is always longer than an uncut one.
         encoded = f"{encoded[:LONGEST_NAME]}-{domid}"
     while taken(f"guest-{encoded}.log"):
         encoded = f"{encoded}-{domid}"
@@ -71,29 +71,29 @@ def format_line(time: float, raw: bytes) -> bytes:
     return f"{_second(second)}.{rest:03d}Z {escape_text(raw)}\n".encode("ascii")
 
 
-@lru_cache(maxsize=4)  # lines come in bursts
+@lru_cache(maxsize=4)  # many lines have the same second
 def _second(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
 
 
 class Ledger(Protocol):
-    """What is noted of an append where the death of the process does not reach it. Called in the thread that writes."""
+    """The notes about an append, which survive the process. Called in the writing thread."""
 
     @property
     def begun(self) -> tuple[int, int] | None:
         """Inode and size of the file to which an earlier process began to append these lines."""
 
     def begin(self, inode: int, size: int) -> None:
-        """They are now written behind the `size` bytes of the file of that inode."""
+        """The lines are now written behind the first `size` bytes of the file with this inode."""
 
     def end(self, begun: tuple[int, int] | None) -> None:
-        """They are all there; `begun`: because an earlier process wrote them, and from that place maybe more."""
+        """All lines are written. `begun`: an earlier process wrote them, and there may be more from this place on."""
 
 
 class _Guest:
-    """A domain's file. `file` is where the next append goes; `claimed` is what rename() made of it since.
+    """A domain's file. `file` is the file of the next append; `claimed` is the name after the last rename().
 
-    `before` is the work that must be done before the next: the guest's own, or of who had the file until then.
+    `before` are the tasks that must end before the next one: those of this guest, or of the file's previous domain.
     """
 
     __slots__ = ("appending", "before", "claimed", "file", "name")
@@ -109,9 +109,9 @@ class _Guest:
 class GuestFiles:
     """The files of all domains in `directory`, each of at most `max_bytes` (and as much again in `.1`).
 
-    The directory is made if it is missing; HostError says what is wrong with it. All methods belong to the thread of
-    the event loop. What is done to one file happens in the order of the calls. `rename_failed` is called with the
-    domid and the error when a file could not follow its domain's new name; the lines that come go to the new name.
+    The directory is created if it is missing. Raises HostError if it cannot be used. Call all methods in the thread of
+    the event loop. Operations on one file are done in the order of the calls. `rename_failed` is called with the domid
+    and the error if a file could not be renamed; new lines go to the new name.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class GuestFiles:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="guest-files")
 
     def reopen(self) -> None:
-        """Make sure of the directory (SIGHUP): files are opened at each append anyway. Raises HostError."""
+        """Check the directory, and create it if it is missing (SIGHUP). Raises HostError."""
         try:
             _make_directory(self.directory)
         except OSError as error:
@@ -142,19 +142,19 @@ class GuestFiles:
             raise HostError("directory of guest logs", str(self.directory), "not writable for this process")
 
     def open(self, domid: int, name: str) -> None:
-        """Say which domain there is and what it is called; nothing is made before its first line.
+        """Add a domain with its name. Its file is created with its first line.
 
-        For a domain that is open already this is `rename`.
+        If the domain is open already, this is `rename`.
         """
         if domid in self._guests:
             self.rename(domid, name)
             return
-        # The file may be another domain's until just now: it must be out of the way, or written, first.
+        # Another domain may have had this file until now: its pending work on the file must end first.
         file = self._free_file(domid, name)
         self._guests[domid] = _Guest(name, file, self._renames + self._left.get(file, []))
 
     def rename(self, domid: int, name: str) -> None:
-        """Let the file follow the domain's new name, after what is on its way to it. Raises KeyError if not open."""
+        """Rename the file after the domain's new name, after all pending appends. Raises KeyError if not open."""
         guest = self._guests[domid]
         if name == guest.name:
             return
@@ -163,7 +163,7 @@ class GuestFiles:
         self._claimed.discard(before)
         guest.claimed = self._free_file(domid, name)
         if guest.claimed == before:
-            return  # both names are cut, where they differ
+            return  # both names are cut, and equal up to there
         # Renames wait for each other: one domain often takes the name that another has just given up.
         guest.before += self._renames + self._left.get(guest.claimed, [])
         self._renames = [self._start(guest, partial(self._rename, domid, guest, guest.claimed))]
@@ -171,10 +171,10 @@ class GuestFiles:
     def close(
         self, domid: int, last: Sequence[bytes] = (), ledger: Ledger | None = None
     ) -> asyncio.Task[None] | None:
-        """Forget a domain; its file stays, what is on its way still arrives, and then the lines of `last`.
+        """Remove a domain. Its file stays; pending lines are still written, and then those of `last`.
 
-        Its name is free at once. Returns the task that writes `last`, which ends as `append` does. Raises KeyError if
-        the domain is not open.
+        Its name is free at once. Returns the task that writes `last`; its result is that of `append`. Raises KeyError
+        if the domain is not open.
         """
         guest = self._guests.pop(domid)
         self._claimed.discard(guest.claimed)
@@ -196,15 +196,15 @@ class GuestFiles:
     ) -> Coroutine[Any, Any, None]:
         """Append `lines`, each complete with its newline (see `format_line`), to the domain's file; to be awaited.
 
-        Of lines that an earlier process began to append, by the `ledger`, only what is not in the file is written.
+        If an earlier process began to append these lines (see `ledger`), only the missing ones are written.
 
-        The lines are on their way when this returns, whatever happens to the domain before they are awaited. Raises
-        OSError (ENOSPC, EROFS, ELOOP, ...) if they could not be written: then none of them is in the file, unless
-        together they are more than `max_bytes`. Raises KeyError at once for a domain that is not open.
+        The append is started when this returns, even if the domain is closed before the await. Raises OSError (ENOSPC,
+        EROFS, ELOOP, ...) if the lines could not be written: then none of them is in the file, unless together they are
+        more than `max_bytes`. Raises KeyError at once for a domain that is not open.
 
-        One append of a domain is in flight at a time, so what waits for a slow disk is bounded: another one meanwhile
-        raises OSError (EBUSY) at once and writes nothing. TimeoutError (an OSError too) after `deadline` seconds, like
-        a cancelled call, leaves open whether the lines are written: the thread goes on with what it has begun.
+        A domain can have only one append in flight, so the work that waits for a slow disk is bounded: a second append
+        raises OSError (EBUSY) at once and writes nothing. Raises TimeoutError (an OSError too) after `deadline`
+        seconds. Then, and after a cancelled call, the lines may or may not be written: the thread continues.
         """
         guest = self._guests[domid]
         if guest.appending is not None and not guest.appending.done():
@@ -243,10 +243,10 @@ class GuestFiles:
         for file in [file for file, before in self._left.items() if all(task.done() for task in before)]:
             del self._left[file]
         if not task.cancelled():
-            task.exception()  # append() raises it to its caller; one who was cancelled does not want it
+            task.exception()  # append() raises it to its caller, unless the caller was cancelled
 
     async def _in_thread(self, work: Callable[..., None], *arguments: object) -> None:
-        # not loaded before the first line: the guests that wait while unplugd starts come first
+        # loaded with the first line, so that the start is fast
         from aiofiles.os import wrap
 
         await wrap(work)(*arguments, executor=self._threads)
@@ -301,7 +301,7 @@ def _append(path: Path, lines: list[bytes], max_bytes: int, ledger: Ledger | Non
     try:
         _append_batches(path, lines, max_bytes, ledger)
     except FileNotFoundError:
-        _make_directory(path.parent)  # somebody removed it, with our file in it
+        _make_directory(path.parent)  # the directory was removed, with the file in it
         _append_batches(path, lines, max_bytes, ledger)
     if ledger is not None:
         ledger.end(begun)
@@ -365,7 +365,7 @@ def _open_at_end(path: Path) -> tuple[int, int]:
 def _write_whole(descriptor: int, size: int, data: bytes) -> None:
     """Write all of `data` at the end of a file of `size` bytes, or leave the file as it was and raise OSError."""
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
-        data = b"\n" + data  # a process that was killed left half a line: ours begins on its own
+        data = b"\n" + data  # a killed process left half a line: start a new line
     rest = memoryview(data)
     try:
         while rest:
@@ -379,8 +379,8 @@ def _write_whole(descriptor: int, size: int, data: bytes) -> None:
 def _rename(source: Path, target: Path, max_bytes: int) -> None:
     """Move the file and its older generation to another name.
 
-    A file that an earlier domain of that name left there is this guest's past (a guest that migrates comes back as
-    `<name>--incoming`): it is continued while it has room, else it becomes the older generation.
+    If an earlier domain of that name left a file there, it belongs to this guest (a guest that migrates comes back as
+    `<name>--incoming`): it is continued while it has room, otherwise it becomes the older generation.
     """
     try:
         if not stat.S_ISREG(os.lstat(source).st_mode):
@@ -393,11 +393,11 @@ def _rename(source: Path, target: Path, max_bytes: int) -> None:
             os.replace(source, target)
     except FileNotFoundError:
         if os.path.lexists(source):
-            raise  # else the domain has not said a word yet, or its file was taken away
+            raise  # otherwise the domain has not written a line yet, or its file was removed
 
 
 def _continue(source: Path, target: Path, max_bytes: int) -> bool:
-    """Append `source` to `target` and remove it, if both are there and one file can hold both."""
+    """Append `source` to `target` and remove it, if both exist and fit into one file."""
     if os.path.lexists(_older(source)) or not os.path.lexists(target):
         return False
     text = _read_whole(source, max_bytes)

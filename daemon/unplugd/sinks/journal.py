@@ -1,10 +1,10 @@
 """The journal: entries as datagrams in journald's native protocol (systemd.io, "Native Journal Protocol").
 
-This room knows how an entry becomes a datagram and when journald's socket can take it. systemd-python's
+This module encodes an entry as a datagram, and knows when journald's socket can accept it. systemd-python's
 `journal.send()` is not used: it holds the GIL while journald is stopped or its queue is full, and loses the entry
-without a word while the socket is absent.
+without an error if the socket does not exist.
 
-What `send` took is in journald's socket: it survives the death of this process. Nothing is queued here.
+An entry that `send` has accepted is in journald's socket and survives the end of this process. Nothing is queued here.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 SOCKET = "/run/systemd/journal/socket"
 LATE = 1.0
-"""An entry older than this, in seconds, when it is sent carries the time at which it was said."""
+"""An entry that is older than this when it is sent, in seconds, also carries the time of its event."""
 FIRST_RETRY, LAST_RETRY = 0.05, 1.0
-"""Seconds until a socket that could not be reached is tried again: doubled from the first to the last."""
+"""Seconds until an unreachable socket is tried again: doubled from the first to the last."""
 
 _SEND_BUFFER = 8 * 1024 * 1024
-"""Bytes that may wait for journald, where the kernel allows as many: what sd_journal_send(3) asks for."""
+"""Bytes that may wait for journald, if the kernel allows it; the same value as in sd_journal_send(3)."""
 
 _FULL = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 _GONE = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.EDESTADDRREQ})
 
 
-@lru_cache(maxsize=1024)  # the fields of one guest's lines change only when its driver says what it is
+@lru_cache(maxsize=1024)  # the fields of a guest's lines change only when its driver announces itself
 def encode_fields(fields: tuple[tuple[str, str], ...]) -> bytes:
     r"""Encode journal fields: `NAME=value\n`, or name, 64-bit little-endian length and value if it has a newline."""
     parts = []
@@ -53,8 +53,8 @@ def encode_fields(fields: tuple[tuple[str, str], ...]) -> bytes:
 def encode(entry: Entry, now: float) -> bytes:
     """Encode `entry` as one datagram.
 
-    journald stamps an entry with the time at which it arrived. One that had to wait longer than `LATE` therefore
-    carries UNPLUG_TIMESTAMP, the RFC 3339 UTC time with milliseconds at which it was said. `now` is CLOCK_REALTIME.
+    journald stores the arrival time of an entry. So an entry that waited longer than `LATE` has the field
+    UNPLUG_TIMESTAMP with the time of its event (RFC 3339, UTC, milliseconds). `now` is CLOCK_REALTIME.
     """
     # The escaped message has no newline, so the short form is always right for it.
     data = b"%sMESSAGE=%s\n" % (encode_fields(entry.fields), escape_journal(entry.message))
@@ -67,8 +67,8 @@ def encode(entry: Entry, now: float) -> bytes:
 class Journal:
     """One non-blocking datagram socket to the journald that listens at `path`.
 
-    `problem` says why the last `send` took nothing, and is None while it takes entries. All methods belong to the
-    thread of the event loop.
+    `problem` is the reason why the last `send` failed, or None if it was successful. Call all methods in the thread of
+    the event loop.
     """
 
     def __init__(self, path: str = SOCKET) -> None:
@@ -83,12 +83,12 @@ class Journal:
         self._writer: tuple[asyncio.AbstractEventLoop, int] | None = None
 
     def send(self, entry: Entry) -> bool:
-        """Hand `entry` to journald: True if it is in journald's socket, False if that is not possible now.
+        """Send `entry` to journald. Returns True if it is in journald's socket, False if that is not possible now.
 
         Never blocks. Raises OSError (EMSGSIZE) for an entry that is too big for any datagram: it can never be sent.
         """
         data = encode(entry, time.time())
-        # A socket that was connected may belong to a journald that is gone: one new connection, then it is the host's.
+        # The connected socket may belong to a journald that has ended: try one new connection, then report the error.
         for again in (True, False):
             try:
                 if self._socket is None:
@@ -111,8 +111,8 @@ class Journal:
     def when_writable(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, from the running event loop, when another `send` makes sense.
 
-        That is when the full socket has room, when a retry is due, or soon if the last `send` succeeded. A callback
-        that is waiting already is not added again.
+        This is when the full socket has room, when a retry is due, or soon if the last `send` succeeded. A callback
+        that already waits is not added again.
         """
         if callback in self._waiting:
             return
@@ -131,7 +131,7 @@ class Journal:
             self._delay = min(self._delay * 2, LAST_RETRY)
 
     def close(self) -> None:
-        """Close the socket and forget who waits. What was sent stays sent."""
+        """Close the socket and remove the waiting callbacks."""
         self._waiting.clear()
         self._disconnect()
         if self._timer is not None:
@@ -142,7 +142,7 @@ class Journal:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             self._file = self._file_now()
-            # the default holds some 160 entries; journald's end holds 512, and says itself when it is full
+            # the default has room for about 160 entries; journald's side has room for 512 and reports when it is full
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             connection.connect(self._path)
         except BaseException:
@@ -167,10 +167,10 @@ class Journal:
             status = os.stat(self._path)
         except OSError:
             return None
-        return status.st_dev, status.st_ino, status.st_ctime_ns  # inode numbers come back
+        return status.st_dev, status.st_ino, status.st_ctime_ns  # inode numbers are reused
 
     def _look_for_another(self) -> None:
-        # A full socket that nobody will ever read can be held open after another one took its place at the path.
+        # A full socket without a reader can stay open after journald has created a new one at the path.
         there = self._file_now()
         if there is not None and there != self._file:
             self._disconnect()

@@ -1,7 +1,7 @@
-"""What one domain has on its way to its sinks: a queue for each sink, and the spool that survives the process.
+"""The waiting records of one domain: a queue for each sink, and the spool that survives the process.
 
-An entry is counted once, whatever the number of its sinks, and leaves when the last of them has it. Which sinks there
-are, when they are tried and how much may wait is delivery.py's.
+An entry with several sinks counts once, and is removed when the last of them has it. delivery.py decides which sinks
+there are, when they are tried and how much may wait.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Outbox:
 
     def __init__(self, domid: int, name: str, spool: Spool | None, lost: Callable[[int, int], None],
                  counted: Callable[[int], None]) -> None:
-        """`lost` is told lines and bytes that had to be dropped, `counted` each change of `pending`."""
+        """`lost` is called with the dropped lines and bytes, `counted` with each change of `pending`."""
         self.domid = domid
         self.name = name
         self.spool = spool
@@ -68,7 +68,7 @@ class Outbox:
         """Queue an entry for sinks, in the spool first."""
         offset = 0
         if self.spool is not None:
-            # without room on tmpfs the record is only in memory: better than not at all
+            # without room on tmpfs, the record is only in memory
             with contextlib.suppress(OSError):
                 offset = self.spool.append(entry, sinks)
         self._queue(entry, sinks, offset)
@@ -94,7 +94,7 @@ class Outbox:
             self._counted(kept.size)
 
     def compact(self, limit: int) -> None:
-        """A spool that never got empty has grown by what is done: past `limit` bytes, begin it anew with the rest."""
+        """A spool that is never empty also grows by delivered records: over `limit` bytes, rewrite it without them."""
         if self.spool is None or self.spool.size < limit or self.in_flight:
             return
         where: dict[Kept, list[str]] = {}

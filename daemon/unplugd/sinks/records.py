@@ -1,6 +1,4 @@
-"""What unplugd writes for people: one kind of event, one MESSAGE_ID, one sentence.
-
-This room knows the catalogue of events and how an entry of the log is made up. Where entries go is the sinks' business.
+"""The kinds of records, each with its MESSAGE_ID, and the form of an entry of the log.
 """
 
 from __future__ import annotations
@@ -9,7 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 ERROR, WARNING, NOTICE, INFO = "3", "4", "5", "6"
-"""syslog priorities, as the journal field PRIORITY wants them (syslog(3))."""
+"""syslog priorities as values of the journal field PRIORITY (syslog(3))."""
 
 
 class Entry(NamedTuple):
@@ -18,9 +16,9 @@ class Entry(NamedTuple):
     time: float
     """When it happened: CLOCK_REALTIME, seconds."""
     message: bytes
-    """Raw bytes of one line without its end; untrusted where a guest wrote it. Every sink escapes it."""
+    """Raw bytes of one line without its end; untrusted if a guest wrote it. Every sink escapes it."""
     fields: tuple[tuple[str, str], ...]
-    """Journal fields beside MESSAGE; names as systemd.journal-fields(7) wants them, values are unplugd's own text."""
+    """Journal fields in addition to MESSAGE; names as in systemd.journal-fields(7), values are unplugd's own text."""
 
 
 class Event(Enum):

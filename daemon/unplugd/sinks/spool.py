@@ -1,11 +1,10 @@
-"""Records on their way: what was acknowledged to a guest and is not yet in journald's socket or in the guest's file.
+"""The spool: acknowledged records that are not yet in journald's socket or in the guest's file.
 
-One append-only file a domain, on tmpfs beside its state, which exists only while something is on its way. It is read
-once, by the next process, if this one dies. A record that was being appended at that moment is cut off: its response
-had not been sent.
+One append-only file per domain, on tmpfs beside its state. It exists only while records wait. If this process dies, the
+next one reads the file once. A record that was being appended at that moment is discarded: its response was not sent.
 
-    header   for each sink the offset up to which it is done, u64, `file` last; then where in the guest's file an append
-             of the records behind that began: inode and size of the file, u64 (0: none began)
+    header   for each sink the offset up to which records are delivered, u64, `file` last; then the place in the guest's
+             file where an append of the next records began: inode and size of the file, u64 (0: none began)
     record   length u32, checksum u32 of the rest, then JSON: time, message (Latin-1 for bytes), fields, sinks
 """
 
@@ -25,7 +24,7 @@ from unplugd.sinks.records import Entry
 _ORDER = (*(sink for sink in SINKS if sink != "file"), "file")
 _HEADER = struct.Struct(f"<{len(_ORDER)}QQQ")
 _APPEND = struct.Struct("<QQQ")
-"""The header's end: what is done of the file and where an append began change together, in one write."""
+"""The end of the header: the offset of `file` and the place of the append change in one write."""
 _APPEND_AT = _HEADER.size - _APPEND.size
 _PREFIX = struct.Struct("<II")
 
@@ -72,7 +71,7 @@ class Spool:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def done(self, sink: str, offset: int) -> None:
-        """`sink` has everything up to `offset`."""
+        """All records up to `offset` are delivered to `sink`."""
         if self._descriptor is None:
             return
         if sink == "file":
@@ -82,7 +81,7 @@ class Spool:
             os.pwrite(self._descriptor, offset.to_bytes(8, "little"), 8 * _ORDER.index(sink))
 
     def begin(self, begun: Begun) -> None:
-        """The records behind what is done are being appended to the guest's file, from `begun` on."""
+        """The next records are being appended to the guest's file, from `begun` on."""
         if self._descriptor is not None:
             os.pwrite(self._descriptor, _APPEND.pack(self._file_done, *begun), _APPEND_AT)
 
@@ -99,16 +98,16 @@ class Spool:
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """The path of the file."""
         return self._path
 
     @property
     def size(self) -> int:
-        """Bytes of the file, what is done included."""
+        """Bytes of the file, including delivered records."""
         return self._end
 
     def clear(self) -> None:
-        """Nothing is on its way any more."""
+        """All records are delivered: remove the file."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -117,16 +116,16 @@ class Spool:
                 self._path.unlink()
 
     def close(self) -> None:
-        """Let go of the file; what is in it stays for the next process."""
+        """Close the file; its content stays for the next process."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 class Append:
-    """One append to a guest's file, noted so that the next process can tell how much of it is there (files.Ledger).
+    """One append to a guest's file, with notes that show the next process how much of it was written (files.Ledger).
 
-    Called in the thread that writes: a process that is killed leaves no gap between the deed and its note.
+    Called in the writing thread, so that a killed process leaves no gap between a write and its note.
     """
 
     __slots__ = ("_abandoned", "_at", "_offset", "_spool")
@@ -150,7 +149,7 @@ class Append:
             self._spool.begin((inode, size))
 
     def end(self, begun: Begun | None) -> None:
-        """All of it is in the file. `begun`: and all was there already, up to that place; there may be more."""
+        """All of it is in the file. `begun`: it was there already, up to this place; there may be more."""
         self._spool.begun = self._at if self._abandoned else begun
         with contextlib.suppress(OSError):
             if self._offset:
@@ -159,7 +158,7 @@ class Append:
                 self._spool.begin(begun)
 
     def abandon(self) -> None:
-        """Nobody waits for it any longer: whoever tries again must look how far it came."""
+        """The caller does not wait any longer: the next attempt must check how much was written."""
         self._abandoned = True
         self._spool.begun = self._at
 

@@ -1,13 +1,13 @@
-"""Standard error: whole lines, without ever waiting for whoever reads them.
+"""Standard error: writes whole lines and never waits for the reader.
 
-O_NONBLOCK belongs to the open file description, which standard error shares with the shell or service manager that
-started us, so it is never set there. Each kind of file has another way not to block:
+O_NONBLOCK belongs to the open file description, which unplugd shares with the shell or service manager that started it,
+so it is never set there. Each kind of file has another way not to block:
 
 - socket (a unit's standard error is a stream to journald): MSG_DONTWAIT;
 - pipe, FIFO, terminal, device: a description of our own, by opening /proc/self/fd/2 again;
-- regular file: a write to it waits for nobody.
+- regular file: a write does not wait for a reader.
 
-A pipe or terminal that may not be opened again (another user's terminal) is asked with poll(2) and gets small writes.
+If a pipe or terminal cannot be opened again (another user's terminal), poll(2) is used before small writes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from collections.abc import Callable
 RETRY = 0.5
 """Seconds until a file that cannot be polled (a full disk) is tried again."""
 _PASSING = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT})
-_PIECE = 256  # what poll(2) may promise room for on a terminal
+_PIECE = 256  # poll(2) may guarantee only this much room on a terminal
 
 
 class StandardError:
     """Lines for the file behind the descriptor `fd`.
 
-    `problem` says why the last line was not taken, and is None while lines are taken. All methods belong to the
-    thread of the event loop.
+    `problem` is the reason why the last line was refused, or None. Call all methods in the thread of the event loop.
     """
 
     def __init__(self, fd: int = 2) -> None:
@@ -51,14 +50,14 @@ class StandardError:
 
     @property
     def pending(self) -> bool:
-        """Whether the end of a line that was taken is still to be written: the reader is slower than we are."""
+        """Whether the end of an accepted line is not written yet, because the reader is slow."""
         return bool(self._rest)
 
     def write_line(self, text: bytes) -> bool:
-        """Write one escaped line, with a newline if `text` has none: True if it was taken, False if not now.
+        """Write one escaped line, with a newline if `text` has none. Returns True if it was accepted, False if not now.
 
-        A line of which only a part fitted counts as taken; its rest is written before anything else. Raises OSError
-        (EPIPE, EBADF, EIO, ...) when nobody can ever read it; the rest of the line before is forgotten then.
+        If only a part could be written, the line is accepted, and its rest is written before anything else. Raises
+        OSError (EPIPE, EBADF, EIO, ...) if it can never be written; the rest of the previous line is discarded then.
         """
         if not text.endswith(b"\n"):
             text += b"\n"
@@ -69,7 +68,7 @@ class StandardError:
             return False
         self._rest = text[written:]
         if self._rest:
-            # A line half of which is on the terminal must not wait for the next one to be finished.
+            # The rest of the line must not wait for the next line.
             self._finish_later()
         return True
 
@@ -80,7 +79,7 @@ class StandardError:
             self._arm(asyncio.get_running_loop())
 
     def close(self) -> None:
-        """Forget who waits and what is unfinished; the descriptor that was given stays open."""
+        """Remove the waiting callbacks and the unfinished line; the given descriptor stays open."""
         self._disarm()
         self._waiting.clear()
         self._rest = b""
@@ -93,7 +92,7 @@ class StandardError:
     def _open(self) -> None:
         mode = os.fstat(self._given).st_mode
         if stat.S_ISSOCK(mode):
-            # The copy shares the description, so it must stay as it is: blocking, with MSG_DONTWAIT at each call.
+            # The copy shares the file description, so it must stay blocking; each call uses MSG_DONTWAIT.
             self._socket = socket.socket(fileno=os.dup(self._given))
             self._fd = self._socket.fileno()
         elif not stat.S_ISREG(mode):
@@ -153,7 +152,7 @@ class StandardError:
         try:
             loop.add_writer(self._fd, self._wake)
             self._writer = (loop, self._fd)
-        except OSError:  # a regular file, /dev/null, or nothing at all: epoll takes none of them
+        except OSError:  # a regular file, /dev/null or an invalid descriptor: epoll accepts none of them
             self._timer = loop.call_later(RETRY if self.problem else 0, self._wake)
 
     def _disarm(self) -> None:
@@ -170,7 +169,7 @@ class StandardError:
         try:
             finished = self._flush()
         except OSError:
-            finished = True  # those who wait hear of it from their own write_line
+            finished = True  # the waiting callers get the error from their own write_line
         if not finished:
             self._finish_later()
             return

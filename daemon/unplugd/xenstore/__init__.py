@@ -1,4 +1,4 @@
-"""xenstore, the dom0 database of domains: its client, and one in this process to try things out.
+"""xenstore, the database of domains in dom0: a client for xenstored, and an embedded store for tests and demos.
 
-`choice.open_store` chooses by configuration; the interface is `store.Store`. Nothing is loaded with the package itself.
+`choice.open_store` chooses one by the configuration; the interface is `store.Store`. The package itself loads nothing.
 """

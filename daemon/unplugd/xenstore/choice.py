@@ -1,4 +1,4 @@
-"""Which store the configuration means, and where a real xenstored is reached."""
+"""Opens the store that the configuration selects, and finds the socket or device of a real xenstored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEVICES = ("/dev/xen/xenbus", "/proc/xen/xenbus")
 
 
 def socket_paths(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Where xenstored's socket may be, as libxenstore has it (xen.git, tools/libs/store/xs.c)."""
+    """Possible paths of xenstored's socket, as in libxenstore (xen.git, tools/libs/store/xs.c)."""
     if path := environment.get("XENSTORED_PATH"):
         return [path]
     if directory := environment.get("XENSTORED_RUNDIR"):
@@ -27,7 +27,7 @@ def socket_paths(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def open_store(config: XenstoreConfig) -> Store:
-    """The store that the configuration names; nothing is opened before its `run`."""
+    """The store that the configuration selects; it opens nothing before its `run`."""
     if config.backend == "embedded":
         return EmbeddedStore(config.domains)
     endpoints: list[Endpoint] = []

@@ -1,7 +1,6 @@
-"""The client of a real xenstored: requests, transactions, and staying connected.
+"""The client of a real xenstored: requests, transactions and reconnecting.
 
-The bytes and deadlines of one connection are the business of `connection`, watches of `watches`; what to do with what
-xenstore says is the service's.
+`connection` handles the bytes and deadlines of one connection, `watches` handles watches.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ FIRST_BACKOFF, LAST_BACKOFF = 0.05, 2.0
 """Seconds between attempts to connect: doubling from the first to the last."""
 
 _DIRECTORY_ATTEMPTS = 16
-"""How often a large directory is read anew because it changed meanwhile."""
+"""How often the reading of a large directory is restarted because the directory changed."""
 
 
 class Endpoint(NamedTuple):
-    """Where a xenstored may be reached."""
+    """A path at which xenstored can be reached."""
 
     path: str
     is_device: bool = False
@@ -57,7 +56,7 @@ def _number(payload: bytes) -> int:
 class Client:
     """A `Store` (see there) on a real xenstored.
 
-    `endpoints` are looked at anew at every attempt to connect: the first whose path exists is taken.
+    At every attempt to connect, the first of `endpoints` whose path exists is used.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
@@ -167,7 +166,7 @@ class Client:
             begun_on, tx = self._transactions.get(tx, (None, 0))
             if begun_on is not connection:
                 return _failed(
-                    StoreUnavailable("the connection that the transaction was begun on is gone"), future
+                    StoreUnavailable("the connection of the transaction was lost"), future
                 )
         seconds = DEADLINE if deadline is None else deadline
         return connection.request(
@@ -177,7 +176,7 @@ class Client:
     async def _read_parts(
         self, path: str, tx: int, expires: float, future: asyncio.Future[list[str]]
     ) -> None:
-        """A directory that does not fit one reply: by parts, begun anew when it changes in between."""
+        """Read a directory that does not fit into one reply, in parts; restart when it changes in between."""
         loop = asyncio.get_running_loop()
         try:
             for _ in range(_DIRECTORY_ATTEMPTS):
@@ -194,12 +193,12 @@ class Client:
                     ended = part in (b"", b"\0") or part.endswith(b"\0\0")
                     listing += part
                     if len(listing) > MAX_REPLY:
-                        raise StoreUnavailable(f"the directory {path} has no end")
+                        raise StoreUnavailable(f"the directory {path} is too large")
                     if ended and not future.done():
                         future.set_result(names(bytes(listing)))
                 if future.done():
                     return
-            raise StoreUnavailable(f"the directory {path} changes quicker than it can be read")
+            raise StoreUnavailable(f"the directory {path} changes faster than it can be read")
         except (StoreError, ValueError) as error:
             if not future.done():
                 future.set_exception(error)
@@ -208,7 +207,8 @@ class Client:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[int]:
-        """`Store.transaction`. The number is of this client: xenstored's own means another one after a reconnect."""
+        """`Store.transaction`. The number is this client's own, because xenstored reuses its numbers after a reconnect.
+        """
         connection = self._connection
         if connection is None or not self._ready:
             raise StoreUnavailable(self._reason)
@@ -217,7 +217,7 @@ class Client:
             end = connection.request(Op.TRANSACTION_END, "", b"F\0", nothing, tx=wire_tx, deadline=DEADLINE)
             end.add_done_callback(ignore)
 
-        # Nobody may be left to end a transaction that xenstored grants too late.
+        # If xenstored grants the transaction too late, it must be ended here.
         wire_tx = await self._request(
             Op.TRANSACTION_START, "", b"\0", _number, 0, None, late=lambda payload: abandon(_number(payload))
         )
@@ -249,7 +249,7 @@ class Client:
         """`Store.unwatch`."""
         return self._watches.end(path, callback)
 
-    # --- staying connected ---
+    # --- reconnecting ---
 
     async def run(self, on_connected: Callable[[], None], on_lost: Callable[[str], None]) -> None:
         """`Store.run`."""
@@ -302,11 +302,11 @@ class Client:
         self._watches.disarm()
 
     async def _connect(self) -> StoreConnection:
-        """Connect to the first endpoint there is, make sure that somebody answers, arm all watches. StoreError."""
+        """Connect to the first existing endpoint, check that xenstored answers, arm all watches. Raises StoreError."""
         endpoint = self._present()
         try:
             connection = self._connection = await self._open(endpoint)
-            # Any answer will do. A xenstored that hangs can be connected to all the same: by its socket's backlog.
+            # Any answer is enough. The connect alone proves nothing: the backlog of a hanging xenstored accepts it too.
             await connection.request(
                 Op.GET_DOMAIN_PATH, "its first answer", b"0\0", nothing, deadline=DEADLINE
             )

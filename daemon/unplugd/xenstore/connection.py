@@ -1,6 +1,6 @@
-"""One connection to a xenstored: requests out, replies matched to them, deadlines, the end.
+"""One connection to a xenstored: sends requests, matches replies, checks deadlines.
 
-It does not know why it was made or what comes after it: watches, transactions and reconnecting are `client`'s business.
+`client` handles watches, transactions and reconnecting.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from unplugd.xenstore.wire import HEADER, MAX_PAYLOAD, Decoder, Message, Op, Wir
 T = TypeVar("T")
 
 MAX_OUTSTANDING = 16384
-"""Requests without a reply at a time. Those whose deadline passed count until their reply comes."""
+"""Maximum number of requests without a reply. An expired request counts until its reply arrives."""
 
 SILENCE = 10.0
-"""Seconds without a byte, with requests outstanding, after which a connection is given up."""
+"""Seconds without a byte, with outstanding requests, after which the connection is dropped."""
 
 _COARSE = 0.02
-"""Seconds: deadlines are looked at no more often, so that looking costs little however many there are."""
+"""Minimum seconds between two checks of the deadlines, so that the checks stay cheap with many requests."""
 
 
 class Pipe(Protocol):
-    """What a connection needs of a transport: asyncio's for a socket, `device.DeviceTransport` for the device."""
+    """The transport of a connection: asyncio's for a socket, `device.DeviceTransport` for the device."""
 
     def write(self, data: bytes, /) -> None:
         """Send one message; never blocks."""
@@ -61,7 +61,7 @@ class _PendingRequest(Generic[T]):
 
 
 class StoreConnection(asyncio.Protocol):
-    """The protocol object of one transport; of no use after `lost` is done.
+    """The protocol object of one transport. It cannot be used after `lost` is done.
 
     `on_event(path, token)` is called for every watch event. It must not raise.
     """
@@ -96,7 +96,7 @@ class StoreConnection(asyncio.Protocol):
                 if self._reason:
                     return
         except (WireFault, ValueError) as fault:
-            self.drop(f"xenstored does not speak its protocol: {fault}")
+            self.drop(f"xenstored broke its protocol: {fault}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio.Protocol."""
@@ -105,7 +105,7 @@ class StoreConnection(asyncio.Protocol):
             self.lost.set_result(self._reason)
 
     def write_refused(self, message: bytes, code: str) -> None:
-        """The device did not take this request (`write` failed with the errno named `code`): that is its answer."""
+        """The device refused this request (`write` failed with the errno `code`); this is its answer."""
         request_id = HEADER.unpack_from(message)[1]
         if request_id in self._pending:
             self._dispatch(Message(Op.ERROR, request_id, code.encode()))
@@ -114,11 +114,11 @@ class StoreConnection(asyncio.Protocol):
 
     @property
     def dropped(self) -> str:
-        """Why the connection was given up; empty while it is not."""
+        """Why the connection was dropped; empty while it is open."""
         return self._reason
 
     def drop(self, reason: str) -> None:
-        """Give the connection up: all that is outstanding ends in StoreUnavailable(reason). The first reason counts."""
+        """Drop the connection: outstanding requests end in StoreUnavailable(reason). The first reason counts."""
         if self._reason:
             return
         self._reason = reason
@@ -149,7 +149,7 @@ class StoreConnection(asyncio.Protocol):
         """Send a request; the future (a new one, or the one given) gets `decode(reply's payload)`.
 
         `path` is for errors. `refused(code)` may take over an error answer, and the future with it, by returning True.
-        `late(payload)` is called with a reply for which nobody waits any more: deadline passed, or future cancelled.
+        `late(payload)` is called with a reply that arrives after the deadline or after the future was cancelled.
         """
         if future is None:
             future = self._loop.create_future()
@@ -162,7 +162,7 @@ class StoreConnection(asyncio.Protocol):
         else:
             now = self._loop.time()
             if not self._pending:
-                self._heard = now  # xenstored had nothing to say: its silence counts from here
+                self._heard = now  # there was nothing to answer before: silence counts from now
             request_id = self._new_id()
             expires = now + deadline
             self._pending[request_id] = _PendingRequest(op, path, future, expires, decode, refused, late)
@@ -171,14 +171,14 @@ class StoreConnection(asyncio.Protocol):
         return future
 
     def _new_id(self) -> int:
-        # A 32-bit number goes round in days; one that still waits for its reply is not given again.
+        # The 32-bit number wraps around after days; a number that still waits for its reply is skipped.
         while True:
             self._last_id = self._last_id % 0xFFFFFFFF + 1
             if self._last_id not in self._pending:
                 return self._last_id
 
     def _send(self, message: bytes) -> None:
-        # Alone, a request goes out at once. Those that follow others of the same turn of the loop share a system call.
+        # A single request is sent at once. Further ones of the same loop iteration share a system call.
         if self._outbox:
             self._outbox.append(message)
         elif len(self._pending) > 1:
@@ -200,7 +200,7 @@ class StoreConnection(asyncio.Protocol):
             return
         entry = self._pending.get(request_id)
         if entry is None or op not in (entry.op, Op.ERROR):
-            self.drop(f"xenstored does not speak its protocol: an answer of type {op} to what was not asked")
+            self.drop(f"xenstored broke its protocol: an answer of type {op} without a request")
             return
         del self._pending[request_id]
         future = entry.future
@@ -211,8 +211,8 @@ class StoreConnection(asyncio.Protocol):
             try:
                 future.set_result(entry.decode(payload))
             except ValueError as fault:  # UnicodeDecodeError is one
-                future.set_exception(StoreUnavailable(f"xenstored's answer for {entry.path} makes no sense"))
-                self.drop(f"xenstored does not speak its protocol: {fault}")
+                future.set_exception(StoreUnavailable(f"xenstored's answer for {entry.path} is invalid"))
+                self.drop(f"xenstored broke its protocol: {fault}")
         elif not (entry.refused and entry.refused(payload)):
             future.set_exception(refusal(entry.path, payload))
 
@@ -231,7 +231,7 @@ class StoreConnection(asyncio.Protocol):
             return
         now = self._loop.time()
         if now >= self._heard + SILENCE:
-            self.drop(f"xenstored has not said a word for {SILENCE:g} s")
+            self.drop(f"xenstored has not answered for {SILENCE:g} s")
             return
         next_look = self._heard + SILENCE
         for entry in self._pending.values():

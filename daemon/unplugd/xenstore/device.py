@@ -1,9 +1,8 @@
 """The transport for /dev/xen/xenbus, the kernel's own connection to xenstored.
 
-xenstored is not reached by a socket where it runs in a domain of its own, nor from a sandbox without one. The device
-(linux/drivers/xen/xenbus/xenbus_dev_frontend.c) reads like a socket, but writes unlike one: poll never says that it is
-writable, O_NONBLOCK does not count for writes, and the write of a WATCH or UNWATCH returns only when xenstored has
-answered. So a thread writes, one message at a time; only this transport knows about it.
+A xenstored in its own domain has no socket in dom0. The device (linux/drivers/xen/xenbus/xenbus_dev_frontend.c) can be
+read like a socket, but not written like one: poll never reports it as writable, O_NONBLOCK has no effect on writes, and
+the write of a WATCH or UNWATCH returns only when xenstored has answered. So a thread writes, one message at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ MAX_PAYLOAD = 4096 - HEADER.size
 _READ = 65536
 
 _BROKEN = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO, errno.EBADF, errno.EPIPE, errno.EFAULT))
-"""A write's errors that tell of the device; the others are xenstored's answer to a WATCH."""
+"""Errors of a write that concern the device; other errors are xenstored's answer to a WATCH."""
 
 
 class DeviceTransport:
@@ -43,7 +42,7 @@ class DeviceTransport:
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
         self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         try:
-            # The writer's own descriptor: it can never write to somebody else's file that got a closed one's number.
+            # A separate descriptor for the writer, so that it cannot write to another file with a reused number.
             writer_fd = os.dup(self._fd)
             try:
                 self._loop.add_reader(self._fd, self._readable)
@@ -117,12 +116,12 @@ class DeviceTransport:
                 self._loop.call_soon_threadsafe(
                     self._connection.write_refused, message, errno.errorcode[code]
                 )
-        except RuntimeError:  # the loop is closed: nobody wants to know
+        except RuntimeError:  # the loop is closed
             pass
 
 
 def _write_whole(fd: int, message: bytes) -> None:
-    # The device takes a message whole. What stands in for it in tests may take a part, or none for now.
+    # The device takes a whole message. Its replacement in tests may take a part of it, or none yet.
     rest = memoryview(message)
     while rest:
         try:

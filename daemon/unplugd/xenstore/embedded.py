@@ -1,7 +1,7 @@
-"""A xenstore in this process, for trying unplugd out and for tests: no Xen, no xenstored.
+"""A xenstore in this process, for demos and tests without Xen and xenstored.
 
-It behaves as a real one does (the tests of both are the same), with the domains that the configuration names. The tree
-itself is `tree`'s business; here are the requests, the watches and the domains.
+It behaves like a real one (both have the same tests) and has the domains of the configuration. `tree` is the tree of
+nodes; requests, watches and domains are here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 
 class EmbeddedStore:
-    """A `Store` (see there) that starts with `domains`. `deadline` means nothing here: every answer is ready."""
+    """A `Store` (see there) that starts with `domains`. `deadline` has no effect here, because every answer is ready.
+    """
 
     def __init__(self, domains: Iterable[EmbeddedDomain] = ()) -> None:
         self._tree = Tree()
@@ -43,7 +44,8 @@ class EmbeddedStore:
     # --- domains: what a toolstack does ---
 
     def introduce(self, domid: int, name: str, uuid: str) -> None:
-        """A domain comes: its nodes as libxl writes them, then @introduceDomain. An empty name or uuid has no node."""
+        """Introduce a domain: its nodes as libxl writes them, then @introduceDomain. An empty name or uuid has no node.
+        """
         base = f"/local/domain/{domid}"
         nodes = {f"{base}/domid": str(domid)}
         if uuid:
@@ -57,7 +59,7 @@ class EmbeddedStore:
         self._tell()
 
     def release(self, domid: int) -> None:
-        """A domain goes: its nodes, then @releaseDomain. Nothing happens if there is none."""
+        """Release a domain: remove its nodes, then @releaseDomain. Does nothing if there is no such domain."""
         if domid not in self._domids:
             return
         base = f"/local/domain/{domid}"
@@ -70,7 +72,7 @@ class EmbeddedStore:
         self._tell()
 
     def follow(self, wanted: Iterable[EmbeddedDomain]) -> None:
-        """Have these domains and no others: who is not among them goes, and new ones come."""
+        """Introduce the new ones of these domains, and release all others."""
         domains = {domain.domid: domain for domain in wanted}
         for domid in self.domids - domains.keys():
             self.release(domid)
@@ -79,7 +81,7 @@ class EmbeddedStore:
 
     @property
     def domids(self) -> frozenset[int]:
-        """The domains that there are."""
+        """The present domains."""
         return frozenset(self._domids)
 
     # --- requests ---
@@ -117,7 +119,7 @@ class EmbeddedStore:
     def set_permissions(
         self, path: str, permissions: Sequence[str], *, tx: int = 0, deadline: float | None = None
     ) -> asyncio.Future[None]:
-        """`Store.set_permissions`: kept, and inherited, but nobody is kept out: there is only dom0 here."""
+        """`Store.set_permissions`: stored and inherited, but not checked, because only dom0 uses this store."""
         permission_list(permissions)
         return self._answer(path, b"", tx, lambda view: view.set_permissions(path, permissions))
 
@@ -146,7 +148,7 @@ class EmbeddedStore:
         if not tx:
             return self._tree
         if tx not in self._transactions:
-            raise StoreUnavailable("the connection that the transaction was begun on is gone")
+            raise StoreUnavailable("the connection of the transaction was lost")
         return self._transactions[tx]
 
     @asynccontextmanager
@@ -203,7 +205,7 @@ class EmbeddedStore:
             del self._watches[path, callback]
 
     def _tell(self) -> None:
-        """Send the events of what was changed: not from here, since a callback may ask for something itself."""
+        """Send the events of changes, later from the event loop, because a callback may send a request itself."""
         touched = list(self._tree.touched)
         self._tree.touched.clear()
         if not touched or not self._connected:

@@ -1,7 +1,6 @@
-"""What unplugd asks of a xenstore, whichever it is.
+"""The interface of a xenstore, which `client` (a real xenstored) and `embedded` (in this process) implement.
 
-This room has the interface that `client` (a real xenstored) and `embedded` (one in this process) share. No input or
-output, no wire format: those belong to them.
+No I/O and no wire format here.
 """
 
 from __future__ import annotations
@@ -12,22 +11,23 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 DEADLINE = 5.0
-"""Seconds that a request may take when its caller does not say."""
+"""Default deadline of a request, in seconds."""
 
 INTRODUCE_DOMAIN = "@introduceDomain"
 RELEASE_DOMAIN = "@releaseDomain"
-"""Watched like paths: a domain has come, a domain has gone or is about to (xen.git, docs/misc/xenstore.txt)."""
+"""Watched like paths: a domain was introduced; a domain was released or shuts down (xen.git, docs/misc/xenstore.txt).
+"""
 
 
 class Store(Protocol):
     """A xenstore as dom0 sees it.
 
-    Requests are sent when they are called, in that order, and answer through an awaitable: many may be under way at
-    once (`asyncio.gather`). `tx` is what `transaction` gave, or 0. `deadline` is in seconds from the call. Paths are
-    absolute; values are bytes, at most 4096 together with their path.
+    Requests are sent in the order of the calls, and each returns an awaitable: many can be in flight
+    (`asyncio.gather`). `tx` is the number from `transaction`, or 0. `deadline` is in seconds from the call. Paths are
+    absolute. Values are bytes, at most 4096 together with their path.
 
-    Every request may end in StoreUnavailable (no connection, a lost one, the deadline) or StoreRefused (any error
-    that has no name of its own below).
+    Every request may raise StoreUnavailable (no connection, a lost one, the deadline) or StoreRefused (any other error
+    than those named below).
     """
 
     @property
@@ -42,57 +42,58 @@ class Store(Protocol):
         """The value of the node. NoSuchNode."""
 
     def directory(self, path: str, *, tx: int = 0, deadline: float | None = None) -> Awaitable[list[str]]:
-        """The names of the node's children, however many, in no order. NoSuchNode if the node is not there."""
+        """The names of all children of the node, unordered. Raises NoSuchNode if the node does not exist."""
 
     def write(
         self, path: str, value: bytes, *, tx: int = 0, deadline: float | None = None
     ) -> Awaitable[None]:
-        """Set the value; the node and its parents come to be, with the permissions of the nearest parent there is."""
+        """Set the value. Missing nodes are created, with the permissions of their nearest existing parent."""
 
     def remove(self, path: str, *, tx: int = 0, deadline: float | None = None) -> Awaitable[None]:
-        """Take the node away with all below it.
+        """Remove the node and all nodes below it.
 
-        A node that is not there is no error to xenstore as long as its parent is; NoSuchNode if that is gone too.
+        A missing node is not an error in xenstore; NoSuchNode is raised if its parent is missing too.
         """
 
     def set_permissions(
         self, path: str, permissions: Sequence[str], *, tx: int = 0, deadline: float | None = None
     ) -> Awaitable[None]:
-        """Set owner and access: the first, as "n0", names the owner and everybody's access (n, r, w, b); NoSuchNode.
+        """Set owner and access. The first permission, for example "n0", names the owner and the access (n, r, w, b) of
+        all other domains. Raises NoSuchNode.
 
-        ValueError, at once, for what is not a permission.
+        Raises ValueError, at once, for an invalid permission.
         """
 
     def is_introduced(self, domid: int, *, deadline: float | None = None) -> Awaitable[bool]:
         """Whether xenstored knows the domain."""
 
     def transaction(self) -> AbstractAsyncContextManager[int]:
-        """A transaction: committed when the block ends, dropped when it raises.
+        """A transaction: committed at the end of the block, abandoned if the block raises.
 
-        Leaving the block raises TransactionConflict when somebody else changed what was read or written in it, and
-        StoreUnavailable when the connection it was begun on is gone: nothing was written then (or, if the connection
-        was lost during the commit, nobody knows).
+        The end of the block raises TransactionConflict if another client changed a node that was read or written in the
+        block. It raises StoreUnavailable if the connection was lost; nothing was written then, but if it was lost
+        during the commit, the result is unknown.
         """
 
     def watch(self, path: str, callback: Callable[[str], None]) -> Awaitable[None]:
-        """Call `callback` with the path of what changed, for every change at or below `path`, until `unwatch`.
+        """Call `callback` with the changed path, for every change at or below `path`, until `unwatch`.
 
-        Done when armed: read then, not before, for what changed earlier is not told. Without a connection that is when
-        there is one: the watch is noted all the same, and is armed again after every reconnect. What happened while
-        there was none is lost: read anew in `on_connected`. Events may come for no reason, and several changes may
-        make one; the one that xenstored sends at every arming does not come. A cancelled awaitable, or one
-        that ends in StoreRefused or NoSuchNode, leaves no watch. ValueError, at once, if this callback watches `path`
-        already.
+        The awaitable is done when the watch is armed. Read values after that, because earlier changes have no event.
+        Without a connection the watch is armed at the next connect, and again after every reconnect. Changes during a
+        lost connection have no event, so read the values again in `on_connected`. Events may come without a change, and
+        several changes may cause one event. The event that xenstored sends when a watch is armed is not delivered. If
+        the awaitable is cancelled or ends in StoreRefused or NoSuchNode, there is no watch. Raises ValueError, at once,
+        if this callback watches `path` already.
         """
 
     def unwatch(self, path: str, callback: Callable[[str], None]) -> Awaitable[None]:
         """End that watch; no callback once this was called. Nothing happens if there is none."""
 
     async def run(self, on_connected: Callable[[], None], on_lost: Callable[[str], None]) -> None:
-        """Connect, and stay connected until cancelled or closed.
+        """Connect, and reconnect until cancelled or closed.
 
-        `on_connected()` at every connection, once all watches are armed; `on_lost(reason)` at every loss, and when an
-        attempt to connect fails for a reason that was not said last.
+        Calls `on_connected()` at every connection, after all watches are armed. Calls `on_lost(reason)` at every loss,
+        and when an attempt to connect fails for another reason than the last one.
         """
 
     async def close(self) -> None:

@@ -1,6 +1,6 @@
-"""The connections to xenstore that the daemon has: one to follow and publish, one for verdicts, some for a start.
+"""The daemon's connections to xenstore: one to follow domains and publish, one for verdicts, some for the start.
 
-What is asked on them is domains/follow.py's, blacklist/verdicts.py's and domains/publish.py's.
+domains/follow.py, blacklist/verdicts.py and domains/publish.py use them.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from unplugd.config.load import EmbeddedDomain, XenstoreConfig
 from unplugd.xenstore.store import Store
 
 READERS = 8
-"""Connections by which the domains are read at start."""
+"""Number of connections that read the domains at start."""
 
 
 class Stores:
-    """Made when xenstore is first needed: its client is loaded with it."""
+    """Created when xenstore is first needed, because this loads the client."""
 
     def __init__(self, config: XenstoreConfig, *, quick: bool) -> None:
-        """`quick`: there may be many domains to be read, and nobody serves them yet."""
+        """`quick`: there may be many domains to read, and they are not served yet."""
         from unplugd.xenstore.choice import open_store
         from unplugd.xenstore.embedded import EmbeddedStore
 
         self.main: Store = open_store(config)
         self.lookups = self.main
-        """For verdicts alone: publishing and scanning do not stand in their way."""
+        """Only for verdicts, so that publishing and scanning do not delay them."""
         self.readers: Sequence[Store] = ()
         self._follow: Callable[[Sequence[EmbeddedDomain]], None] | None = None
         if isinstance(self.main, EmbeddedStore):
@@ -35,17 +35,17 @@ class Stores:
                 self.readers = [open_store(config) for _ in range(READERS)]
 
     def follow_configuration(self, domains: Sequence[EmbeddedDomain]) -> None:
-        """Configuration has other domains: the store has them, where it is the one in this process."""
+        """The configured domains have changed: update the embedded store, if it is used."""
         if self._follow is not None:
             self._follow(domains)
 
     def run(self, connected: Callable[[], None], lost: Callable[[str], None]) -> list[Coroutine[None, None, None]]:
-        """What has to run for as long as the daemon does: verdicts' connection first, guests wait for it."""
+        """The coroutines that must run as long as the daemon. Verdicts come first, because guests wait for them."""
         extra = [] if self.lookups is self.main else [_run(self.lookups)]
         return [*extra, self.main.run(connected, lost)]
 
     def run_readers(self) -> list[Coroutine[None, None, None]]:
-        """The same of the readers, until the domains are read."""
+        """The coroutines of the readers, which run until the domains are read."""
         return [_run(reader) for reader in self.readers]
 
     async def close(self) -> None:
@@ -56,5 +56,5 @@ class Stores:
 
 
 async def _run(store: Store) -> None:
-    """Keep one connected of whose comings and goings the main one's tell enough."""
+    """Keep a store connected, without callbacks: those of the main store are enough."""
     await store.run(lambda: None, lambda reason: None)

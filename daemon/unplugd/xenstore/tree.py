@@ -1,6 +1,6 @@
 """A xenstore's tree in memory: nodes, permissions, transactions (xen.git, docs/misc/xenstore.txt).
 
-Pure: no asyncio, no watches. A change is told by its path, and `embedded` makes events of that.
+Pure: no asyncio, no watches. Changed paths are collected, and `embedded` makes events of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from unplugd.errors import NoSuchNode, TransactionConflict
 
 
 class Node:
-    """One node. `changed` is the number of the change that made it what it is."""
+    """One node. `changed` is the number of its last change."""
 
     __slots__ = ("changed", "children", "permissions", "value")
 
@@ -23,7 +23,7 @@ class Node:
         self.changed = changed
 
     def copy(self) -> Node:
-        """Another node with the same content."""
+        """A copy of the node."""
         node = Node(self.value, self.permissions, self.changed)
         node.children = dict(self.children)
         return node
@@ -40,20 +40,20 @@ def name_of(path: str) -> str:
 
 
 class View(ABC):
-    """What all requests do, on nodes that `get` and `put` reach: the tree's own or a transaction's."""
+    """The requests, on the nodes that `get` and `put` access: those of the tree or of a transaction."""
 
     def __init__(self) -> None:
         self.touched: list[tuple[str, bool]] = []
-        """What was changed, in order: its path, and whether only a watch of just this path is told (a node that went
-        with one above it)."""
+        """The changed paths, in order. True: only a watch of exactly this path gets an event (the node was removed
+        together with one above it)."""
 
     @abstractmethod
     def get(self, path: str) -> Node | None:
-        """The node, to be looked at."""
+        """The node, read-only."""
 
     @abstractmethod
     def put(self, path: str, node: Node | None) -> None:
-        """Replace the node; None takes it away."""
+        """Replace the node; None removes it."""
 
     def node(self, path: str) -> Node:
         """The node. NoSuchNode."""
@@ -63,7 +63,7 @@ class View(ABC):
         return node
 
     def write(self, path: str, value: bytes) -> None:
-        """Set a value, making the node and its parents where they are not."""
+        """Set a value; missing nodes are created."""
         node = self.get(path)
         if node is None:
             node = self._make(path)
@@ -73,7 +73,7 @@ class View(ABC):
         self.touched.append((path, False))
 
     def remove(self, path: str) -> None:
-        """Take a node away with all below it. NoSuchNode only if its parent is not there either, and for "/"."""
+        """Remove a node and all below it. Raises NoSuchNode only if its parent is missing too, and for "/"."""
         if path == "/":
             raise NoSuchNode(path)
         if self.get(path) is None:
@@ -109,7 +109,7 @@ class View(ABC):
 
 
 class Tree(View):
-    """All nodes as everybody sees them."""
+    """All committed nodes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,12 +137,12 @@ class Transaction(View):
         super().__init__()
         self._tree = tree
         self._found: dict[str, int | None] = {}
-        """What was looked at: the number of its last change then, None for a node that was not there."""
+        """The nodes read so far: the number of their last change, None for a missing node."""
         self._nodes: dict[str, Node | None] = {}
         self._put: dict[str, None] = {}
 
     def get(self, path: str) -> Node | None:
-        """`View.get`: what was found once stays what it was."""
+        """`View.get`: repeated reads give the same result."""
         if path not in self._nodes:
             node = self._tree.get(path)
             self._found[path] = node.changed if node else None
@@ -155,11 +155,12 @@ class Transaction(View):
         self._put[path] = None
 
     def commit(self) -> None:
-        """Make the changes everybody's. TransactionConflict, and nothing done, if what was found is not so any more."""
+        """Commit the changes. Raises TransactionConflict, and changes nothing, if a node has changed since it was read.
+        """
         for path, changed in self._found.items():
             node = self._tree.get(path)
             if (node.changed if node else None) != changed:
-                raise TransactionConflict(f"{path} was changed by somebody else")
+                raise TransactionConflict(f"another client changed {path}")
         for path in self._put:
             self._tree.put(path, self._nodes[path])
         self._tree.touched += self.touched

@@ -1,10 +1,10 @@
-"""The watches of a client: which there are, which token each has on the connection of the moment, what an event means.
+"""The watches of a client: their tokens on the present connection, and the events for them.
 
-They outlive connections. Making those, and what an event leads to, is the business of others.
+Watches outlive connections.
 
 A watch counts as armed when xenstored has acknowledged it *and* has sent the event that it sends at every registration.
-Until then that event may stand for a real change too: xenstored does not queue an event twice (since XSA-326), so that
-of a change vanishes while the first one waits to be sent. Who reads after the watch is armed has missed nothing.
+Until then this event can also stand for a real change: xenstored does not queue an event twice (since XSA-326), so the
+event of a change is merged with the first one. A client that reads after the watch is armed misses no change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """One registration. It has a new token on each connection: a late event of another is not taken for its own."""
+    """One registration. It has a new token on each connection, so that a late event cannot be confused."""
 
     __slots__ = (
         "acknowledged",
@@ -45,7 +45,7 @@ class Watch:
         self.token = ""
         self.acknowledged = False
         self.first = True
-        """Whether the event that xenstored sends at registration has yet to come."""
+        """Whether the event that xenstored sends at registration has not arrived yet."""
         self.settled: asyncio.Future[None] | None = None
         """Done when it is armed on this connection, and forgotten then: thousands of watches are kept."""
         self.timer: asyncio.TimerHandle | None = None
@@ -85,7 +85,7 @@ class Watches:
             _settle(watch.armed, StoreUnavailable(f"the watch of {path} was ended before it was armed"))
 
         def answered(answer: asyncio.Future[None] | None) -> None:
-            # A connection that is lost takes the watch with it, and one never armed may be ENOENT: all the same.
+            # A lost connection ends the watch too, and a watch that was never armed may give ENOENT: ignore both.
             if answer:
                 ignore(answer)
             if not done.done():
@@ -115,7 +115,7 @@ class Watches:
             asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
 
     async def arm_all(self, connection: StoreConnection) -> None:
-        """Arm all watches on a new connection; from now on new ones are armed as they come. StoreError."""
+        """Arm all watches on a new connection; later ones are armed when they are added. Raises StoreError."""
         self._connection = connection
         connection.lost.add_done_callback(lambda lost: self._fail_unsettled(connection, lost.result()))
         while unarmed := [watch for watch in self._watches.values() if watch.connection is not connection]:
@@ -128,12 +128,12 @@ class Watches:
                     raise answer
 
     def disarm(self) -> None:
-        """The connection is gone, and the watches on it."""
+        """The connection is lost, and no watch is armed."""
         self._connection = None
         self._tokens.clear()
 
     def close(self, reason: str) -> None:
-        """Forget all; those who wait to be armed get StoreUnavailable(reason)."""
+        """Remove all watches; those that are not armed yet end in StoreUnavailable(reason)."""
         watches, self._watches = self._watches, {}
         self.disarm()
         for watch in watches.values():
@@ -163,7 +163,7 @@ class Watches:
         if error or not watch.first:
             _settle(settled, error)
         else:
-            # It follows at once. Should it ever not come, no real one may be taken for it.
+            # It follows at once. If it does not come, a real event must not be taken for it.
             watch.timer = asyncio.get_running_loop().call_later(
                 DEADLINE, self._no_first_event, watch, settled
             )
@@ -197,7 +197,7 @@ class Watches:
             answer.add_done_callback(ignore)
 
     def _forget(self, watch: Watch) -> asyncio.Future[None] | None:
-        """Take a watch off the books, and off xenstored's if it is there: the future is its answer."""
+        """Remove a watch, also from xenstored if it is armed: the future is xenstored's answer."""
         if self._watches.get((watch.path, watch.callback)) is not watch:
             return None
         del self._watches[watch.path, watch.callback]
@@ -211,11 +211,11 @@ class Watches:
 
 
 def nothing(_payload: bytes) -> None:
-    """What there is to say of an answer that says no more than OK."""
+    """Decodes an answer without content."""
 
 
 def ignore(future: asyncio.Future[Any]) -> None:
-    """Whatever came of it, nobody waits for it."""
+    """Ignore the result of a future."""
     if not future.cancelled():
         future.exception()
 

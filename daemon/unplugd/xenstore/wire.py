@@ -1,8 +1,8 @@
-"""xenstore's wire protocol: requests to bytes, bytes to replies and events (xen/include/public/io/xs_wire.h).
+"""xenstore's wire protocol: converts requests to bytes, and bytes to replies and events
+(xen/include/public/io/xs_wire.h).
 
-The table of operations, the header's layout and the rules for permissions are pyxs's. Its `Packet` is not
-used for what comes back: it raises for a directory over 4096 bytes, which oxenstored sends. Pure: no socket, no clock;
-connections are `connection`'s business.
+The table of operations, the header's layout and the rules for permissions come from pyxs. Its `Packet` is not used for
+replies, because it raises for a directory over 4096 bytes, which oxenstored sends. Pure: no socket, no clock.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ HEADER: Final[struct.Struct] = Packet._struct
 """struct xsd_sockmsg: type, req_id, tx_id, len; 32 bits each, in the byte order of the machine."""
 
 MAX_PAYLOAD = 4096
-"""XENSTORE_PAYLOAD_MAX. xenstored ends the connection of a client whose request is longer."""
+"""XENSTORE_PAYLOAD_MAX. xenstored closes the connection if a request is longer."""
 
 MAX_REPLY = 16 << 20
-"""The longest reply that is believed: oxenstored has no limit of its own for directories."""
+"""The longest accepted reply: oxenstored has no limit for directories."""
 
 _PATH = re.compile(rb"/|(?:/[-\w@]+)+", re.ASCII)
 _PATH_LIMIT = 3072
@@ -56,14 +56,14 @@ _KNOWN = frozenset(Op) | {DIRECTORY_PART}
 
 
 class WireFault(Exception):
-    """What came from the other side is not xenstore's protocol; nothing after it can be understood."""
+    """The received bytes violate xenstore's protocol; the connection cannot be used any more."""
 
 
 class Message(NamedTuple):
-    """A reply, an error or an event, as it came."""
+    """A received reply, error or event."""
 
     op: int
-    """What it answers, or `Op.ERROR`, or `Op.WATCH_EVENT`."""
+    """The operation of the request, or `Op.ERROR`, or `Op.WATCH_EVENT`."""
     request_id: int
     """The number of the request that it answers; 0 in an event."""
     payload: bytes
@@ -80,9 +80,9 @@ def strings(*parts: bytes) -> bytes:
 
 
 def node_path(path: str) -> bytes:
-    """An absolute path as it goes over the wire.
+    """An absolute path in the wire format.
 
-    NoSuchNode for one that xenstore cannot hold: it would answer EINVAL, and a NUL or newline must not get that far.
+    Raises NoSuchNode for a path that xenstore cannot have (it would answer EINVAL), also with a NUL or newline.
     """
     raw = path.encode("ascii", "replace")
     if _PATH.fullmatch(raw) is None or len(raw) > _PATH_LIMIT:
@@ -105,7 +105,7 @@ def watch_path(path: str) -> bytes:
 
 
 def permission_list(permissions: Sequence[str]) -> list[bytes]:
-    """Permissions as they go over the wire. ValueError for an empty list or one that has something else."""
+    """Permissions in the wire format. Raises ValueError for an empty list or an invalid permission."""
     raw = [permission.encode("ascii", "replace") for permission in permissions]
     if not raw or any(not permission[-1:].isdigit() for permission in raw):
         raise ValueError(f"not xenstore permissions: {list(permissions)!r}")
@@ -127,19 +127,19 @@ def refusal(path: str, payload: bytes) -> StoreError:
     if code in ("ENOENT", "EINVAL"):
         return NoSuchNode(path)
     if code == "EAGAIN":
-        return TransactionConflict("xenstored answered EAGAIN: somebody else wrote in between")
+        return TransactionConflict("xenstored answered EAGAIN: another client wrote in between")
     return StoreRefused(path, code)
 
 
 class Decoder:
-    """Bytes as they come, in any pieces, to messages."""
+    """Decodes received bytes, in any pieces, into messages."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
         self._needed = HEADER.size
 
     def feed(self, data: bytes) -> list[Message]:
-        """The messages that `data` completes. WireFault if it cannot be xenstore speaking; then feed no more."""
+        """The messages that `data` completes. Raises WireFault for invalid data; do not call it again then."""
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:
