@@ -26,9 +26,6 @@ REPORT_INTERVAL = 10.0
 
 _EMPTY_LINES = re.compile(rb"\n+")
 
-_MARGIN = 0.001
-"""Seconds that Dropping.until is early: more than what is lost in rounding."""
-
 
 class Limits(NamedTuple):
     """What the configuration and the toolstack decide about one guest's log."""
@@ -43,16 +40,6 @@ class Limits(NamedTuple):
     """The toolstack switched the limit off (`log-throttling` = 0)."""
     flush_after: float = 5.0
     """Seconds without a byte after which a partial line is recorded."""
-
-
-class Dropping(NamedTuple):
-    """What holds while a guest's lines are dropped: until then, one that cannot pay for itself and `report` is dropped,
-    and there is nothing else to say."""
-
-    until: float
-    """When something else is due (the clock that GuestLog is given)."""
-    report: int
-    """Tokens that the record of what was dropped takes at least, which comes before the next line that passes."""
 
 
 class GuestLog:
@@ -141,20 +128,19 @@ class GuestLog:
     def _drop_all(self, data: bytes, now: float) -> bool:
         """Drop every line that ends in `data`, where none can pass: a flood must not cost more than what it writes.
 
-        False where one might pass, or would have to be cut: then nothing was done.
+        False where one might pass, or would have to be cut: then nothing was done. A line passes only if the bucket can pay
+        for it and for the record that says what was dropped before it, each of which costs RECORD_COST at least.
         """
-        dropping = self.dropping
-        if dropping is None or now >= dropping.until:
+        limits = self.limits
+        if (limits.delay or limits.unlimited or not self.throttled or not self.unsaid_lines
+                or now >= self._last_report + REPORT_INTERVAL or self.bucket.refill(now) >= 2 * RECORD_COST):
             return False
         *ended, rest = (bytes(self.partial) + data).split(b"\n")
         if max(map(len, ended), default=0) >= LINE_LIMIT or len(rest) >= LINE_LIMIT:
             return False
         sizes = [size for line in ended if (size := len(line) - line.endswith(b"\r"))]
-        if self.bucket.refill(now) >= max(RECORD_COST, min(sizes, default=0)) + dropping.report:
-            return False
         if ended:
             self.line_number += len(ended)
-            self.charged = 0
         if sizes:
             self.unsaid_lines += len(sizes)
             self.unsaid_bytes += sum(sizes)
@@ -179,14 +165,6 @@ class GuestLog:
     def heard(self, at: float) -> None:
         """The last byte came then."""
         self._last_byte = max(self._last_byte, at)
-
-    @property
-    def dropping(self) -> Dropping | None:
-        """Which lines are certainly dropped, as far as that is known; None where it is not. No line costs less than its bytes."""
-        if self.limits.delay or self.limits.unlimited or not self.throttled or not self.unsaid_lines:
-            return None
-        report = self._record_cost(LinesDropped(self.unsaid_lines, self.unsaid_bytes))
-        return Dropping(self._last_report + REPORT_INTERVAL - _MARGIN, report)
 
     def cut(self, now: float) -> None:
         """The partial line reached LINE_LIMIT, or nothing came for a while, or the guest is going: record it."""

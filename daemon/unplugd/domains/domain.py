@@ -73,7 +73,7 @@ class Domain:
             state.discard()
         else:
             self._guest.restore(state.kept, now)
-            self._kept_uuid = state.kept_uuid or ""
+            self._kept_uuid = state.kept_uuid
         state.own(uuid or self._kept_uuid)
         return state
 
@@ -215,11 +215,12 @@ class Domain:
         """Have the guest's log take the text that the table appended, and record what follows.
 
         What one event says is recorded, and kept as recorded, before the next is: after SIGKILL one is recorded twice at
-        most, and none is lost. Without `forever` it takes BUDGET seconds at most, and the rest comes later.
+        most, and none is lost. Lines that are dropped need not be kept: the next process drops them again. Without `forever`
+        it takes BUDGET seconds at most, and the rest comes later.
         """
         state, guest = self.state, self._guest
         text = state.text(self.table.text)
-        lines, at = guest.log.line_number, 0
+        at = 0
         while at < len(text):
             taken = guest.log.write(text[at:] if at else text, now)
             at += taken
@@ -227,12 +228,9 @@ class Domain:
             if guest.events:
                 self._record_events()
                 state.commit(guest)
-                lines = guest.log.line_number
                 if not forever and at < len(text) and time.monotonic() - now > BUDGET:
                     self._record_later()
                     break
-        if guest.log.line_number != lines:
-            state.commit(guest)
         if at == len(text):
             self._make_room()
 
@@ -263,10 +261,11 @@ class Domain:
         if guest.changed:
             self.state.commit(guest)
             self._compare()
+            self._use_rows()
         self._look_ahead(now)
 
     def _look_ahead(self, now: float) -> None:
-        """Have a timer for what time brings, and the table's rows and its wake-up as the guest's state wants them."""
+        """Have a timer for what time brings, and have the table wake us where a timer or the text needs it."""
         log = self._guest.log
         if log.throttled != self._was_throttled:
             self._was_throttled = log.throttled
@@ -275,7 +274,6 @@ class Domain:
         elif self._timer is None:
             if log.partial or log.throttled:
                 self._arm(now)
-        self._use_rows()
         table, state = self.table, self.state
         if self._timer is None:
             table.wake = table.text + 1
@@ -347,6 +345,7 @@ class Domain:
         now = time.monotonic()
         guest.log.configure(settings.limits(unlimited=self.unlimited), now)
         self._arm(now)
+        self._use_rows()
         self._look_ahead(now)
 
     def limit(self, *, unlimited: bool) -> None:

@@ -88,6 +88,11 @@ def read_note(directory: Path, domid: int, boot: bytes) -> bytes | None:
 class StateFile:
     """The state of one domain. Bytes of the log text are added by the domain's table; commit() keeps all else."""
 
+    kept: Snapshot | None = None
+    """What was found: the guest as it was at the last commit."""
+    kept_uuid: str = ""
+    """Whose state it is."""
+
     def __init__(self, directory: Path, domid: int, boot: bytes) -> None:
         """Open or create the file. Raises OSError (ENOSPC above all): see `in_memory`."""
         self._path: Path | None = state_path(directory, domid)
@@ -131,10 +136,6 @@ class StateFile:
         """Bytes of the text up to which the guest's log has taken them: its open line is before, the rest comes."""
         self.length = 0
         """Bytes of text that were found. Afterwards the table counts them."""
-        self.kept_uuid: str | None = None
-        """Whose state was found in the file; None if there was none."""
-        self.kept: Snapshot | None = None
-        """What was found: the guest as it was at the last commit."""
         for slot in (0, 1):
             self._load(slot)
         if self._sequence > 0:
@@ -178,7 +179,7 @@ class StateFile:
 
     def discard(self) -> None:
         """What was found is another domain's."""
-        self.kept = self.kept_uuid = None
+        self.kept, self.kept_uuid = None, ""
         self.recorded = self.length = 0
 
     def note(self, note: bytes) -> None:

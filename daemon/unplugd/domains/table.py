@@ -10,15 +10,20 @@ from __future__ import annotations
 import struct
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from unplugd.core.answers import Answer
 from unplugd.core.ioreq import FRAME_SIZE, PAYLOAD_LIMIT, pio
 
-_FIELDS = struct.Struct("<QB7xIIIHBB")
-"""addr, the lowest byte of data, count, size, vp_eport, _pad0, flags, type."""
-_BITS = struct.Struct("<Q7x")
-_STATE, _STRING = 0x0F, 0x10
+_SHAPE = struct.Struct("<Q8xQ6xBB")
+"""addr, count and size in one number, flags, type: what a frame is, but for its data and what is only echoed."""
+_STRING, _ECHOED = 0x10, (0x00, 0x40, 0x80, 0xC0)  # df and the pad bit mean nothing to the server
+_ANSWERED = 1 ^ 3
+"""What differs between the state of a request and that of its response."""
+
+_Shape = tuple[int, int, int, int]
+_SIZE_1 = 1 << 32
+"""Size 1 in the second number of a shape, whose lower half is the count."""
 
 READ_SIZE = 16 * 1024
 """Bytes read from a connection at a time: at most 512 accesses, then other guests have their turn."""
@@ -32,20 +37,16 @@ class Rows:
     def __init__(self, rows: Sequence[Answer], counts: array[int]) -> None:
         """`counts` are frames by kind."""
         self.counts = counts
-        self.single: dict[tuple[int, int, int, int, int], tuple[int | None, int, bytes, bytes]] = {}
-        """By addr, count, size, flags and type: value, kind, `data` of the answer, and its last two bytes."""
-        self.string: dict[tuple[int, int, int, int], int] = {}
-        """Appended strings, by addr, size, flags and type: their kind."""
+        self.single: dict[_Shape, tuple[int, int, bool]] = {}
+        """By shape: kind, `data` of the answer, and whether the byte is appended."""
+        self.string: dict[tuple[int, int, int], int] = {}
+        """Strings that are appended, by addr, flags and type: their kind."""
         for row in rows:
-            addr, _, count, size, _, _, flags, kind = _FIELDS.unpack(pio(row.addr, size=row.size, read=row.read))
-            # df and the pad bit mean nothing to the server and are echoed
-            for echoed in (0x00, 0x40, 0x80, 0xC0):
-                bits = flags | echoed
-                last = bytes((bits & ~_STATE | 3, kind))
-                self.single[addr, count, size, bits, kind] = (
-                    row.value, row.kind, (row.value or 0).to_bytes(8, "little"), last)
+            addr, shape, flags, type_ = _SHAPE.unpack(pio(row.addr, size=row.size, read=row.read))
+            for echoed in _ECHOED:
+                self.single[addr, shape, flags | echoed, type_] = row.kind, row.value or 0, row.value is None
                 if row.value is None:
-                    self.string[addr, size, bits | _STRING, kind] = row.kind
+                    self.string[addr, flags | echoed | _STRING, type_] = row.kind
 
 
 class Table:
@@ -108,62 +109,46 @@ class Table:
         # one aligned store: it is there or it is not
         self._words[self._word] = self._generation << 16 & 0xFFFFFFFFFFFFFFFF | self.text
 
-    def _append(self, data: bytes) -> bool:
-        """Add bytes to the text. False, and nothing is written, where they do not all fit."""
-        begin, end = self.text, self.text + len(data)
-        if end > self._size:
-            return False
-        self._memory[self._at + begin:self._at + end] = data
-        self.text = end
-        return True
-
     def answer(self, data: bytes, at: int) -> tuple[bytes, int]:
         """Answer the frames of `data` from offset `at` on, up to the first that no row answers: answers, bytes used."""
         rows = self._rows
         if rows is None:
             return b"", 0
-        single, counts = rows.single, rows.counts
-        now = 0.0
-        begin, last = at, len(data) - FRAME_SIZE
-        out: list[bytes] = []
-        due = logged = False
-        while at <= last:
-            addr, byte, count, size, _, _, flags, kind = _FIELDS.unpack_from(data, at)
-            found = single.get((addr, count, size, flags, kind))
-            end = at + FRAME_SIZE
-            if found is not None:
-                value, which, answer, bits = found
-                if value is None:
-                    if not self._append(data[at + 8:at + 9]):
-                        break
-                    logged = True
-                    due = due or byte == 0x0A
-            else:
-                string = rows.string.get((addr, size, flags, kind))
-                if string is None or not 1 <= count <= PAYLOAD_LIMIT or end + count > len(data):
-                    break
-                payload = data[end:end + count]
-                if not self._append(payload):
-                    break
-                end += count
-                which, answer, bits = string, bytes(8), bytes((flags & ~_STATE | 3, kind))
-                logged = True
-                due = due or b"\n" in payload
-            counts[which] += 1
-            if not self.seen >> which & 1:
-                self.seen |= 1 << which
-                self.seen_at = now = now or time.monotonic()
-            out.append(data[at:at + 8])
-            out.append(answer)
-            out.append(data[at + 16:at + 30])
-            out.append(bits)
-            at = end
-        if logged:
-            self.heard = time.monotonic()
-            self._publish()
-            if (due or self.text >= self.wake) and self._woken is not None:
+        begin, room = at, self._size - self.text
+        out, log = bytearray(), bytearray()
+        kinds: list[int] = []
+        while True:
+            answered = _answer_single(rows.single, data, at, room, log, kinds)
+            out += answered
+            at += len(answered)
+            kind, payload = _string(rows.string, data, at)
+            if not payload or len(log) + len(payload) > room:
+                break
+            out += data[at:at + 8] + bytes(8) + data[at + 16:at + 30] + bytes((data[at + 30] ^ _ANSWERED, data[at + 31]))
+            at += FRAME_SIZE + len(payload)
+            log += payload
+            kinds.append(kind)
+        if kinds:
+            self._count(rows, kinds)
+        if log:
+            self._append(log)
+            if self._woken is not None and (self.text >= self.wake or b"\n" in log):
                 self._woken()
-        return b"".join(out), at - begin
+        return bytes(out), at - begin
+
+    def _count(self, rows: Rows, kinds: list[int]) -> None:
+        for kind in set(kinds):
+            rows.counts[kind] += kinds.count(kind)
+            if not self.seen >> kind & 1:
+                self.seen |= 1 << kind
+                self.seen_at = time.monotonic()
+
+    def _append(self, log: bytearray) -> None:
+        at = self._at + self.text
+        self._memory[at:at + len(log)] = log
+        self.text += len(log)
+        self.heard = time.monotonic()
+        self._publish()
 
     def close(self) -> None:
         """Let go of the memory: nothing is answered any more."""
@@ -171,3 +156,38 @@ class Table:
         self._size = 0
         self._words.release()
         self._memory.release()
+
+
+def _answer_single(
+    single: Mapping[_Shape, tuple[int, int, bool]], data: bytes, at: int, room: int, log: bytearray, kinds: list[int]
+) -> bytes:
+    """Answers to the single accesses from `at` on, up to the first frame of another shape, or until `log` has no room."""
+    frames = bytearray(data[at:at + (len(data) - at) // FRAME_SIZE * FRAME_SIZE])
+    words = memoryview(frames).cast("Q")  # four a frame; the requests become answers in their place
+    word = 0
+    for shape in _SHAPE.iter_unpack(frames):
+        found = single.get(shape)
+        if found is None:
+            break
+        kind, value, appended = found
+        if appended:
+            if len(log) == room:
+                break
+            log.append(words[word + 1] & 0xFF)
+        kinds.append(kind)
+        words[word + 1] = value
+        words[word + 3] ^= _ANSWERED << 48
+        word += 4
+    return bytes(words[:word])
+
+
+def _string(string: Mapping[tuple[int, int, int], int], data: bytes, at: int) -> tuple[int, bytes]:
+    """Kind and payload of a string at `at` that is appended; no payload for any other frame, and where it is not all there."""
+    begin = at + FRAME_SIZE
+    if begin > len(data):
+        return 0, b""
+    addr, shape, flags, type_ = _SHAPE.unpack_from(data, at)
+    kind, count = string.get((addr, flags, type_)), shape - _SIZE_1
+    if kind is None or not 1 <= count <= PAYLOAD_LIMIT or begin + count > len(data):
+        return 0, b""
+    return kind, data[begin:begin + count]
