@@ -13,13 +13,13 @@ demo: ## see unplugd do its job here, without Xen (90 seconds at most)
 	@$(PYTHON) -m unplugd.demo
 
 test: ## set up all that is needed, then run everything: lint, types, unit and integration tests
-	@scripts/test.sh lint types docs core unit integration
+	@scripts/test.sh lint types imports docs core unit integration
 
 setup: ## only set up: .venv, and as root the Debian packages that the tests need
 	@scripts/setup.sh test
 
-lint: ## ruff and mypy --strict
-	@scripts/test.sh lint types
+lint: ## ruff, mypy --strict, and which way imports point
+	@scripts/test.sh lint types imports
 
 unit: ## the unit tests
 	@scripts/test.sh unit

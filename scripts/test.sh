@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test.sh STAGE... : runs stages of lint, types, docs, core, unit, integration, each with its seconds, all of them even when
+# test.sh STAGE... : runs stages of lint, types, imports, docs, core, unit, integration, each with its seconds, all of them even when
 # one fails. Where tests ran, it ends with one line that counts them, which is also left in .cache/tests.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -40,6 +40,7 @@ stage() {
     case $1 in
         lint) "$bin/ruff" check --quiet ;;
         types) "$bin/mypy" --no-error-summary ;;
+        imports) "$bin/lint-imports" --no-logo >.cache/imports.log 2>&1 || { tail -n 30 .cache/imports.log; return 1; } ;;
         docs)
             local status=0 script
             for script in scripts/*-docs.py; do

@@ -122,7 +122,7 @@ class Domains:
         domain.state.note(facts.pack())
         self._learn_uid(domid, facts.device_model_uid)
         if published(domain) is not None:
-            self._settings.published(domain)
+            self._settings.published(domid)
 
     def released(self, domid: int) -> None:
         """A domain has gone."""

@@ -31,7 +31,7 @@ from unplugd.domains.publish import Publisher
 from unplugd.domains.settings import Settings
 from unplugd.domains.view import describe, describe_history
 from unplugd.errors import ConfigError, HostError, StoreError
-from unplugd.host.inheritance import Inheritance
+from unplugd.domains.inheritance import Inheritance
 from unplugd.host.oversight import Oversight
 from unplugd.host.runtimedir import RuntimeDirectory
 from unplugd.host.status import ServiceStatus, StatusLine
@@ -258,8 +258,8 @@ class Service:
     def _judge(self, domain: Domain, need: NeedVerdict, deadline: float) -> asyncio.Future[Verdict]:
         return self._blacklist.judge(domain, need, deadline)
 
-    def _published(self, domain: Domain) -> None:
-        self._publisher.changed(domain)
+    def _published(self, domid: int) -> None:
+        self._publisher.changed(self.domains[domid])
 
     # --- reload
 

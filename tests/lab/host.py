@@ -101,7 +101,7 @@ class Host:
             delivery(config.log, directory / "state", journald=self.journald.path),
             self.counters,
             directory / "state",
-            lambda domain: self.published.append(domain.domid),
+            self.published.append,
         )
         self.settings.table_type, self.settings.rows_type = table_types()
 

@@ -309,7 +309,7 @@ class Domain:
         if state != self._compared:
             self._compared = state
             self._labels.follow(platform.product, platform.build)
-            self.settings.published(self)
+            self.settings.published(self.domid)
 
     def _lost(self, lines: int, size: int) -> None:
         self._sink_lines += lines

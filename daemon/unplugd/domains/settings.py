@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unplugd.config.load import Config
 from unplugd.core.answers import answers, state_of
@@ -20,9 +19,6 @@ from unplugd.domains import table
 from unplugd.domains.statefile import boot_id
 from unplugd.sinks.delivery import Delivery
 
-if TYPE_CHECKING:
-    from unplugd.domains.domain import Domain
-
 
 @dataclass
 class Settings:
@@ -32,8 +28,8 @@ class Settings:
     delivery: Delivery
     counters: Counters
     state_directory: Path
-    published: Callable[[Domain], None]
-    """Called with a domain whose published nodes may be out of date."""
+    published: Callable[[int], None]
+    """Called with the domid of a domain whose published nodes may be out of date."""
     throttling: Callable[[], None] = lambda: None
     """Called when a domain's log came over its limit, or is within it again."""
     boot: bytes = field(default_factory=boot_id)

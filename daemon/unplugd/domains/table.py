@@ -121,6 +121,8 @@ class Table:
             answered = _answer_single(rows.single, data, at, room, log, kinds)
             out += answered
             at += len(answered)
+            if at == len(data):
+                break
             kind, payload = _string(rows.string, data, at)
             if not payload or len(log) + len(payload) > room:
                 break
@@ -137,11 +139,13 @@ class Table:
         return bytes(out), at - begin
 
     def _count(self, rows: Rows, kinds: list[int]) -> None:
-        for kind in set(kinds):
+        seen = self.seen
+        for kind in {*kinds}:
             rows.counts[kind] += kinds.count(kind)
-            if not self.seen >> kind & 1:
-                self.seen |= 1 << kind
-                self.seen_at = time.monotonic()
+            seen |= 1 << kind
+        if seen != self.seen:
+            self.seen = seen
+            self.seen_at = time.monotonic()
 
     def _append(self, log: bytearray) -> None:
         at = self._at + self.text

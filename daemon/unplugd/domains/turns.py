@@ -14,7 +14,7 @@ from collections.abc import Callable
 BUDGET = 0.5e-3
 """Seconds of work for one domain in an iteration of the loop. The last piece of it may take longer: it is not cut."""
 
-_MINOR = BUDGET / 8
+MINOR = BUDGET / 8
 """What is not worth a new turn: so little may add up over several iterations."""
 
 
@@ -36,7 +36,7 @@ class Turns:
     def charge(self, seconds: float) -> None:
         """The domain was worked for so long."""
         self._spent += seconds
-        if self._spent > _MINOR and not self._scheduled:
+        if self._spent > MINOR and not self._scheduled:
             self._schedule()
 
     def later(self, work: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from unplugd.core.counters import Counters
 from unplugd.domains.table import READ_SIZE, Table
-from unplugd.domains.turns import BUDGET
+from unplugd.domains.turns import BUDGET, MINOR
 
 Handed = Callable[[bytes, bytes | None], None]
 """Takes a connection over: answers that could not be sent, and bytes from a frame on that no row answers; None in their
@@ -57,7 +57,8 @@ class Poller:
         self._loop = asyncio.get_running_loop()
         self._links: dict[int, _Link] = {}
         self._spent: dict[Table, float] = {}
-        """Seconds that domains took in this iteration of the loop."""
+        """Seconds that domains took in this iteration of the loop, or in several where that is little."""
+        self._clears = False
 
     def attach(self, fd: int, table: Table, handed: Handed, /) -> None:
         """See ReadsConnections."""
@@ -110,9 +111,15 @@ class Poller:
 
     def _charge(self, table: Table, seconds: float) -> None:
         self._counters.observe(seconds)
-        if not self._spent:
-            self._loop.call_soon(self._spent.clear)
-        self._spent[table] = self._spent.get(table, 0.0) + seconds
+        spent = self._spent[table] = self._spent.get(table, 0.0) + seconds
+        if spent > MINOR and not self._clears:
+            self._clears = True
+            self._loop.call_soon(self._clear)
+
+    def _clear(self) -> None:
+        """Another iteration of the loop has begun."""
+        self._clears = False
+        self._spent.clear()
 
     def _hand_over(self, fd: int, unsent: bytes, data: bytes | None) -> None:
         self._loop.remove_reader(fd)
