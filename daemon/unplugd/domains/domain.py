@@ -271,9 +271,8 @@ class Domain:
             self._was_throttled = log.throttled
             self.settings.throttling()
             self._arm(now)
-        elif self._timer is None:
-            if log.partial or log.throttled:
-                self._arm(now)
+        elif self._timer is None and (log.partial or log.throttled):
+            self._arm(now)
         table, state = self.table, self.state
         if self._timer is None:
             table.wake = table.text + 1
