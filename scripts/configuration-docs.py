@@ -170,6 +170,7 @@ ERRORS = (
     ("a range that ends before it begins", "[[blacklist.range]]\nproduct = 'linux'\nfrom = 9\nto = 1\n"),
     ("a limit that would make a guest wait for ever", "[log]\non_limit = 'delay'\nrate = 0\n"),
     ("not TOML", "log.rate 256\n"),
+    ("a number of thousands of digits", f"[log]\nrate = {'9' * 5000}\n"),
 )
 
 

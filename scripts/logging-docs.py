@@ -41,6 +41,7 @@ EVENTS = {
     Event.STORE_CONNECTED: (HOST, "xenstore is connected; unplugd has read its domains and blacklist."),
     Event.STORE_LOST: (HOST, "xenstore is not connected, and why. unplugd tries again."),
     Event.STORE_REFUSED: (HOST, "xenstore refused a request or could not be read."),
+    Event.MALFORMED_NODE: (HOST, "A node below /mh/driver-blacklist is named by no build number and has no effect."),
     Event.VERDICT_FALLBACK: (GUEST, "A verdict was given without xenstored: why, and what decided."),
     Event.SINK_FAILED: (HOST, "A file, a directory or a socket that unplugd needs is not available."),
     Event.SINK_RECOVERED: (HOST, "A guest's log file can be written again."),

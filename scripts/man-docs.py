@@ -47,6 +47,7 @@ unplugd runs in the foreground. Its records go to the journal if it is among the
     "SIGNALS": """\
 @SIGHUP@ Reads the configuration again. All of it is checked before anything is applied. On an error, the previous
 configuration stays in effect. Guest log files are reopened.
+@SIGUSR1, SIGUSR2@ Ignored.
 @SIGTERM, SIGINT@ Stops. State is kept for the next start, so guests and device models do not notice a restart.
 """,
     "FILES": """\

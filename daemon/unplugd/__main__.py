@@ -9,8 +9,11 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import signal
 import sys
 from typing import NoReturn
+
+from unplugd import streams
 
 
 def _load_asyncio() -> None:
@@ -27,11 +30,24 @@ def _load_asyncio() -> None:
         del sys.modules["ssl"]
 
 
+def _expect_signals() -> None:
+    """From here on, only the signals that are meant to end unplugd do so.
+
+    SIGHUP is blocked until the service can reload (service.py). Programs that rotate logs often send SIGUSR1 or
+    SIGUSR2.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def main() -> NoReturn:
     """Run the command and end the process with its status."""
     # Nothing of what is loaded becomes garbage; looking for some among it is a tenth of the start. service.py goes on
     # with the collector once guests are served, without these objects.
     gc.disable()
+    streams.open_closed()
+    _expect_signals()
     _load_asyncio()
     from unplugd.cli import main as command
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 Without --config, /etc/unplugd/unplugd.toml and /etc/unplugd/conf.d/*.toml are read; with it, FILE and FILE.d/*.toml.
-SIGHUP reloads the configuration, SIGTERM stops the service.
+SIGHUP reloads the configuration, SIGTERM stops the service; SIGUSR1 and SIGUSR2 are ignored.
 
 Exit status: 0 stopped as asked, or the configuration is valid; 1 a fault of unplugd's own; 2 wrong arguments, a
 configuration that cannot be used, or a host that does not give what the service needs (a directory, a port).
@@ -53,18 +53,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load(file)
         if check:
-            read = ", ".join(str(path) for path in files(file)) or "no file, the defaults"
-            print(f"configuration is valid: {read}")
-            return 0
+            return _say_valid(file)
         # what --check does not need is not loaded for it
         from unplugd.service import Service
         from unplugd.sockets.loop import new_event_loop
 
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(Service(config, file).run())
-    except ConfigError as error:
+    except (ConfigError, HostError) as error:
         print(f"unplugd: {error}", file=sys.stderr)
         return 2
-    except HostError as error:
-        print(f"unplugd: {error}", file=sys.stderr)
-        return 2
+
+
+def _say_valid(file: Path | None) -> int:
+    try:
+        print("configuration is valid: " + (", ".join(map(str, files(file))) or "no file, the defaults"), flush=True)
+    except OSError as error:
+        print(f"unplugd: standard output: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0

@@ -15,6 +15,9 @@ A guest is never an exception: whatever it writes has an answer (contract sectio
 
 from __future__ import annotations
 
+_LONGEST = 1000
+"""Characters of a file's name, of a key and of a problem that are shown."""
+
 
 class UnplugdError(Exception):
     """Base of all errors that unplugd raises on purpose."""
@@ -24,14 +27,21 @@ class ConfigError(UnplugdError):
     """A configuration that cannot be used.
 
     `file` is the path as the administrator wrote it, `key` the dotted key ("" for the file as a whole),
-    `problem` says what is wrong and what would be right.
+    `problem` says what is wrong and what would be right. All three are bounded and printable, because names of files
+    and keys can contain anything.
     """
 
     def __init__(self, file: str, key: str, problem: str) -> None:
-        self.file = file
-        self.key = key
-        self.problem = problem
-        super().__init__(f"{file}: {key}: {problem}" if key else f"{file}: {problem}")
+        self.file = _legible(file)
+        self.key = _legible(key)
+        self.problem = _legible(problem)
+        super().__init__(": ".join(part for part in (self.file, self.key, self.problem) if part))
+
+
+def _legible(text: str) -> str:
+    """Untrusted text, bounded and printable."""
+    cut = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)
 
 
 class HostError(UnplugdError):

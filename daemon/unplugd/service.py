@@ -16,12 +16,12 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 
 from unplugd import __version__
 from unplugd.blacklist.verdicts import Blacklist
-from unplugd.config.load import Config, load
+from unplugd.config.load import Config
 from unplugd.core.counters import Counters
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
@@ -39,6 +39,7 @@ from unplugd.host.systemd import fd_store_works, notify, watchdog_interval
 from unplugd.http.front import HttpFront
 from unplugd.http.sockets import listen_tcp
 from unplugd.lifecycle import Domains
+from unplugd.reload import Reload
 from unplugd.sinks.delivery import Delivery
 from unplugd.sinks.records import Entry, Event
 from unplugd.sockets.access import ConnectionPolicy
@@ -112,7 +113,9 @@ class Service:
             if self.config.http.listen is not None and not self._tcp_sockets else ""))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, 0)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._oversight.spawn(self._reload()))
+        loop.add_signal_handler(signal.SIGHUP, self._reload.ask)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # __main__.py let it wait
+        self._oversight.keep_running(self._reload.follow(self._status_after_reload))
         self._oversight.keep_running(self._follower.follow())
         self._oversight.keep_running(self._blacklist.follow())
         interval = watchdog_interval()
@@ -131,6 +134,7 @@ class Service:
     def _prepare(self) -> None:
         config = self.config
         self._directory = RuntimeDirectory(config.runtime_dir)
+        self._reload = Reload(self._config_path, self._directory, self.standing, self._apply, self._say)
         self._delivery = Delivery(config.log, self._directory.state)
         self._delivery.on_problem = self._status.soon
         self.settings = Settings(config, self._delivery, self.counters, self._directory.state, self._published)
@@ -263,21 +267,13 @@ class Service:
 
     # --- reload
 
-    async def _reload(self) -> None:
-        notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
-        try:
-            await self._apply(load(self._config_path))
-        except (ConfigError, HostError) as error:
-            self.standing.refused(str(error))
-            self._say(Event.RELOAD_REFUSED, f"configuration not reloaded, the old one holds: {error}")
-        else:
-            self.standing.taken()
-            self._say(Event.RELOADED, "configuration reloaded")
-        notify("READY=1" if self.ready else "STATUS=", self._status.assignment)
+    def _status_after_reload(self) -> list[str]:
+        return ["READY=1"] * self.ready + [self._status.assignment]
 
     async def _apply(self, config: Config) -> None:
         """Follow a new configuration. Raises before anything has changed."""
         self._refuse_what_needs_a_restart(config)
+        prepared = await asyncio.to_thread(self._blacklist.prepare, config.blacklist)
         moved = config.http != self.config.http and not self._inherited.http
         http = await self._http.prepare(config.http.listen) if moved else None
         try:
@@ -293,7 +289,7 @@ class Service:
         self._publisher.enabled = config.publish
         self._domains.configure(ConnectionPolicy(config.socket.device_model_uids))
         self._oversight.spawn(self._publisher.publish_all(list(self.domains.values())))
-        self._blacklist.configure(config.blacklist, self.settings.registry)
+        self._blacklist.configure(config.blacklist, self.settings.registry, prepared)
         self._stores.follow_configuration(config.xenstore.domains)
         if self._stores.main.connected:
             try:
@@ -349,6 +345,10 @@ class Service:
         """What a sink lacks, for people; "" when all is well."""
         return self._delivery.problem or ""
 
+    def check_configuration(self) -> Awaitable[Mapping[str, object]]:
+        """Whether the files could be used by a reload now."""
+        return self._reload.check()
+
     def describe(self, domid: int) -> Mapping[str, object]:
         """A domain as the API shows it in the list of all; KeyError if there is none."""
         return describe(self.domains[domid])
@@ -361,7 +361,8 @@ class Service:
         throttled = sum(domain.throttled for domain in self.domains.values())
         xenstore = f"waiting for {self._awaited}" if self._awaited else "xenstore connected"
         return f"{len(self.domains)} domains, {throttled} throttled; {xenstore}" + (
-            f"; {self.problem}" if self.problem else "")
+            f"; {self.problem}" if self.problem else "") + (
+            f"; last reload refused: {self.standing.problem[:300]}" if self.standing.problem else "")
 
 
 def _count(number: int, noun: str) -> str:

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -332,6 +333,26 @@ def test_log_and_events_from_the_journal(journald: Journald, tmp_path: Path) -> 
         daemon.close()
 
 
+def test_the_longest_line_is_whole(journald: Journald, tmp_path: Path) -> None:
+    """journalctl -o json without --all shows null in the place of a field of over 4096 bytes: escaping makes a line
+    longer than what the guest wrote."""
+    daemon = Daemon(embedded(7, log={"sinks": ["journal"]}), command=lambda argv: journald.command(list(argv)))
+    try:
+        daemon.start()
+        written = b"\xc3\xa4\x1b" * 1365
+        assert len(written) == 4095
+        with daemon.connect(7) as guest:
+            guest.log(written + b"\n")
+        journald.wait_for(lambda found: len(found) == 1, "SYSLOG_IDENTIFIER=unplugd-guest")
+        directory = journal_directory(journald)
+        assert ask(daemon.file, "log", "vm7", "-D", directory)["message"] == "\u00e4\\x1b" * 1365
+        command = ["journalctl", f"--directory={directory}", "-o", "json", "SYSLOG_IDENTIFIER=unplugd-guest"]
+        raw = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        assert json.loads(raw)["MESSAGE"] is None, "docs/logging.md says so"
+    finally:
+        daemon.close()
+
+
 def forge(journald: Journald, daemon: Daemon) -> None:
     """A local user writes entries that look like unplugd's."""
     script = (
@@ -365,3 +386,146 @@ def followed(daemon: Daemon, directory: str) -> None:
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+# --- a report of a fault
+
+
+def test_report(run: Run, tmp_path: Path) -> None:
+    settings = embedded(7, blacklist={"entry": [{"product": "linux", "build": 5, "reason": "for the reader"}]})
+    settings["xenstore"]["domain"][0]["name"] = "web\u202e-01"
+    daemon = run(settings)
+    with daemon.file.open("a") as stream:
+        stream.write("# password: hunter2\n")
+    with daemon.connect(7) as wire:
+        wire.announce(3, 5)
+        wire.log(b"what a guest wrote\n")
+    out = tmp_path / "report.tar"
+    assert "nothing that they wrote" in ctl(daemon.file, "report", "-o", str(out))
+    with tarfile.open(out) as tar:
+        found = {}
+        for member in tar.getmembers():
+            part = tar.extractfile(member)
+            assert part is not None
+            found[member.name.split("/")[1]] = part.read().decode()
+            assert member.size <= 1 << 20
+    assert json.loads(found["status.json"])["pid"] == daemon.pid
+    assert json.loads(found["domains.json"])["domains"][0]["blacklist_reason"] == "for the reader"
+    assert json.loads(found["configuration-check.json"])["valid"] is True
+    assert 'reason = "for the reader"' in found["configuration.toml"]
+    assert "unplugd_domains 1" in found["metrics.txt"]
+    assert f"process {daemon.pid}, uid 0" in found["process.txt"]
+    assert "dom7.sock" in found["directories.txt"]
+    everything = "".join(found.values())
+    assert "hunter2" not in everything
+    assert "what a guest wrote" not in everything
+    assert "\u202e" not in everything
+
+
+def test_report_has_xenstore(run: Run, xenstored: Xenstored, tmp_path: Path) -> None:
+    xenstored.create(7, "vm7", uuid(7))
+    xenstored.dom0.write("/mh/driver-blacklist/linux/5", b"a reason")
+    xenstored.dom0.write("/local/domain/7/control/secret", b"hunter2")
+    daemon = run({"xenstore": {"backend": "socket", "socket": str(xenstored.socket)}})
+    out = tmp_path / "report.tar"
+    ctl(daemon.file, "report", "-o", str(out))
+    with tarfile.open(out) as tar:
+        part = tar.extractfile(next(one for one in tar.getmembers() if one.name.endswith("/xenstore.txt")))
+        assert part is not None
+        text = part.read().decode()
+    assert '/mh/driver-blacklist/linux/5 = "a reason"' in text
+    assert '/local/domain/7/name = "vm7"' in text
+    assert "hunter2" not in text
+
+
+# --- standard output that is full or closed, locales
+
+
+@pytest.mark.parametrize("arguments", ["list", "config show -e", "status", "show 7", "completion bash", "report -o -"])
+def test_output_that_cannot_be_written(daemon: Daemon, arguments: str) -> None:
+    command = f"{UNPLUGCTL} --config {daemon.file} {arguments}"
+
+    def said(redirection: str) -> tuple[int, str]:
+        done = subprocess.run(["bash", "-c", f"{command} {redirection}"], capture_output=True, text=True, check=False,
+                              timeout=60)
+        return done.returncode, done.stderr
+
+    assert said(">/dev/full") == (7, "unplugctl: standard output: No space left on device\n")
+    assert said(">&-") == (7, "unplugctl: standard output is closed\n")
+    assert said(">&- 2>&-") == (7, "")
+    assert said("2>&- <&-") == (0, "")
+
+
+def test_unplugds_output_that_cannot_be_written(daemon: Daemon) -> None:
+    command = str(Path(UNPLUGCTL).with_name("unplugd")) + f" --config {daemon.file} --check"
+    for redirection, status, error in ((">/dev/full", 1, "unplugd: standard output: No space left on device\n"),
+                                       (">&-", 0, ""), (">&- 2>&- <&-", 0, "")):
+        done = subprocess.run(["bash", "-c", f"{command} {redirection}"], capture_output=True, text=True, check=False,
+                              timeout=60)
+        assert (done.returncode, done.stderr) == (status, error)
+
+
+def test_files_are_utf_8_whatever_the_locale(xenstored: Xenstored, tmp_path: Path) -> None:
+    file = tmp_path / "u.toml"
+    file.write_text(toml({"xenstore": {"backend": "socket", "socket": str(xenstored.socket)},
+                          "runtime_dir": str(tmp_path / "run")}))
+    latin = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "latin-1"}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([UNPLUGCTL, "--config", str(file), *arguments], capture_output=True, check=False,
+                              timeout=60, env=latin)
+        assert (done.returncode, done.stderr) == (0, b""), done.stderr
+        return done.stdout.decode("latin-1")
+
+    run("blacklist", "add", "--persist", "gplpv-windows", "17", "--reason", "verliert Daten: gr\u00f6\u00dfer")
+    persisted = tmp_path / "u.toml.d" / FILE
+    assert 'reason = "verliert Daten: gr\u00f6\u00dfer"' in persisted.read_text("utf-8")
+    assert "gr\u00f6\u00dfer" in run("blacklist", "list")
+    run("blacklist", "add", "--persist", "gplpv-windows", "18")
+    assert "gr\u00f6\u00dfer" in run("config", "show")
+    run("blacklist", "remove", "--persist", "gplpv-windows", "17")
+    assert "17" not in persisted.read_text("utf-8")
+
+
+# --- the blacklist, half of it
+
+
+def test_what_was_kept_and_what_was_not_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "u.toml"
+    file.write_text(toml({"xenstore": {"backend": "socket", "socket": str(tmp_path / "none")},
+                          "runtime_dir": str(tmp_path / "run")}))
+    persisted = tmp_path / "u.toml.d" / FILE
+    said = ctl(file, "blacklist", "add", "--persist", "gplpv-windows", "17", status=5)
+    assert f"gplpv-windows build 17 is kept in {persisted}, but it is not in xenstore: " in said
+    assert "build = 17" in persisted.read_text()
+    said = ctl(file, "blacklist", "add", "--persist", "gplpv-windows", "17", status=5)
+    assert "is kept in the configuration already, but it is not in xenstore" in said
+    said = ctl(file, "blacklist", "remove", "--persist", "gplpv-windows", "17", status=5)
+    assert f"gplpv-windows build 17 is taken out of {persisted}, but perhaps not of xenstore: " in said
+    assert "17" not in persisted.read_text()
+    assert "is kept" not in ctl(file, "blacklist", "add", "gplpv-windows", "17", status=5)
+
+
+def test_malformed_nodes_are_warned_of_and_not_counted(run: Run, xenstored: Xenstored) -> None:
+    xenstored.create(7, "vm7", uuid(7))
+    bad = ["experimental/0590085", "linux/all", "linux/4294967296", "linux/-1", "linux/0x5"]
+    for node in (*bad, "linux/5"):
+        xenstored.dom0.write(f"/mh/driver-blacklist/{node}", b"")
+    daemon = run({"xenstore": {"backend": "socket", "socket": str(xenstored.socket)}})
+    assert daemon.value("unplugd_blacklist_entries") == 1
+    record = daemon.wait_for_record("blacklists nothing")
+    found = ask(daemon.file, "blacklist", "list")
+    assert [(row["product"], row["from"]) for row in found["entries"]] == [("linux", 5)]
+    assert found["malformed"] == sorted(f"/mh/driver-blacklist/{node}" for node in bad)
+    for node in found["malformed"]:
+        assert node in record
+    done = subprocess.run([UNPLUGCTL, "--config", str(daemon.file), "blacklist", "list"], capture_output=True,
+                          text=True, check=True, timeout=60)
+    assert done.stderr.count("blacklists nothing") == len(bad)
+    with daemon.connect(7) as wire:
+        assert wire.announce(0xFFFF, 590085) == 0x49D2
+        wire.reset()
+        assert wire.announce(3, 5) == 0xD249
+    # another one is said by itself
+    xenstored.dom0.write("/mh/driver-blacklist/linux/oops", b"")
+    assert "0590085" not in daemon.wait_for_record("linux/oops")

@@ -103,6 +103,12 @@ def test_the_status(daemon: Daemon) -> None:
     daemon.file.write_text(text)
     assert keys(before, after) == documented(PAGE, "### `status`\n")
     assert keys(json.loads(daemon.get("/api/v1/status")[2])) == documented(API, "<!-- keys of the status -->")
+    answers = [json.loads(daemon.get("/api/v1/configuration")[2])]
+    daemon.file.write_text("odd = 1\n")
+    answers.append(json.loads(daemon.get("/api/v1/configuration")[2]))
+    daemon.file.write_text(text)
+    assert [answer["valid"] for answer in answers] == [True, False]
+    assert keys(*answers) == documented(API, "<!-- keys of the configuration -->")
     assert daemon.stop() == 0
     down = ask(daemon.file, "status", status=3)
     assert keys(down) == documented(PAGE, "Where unplugd does not run:\n")

@@ -281,18 +281,60 @@ def test_reload_applies_a_new_configuration(host: Host) -> None:
     assert host.main_pid() == pid
 
 
-def test_reload_keeps_the_old_configuration_when_the_new_one_is_wrong(host: Host) -> None:
+def test_a_reload_that_is_refused_fails_and_the_status_says_why(host: Host) -> None:
     host.start()
     pid = host.main_pid()
     host.configuration.write_text(CONFIGURATION + '[log]\non_limit = "wait"\n' + SECOND_DOMAIN)
-    host.systemd.systemctl("reload", UNIT)
+    for _ in range(2):
+        assert host.systemd.execute("systemctl", "reload", UNIT, check=False).returncode != 0
+        status = host.systemd.property(UNIT, "StatusText")
+        assert f"last reload refused: {INSIDE}/unplugd.toml: log.on_limit: " in status
+        assert host.systemd.property(UNIT, "ActiveState") == "active"
     record = host.journal("log.on_limit")
     assert f"{INSIDE}/unplugd.toml" in record["MESSAGE"]
     assert not host.path("dom8.sock").exists()
     with host.device_model() as device_model:
         assert device_model.inw(0x10) == 0x49D2
+    # what only the running service can know refuses too
+    host.configuration.write_text('runtime_dir = "/run/elsewhere"\n' + CONFIGURATION)
+    assert host.systemd.execute("systemctl", "reload", UNIT, check=False).returncode != 0
+    assert "restart unplugd" in host.systemd.property(UNIT, "StatusText")
+    host.configuration.write_text(CONFIGURATION + SECOND_DOMAIN)
+    host.systemd.systemctl("reload", UNIT)
+    assert "refused" not in host.systemd.property(UNIT, "StatusText")
+    assert host.path("dom8.sock").exists()
+    assert not host.path("reload").exists()
+    assert not host.path("reload.refused").exists()
     assert host.main_pid() == pid
-    assert host.systemd.property(UNIT, "ActiveState") == "active"
+
+
+def test_drop_ins_that_the_service_may_not_read_refuse_the_reload(host: Host) -> None:
+    host.start()
+    drop_ins = host.configuration.with_name("unplugd.toml.d")
+    drop_ins.mkdir()
+    (drop_ins / "10.toml").write_text("[[blacklist.entry]]\nproduct = 'linux'\nbuild = 5\n")
+    host.systemd.systemctl("reload", UNIT)
+    with host.device_model() as device_model:
+        device_model.outw(0x12, 3)
+        device_model.outl(0x10, 5)
+        assert device_model.inw(0x10) == 0xD249
+    os.chown(drop_ins, 65534, 65534)
+    drop_ins.chmod(0o700)
+    assert host.systemd.execute("systemctl", "reload", UNIT, check=False).returncode != 0
+    assert "unplugd.toml.d: cannot be listed: Permission denied" in host.systemd.property(UNIT, "StatusText")
+    # root in a shell may list it, so the service is asked
+    file = f"{INSIDE}/unplugd.toml"
+    done = host.systemd.execute(f"{PROGRAMS}/unplugctl", "--config", file, "config", "check", check=False)
+    assert done.returncode == 2
+    assert "cannot be listed: Permission denied" in done.stderr
+    with host.device_model() as device_model:
+        device_model.outw(0x12, 3)
+        device_model.outl(0x10, 5)
+        assert device_model.inw(0x10) == 0xD249
+    host.systemd.systemctl("stop", UNIT, timeout=60)
+    host.systemd.systemctl("start", UNIT, check=False, timeout=60)
+    host.wait_for("ActiveState", "failed")
+    assert host.systemd.properties(UNIT, "ExecMainStatus", "NRestarts") == {"ExecMainStatus": "2", "NRestarts": "0"}
 
 
 def test_a_wrong_configuration_is_not_tried_again_and_again(host: Host) -> None:

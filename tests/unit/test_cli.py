@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import unplugd.config.load
+import unplugd.config.files
 from unplugd import __version__
 from unplugd.cli import main
 
@@ -25,8 +25,8 @@ def test_check_names_what_was_read(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_check_without_any_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unplugd.config.load, "DEFAULT_FILE", tmp_path / "none.toml")
-    monkeypatch.setattr(unplugd.config.load, "DEFAULT_DROP_INS", tmp_path / "conf.d")
+    monkeypatch.setattr(unplugd.config.files, "DEFAULT_FILE", str(tmp_path / "none.toml"))
+    monkeypatch.setattr(unplugd.config.files, "DEFAULT_DROP_INS", str(tmp_path / "conf.d"))
     assert main(["--check"]) == 0
     assert "defaults" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import unplugd.config.load
+import unplugd.config.files
 from unplugd.config.load import Config, EmbeddedDomain, files, load
 from unplugd.core.blacklist import LAST_BUILD, BlacklistEntry, BlacklistRange
 from unplugd.errors import ConfigError
@@ -76,6 +76,12 @@ GOOD: list[tuple[str, str, Any]] = [
     ("http.listen", '"0.0.0.0:80"', ("0.0.0.0", 80)),
     ("http.listen", '"[::1]:9877"', ("::1", 9877)),
     ("http.listen", '"localhost:0"', ("localhost", 0)),
+    ("http.listen", '"*:9877"', ("*", 9877)),
+    ("http.listen", '"[::]:9877"', ("::", 9877)),
+    ("http.listen", '"[fe80::1%eth0]:9877"', ("fe80::1%eth0", 9877)),
+    ("http.listen", '"dom0.example.:9877"', ("dom0.example.", 9877)),
+    ("log.directory", f'"/{"x" * 999}"', Path("/" + "x" * 999)),
+    ("xenstore.socket", f'"/{"x" * 106}"', "/" + "x" * 106),
     ("attach.when_unreachable", '"absent"', "absent"),
     ("attach.when_unreachable", '"wait"', "wait"),
     ("attach.unreachable_after", "0.5", 0.5),
@@ -128,6 +134,18 @@ BAD: list[tuple[str, str, str]] = [
     ("http.listen", '"localhost:65536"', '"address:port"'),
     ("http.listen", '"::1:9877"', '"address:port"'),
     ("http.listen", '"127.0.0.1:\u0661"', '"address:port"'),
+    ("http.listen", '"127.0.0..1:9877"', '"address:port"'),
+    ("http.listen", f'"{"x" * 64}.example:80"', '"address:port"'),
+    ("http.listen", f'"{"x." * 127}x:80"', '"address:port"'),
+    ("http.listen", '"gr\u00f6\u00dfe:80"', '"address:port"'),
+    ("http.listen", '"a b:80"', '"address:port"'),
+    ("http.listen", '"-a:80"', '"address:port"'),
+    ("http.listen", '"[localhost]:80"', '"address:port"'),
+    ("http.listen", '"[::1%]:80"', '"address:port"'),
+    ("http.listen", f'"127.0.0.1:{"9" * 5000}"', '"address:port"'),
+    ("log.directory", f'"{"/x" * 501}"', "at most 1000 bytes"),
+    ("xenstore.socket", f'"/{"x" * 107}"', "at most 107 bytes"),
+    ("attach.monitor", f'"/{"x" * 107}"', "at most 107 bytes"),
     ("http.listen", "9877", "a string"),
     ("attach.when_unreachable", '"deny"', '"absent", "wait"'),
     ("attach.unreachable_after", "0", "seconds"),
@@ -330,13 +348,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load(tmp_path / "none.toml")
     (tmp_path / "unplugd.toml.d").mkdir()
     (tmp_path / "unplugd.toml.d" / "x.toml").mkdir()
-    with pytest.raises(ConfigError, match=r"x\.toml: cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match=r"x\.toml: cannot be read: it is not a regular file"):
         read(tmp_path, "")
 
 
 def test_the_default_file_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unplugd.config.load, "DEFAULT_FILE", tmp_path / "unplugd.toml")
-    monkeypatch.setattr(unplugd.config.load, "DEFAULT_DROP_INS", tmp_path / "conf.d")
+    monkeypatch.setattr(unplugd.config.files, "DEFAULT_FILE", str(tmp_path / "unplugd.toml"))
+    monkeypatch.setattr(unplugd.config.files, "DEFAULT_DROP_INS", str(tmp_path / "conf.d"))
     assert load() == Config()
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "1.toml").write_text("publish = false")

@@ -26,7 +26,7 @@ def name(command: Command) -> str:
 def test_the_commands_are_those_of_the_issue() -> None:
     assert sorted(name(leaf) for leaf in LEAVES) == [
         "blacklist add", "blacklist check", "blacklist list", "blacklist remove", "completion", "config check",
-        "config show", "events", "list", "log", "show", "status", "top",
+        "config show", "events", "list", "log", "report", "show", "status", "top",
     ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_every_help_can_be_read(command: Command, capsys: pytest.CaptureFixture[
 def test_every_command_has_json_and_the_common_options(leaf: Command) -> None:
     options = {each for option in leaf.options for each in option.names}
     assert {"--config", "--socket", "--color", "--help"} <= options
-    assert ({"-l", "--json"} <= options) == (leaf.path != ("completion",))
+    assert ({"-l", "--json"} <= options) == (leaf.path not in {("completion",), ("report",)})
 
 
 def test_the_help_has_every_exit_status(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.lab.control import serving
 from unplugd.config.load import Config, load
 from unplugd.ctl.cli import main
 from unplugd.ctl.configuration import effective, toml
@@ -89,6 +90,30 @@ def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(json.loads(capsys.readouterr().out)) == {"valid", "file", "key", "problem"}
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_running_unplugd_is_asked_about_its_own_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], named: bool
+) -> None:
+    file = tmp_path / "unplugd.toml"
+    with serving() as control:
+        file.write_text(f'runtime_dir = "{control.path.parent}"\n')
+        control.path.rename(control.path.with_name("control.sock"))
+        said = {"configured": str(file) if named else "", "valid": False, "file": "conf.d", "key": "", "problem": "no"}
+        control.pages["/api/v1/configuration"] = (200, json.dumps(said).encode())
+        assert main(["config", "check", "--config", str(file)]) == (2 if named else 0)
+        shown = capsys.readouterr()
+        if named:
+            assert "unplugctl: conf.d: no\n" in shown.err
+            assert main(["config", "check", "-l", "--config", str(file)]) == 2
+            assert json.loads(capsys.readouterr().out) == {"valid": False, "file": "conf.d", "key": "", "problem": "no"}
+            control.pages["/api/v1/configuration"] = (200, json.dumps(
+                {"configured": str(file), "valid": True, "files": [str(file)]}).encode())
+            assert main(["config", "check", "--config", str(file)]) == 0
+            assert "rights of unplugctl" not in capsys.readouterr().out
+        else:
+            assert "checked with the rights of unplugctl" in shown.out
+
+
 def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "unplugd.toml"
     file.write_text("# a comment with \x1b[2J\npublish = false\n".replace("\x1b", "x"))
@@ -113,8 +138,8 @@ def test_show_of_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_no_file_at_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    monkeypatch.setattr("unplugd.config.load.DEFAULT_FILE", tmp_path / "none")
-    monkeypatch.setattr("unplugd.config.load.DEFAULT_DROP_INS", tmp_path / "none.d")
+    monkeypatch.setattr("unplugd.config.files.DEFAULT_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr("unplugd.config.files.DEFAULT_DROP_INS", str(tmp_path / "none.d"))
     assert main(["config", "show"]) == 0
     assert "the defaults hold" in capsys.readouterr().out
     assert main(["config", "check"]) == 0

@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.lab.control import domain, serving
-from unplugd.config.load import DEFAULT_DROP_INS, DEFAULT_FILE, Config, load
+from unplugd.config.load import Config, load
 from unplugd.ctl import control
 from unplugd.ctl.control import Control, runtime_directory
 from unplugd.ctl.failure import NOT_RUNNING, USAGE, Failure
 
 
 def test_the_defaults_are_those_of_the_daemon() -> None:
-    assert Path(control.DEFAULT_FILE) == DEFAULT_FILE
-    assert Path(control.DEFAULT_DROP_INS) == DEFAULT_DROP_INS
     assert Path(control.DEFAULT_RUNTIME) == Config().runtime_dir
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -157,7 +158,7 @@ def test_the_open_pages_over_tcp() -> None:
             assert body
         status, headers, body = await client.get("/metrics", "Accept: application/openmetrics-text")
         assert headers["content-type"] == OPENMETRICS
-        assert headers["vary"] == "Accept"
+        assert headers["vary"] == "Accept, Accept-Encoding"
         assert body.endswith(b"# EOF\n")
         for path in ("/api/v1/domains", "/api/v1/domains/7", "/nothing", "http://[/", "http://dom0"):
             status, _, _ = await client.get(path)
@@ -435,6 +436,41 @@ def test_a_client_that_does_not_read_costs_little_and_is_dropped(monkeypatch: py
         buffered = served.connections[0]._transport.get_write_buffer_size()
         assert buffered < http.WRITE_LIMIT + 100_000
         await served.until(lambda: not served.connections)
+
+    run(test, many(1000))
+
+
+@pytest.mark.parametrize(
+    ("accepted", "coded"),
+    [
+        ("gzip", True), ("gzip, deflate, br", True), ("identity;q=0.5, GZIP;q=0.1", True), ("*", True),
+        ("x-gzip", True), ("gzip;q=1.0", True), ("gzip; q=0", False), ("gzip;q=0.000, *", False), ("*;q=0", False),
+        ("identity", False), ("", False), ("gzippy", False), ("," * 5000 + "gzip", False),
+    ],
+)  # fmt: skip
+def test_answers_are_compressed_where_the_client_takes_that(accepted: str, coded: bool) -> None:
+    async def test(served: Served) -> None:
+        client = await served.connect()
+        for page in ("/metrics", "/-/healthy"):
+            status, headers, body = await client.get(page, f"Accept-Encoding: {accepted}")
+            assert status == 200
+            assert ("content-encoding" in headers) is coded
+            assert "Accept-Encoding" in headers["vary"]
+            text = gzip.decompress(body) if coded else body
+            assert text.startswith(b"# HELP" if page == "/metrics" else b"unplugd is running")
+            head = await client.get(page, f"Accept-Encoding: {accepted}", method="HEAD")
+            assert head[1].get("content-encoding") == headers.get("content-encoding")
+
+    run(test)
+
+
+def test_a_compressed_answer_may_be_long() -> None:
+    async def test(served: Served) -> None:
+        _, _, plain = await (await served.connect()).get("/metrics")
+        _, _, coded = await (await served.connect()).get("/metrics", "Accept-Encoding: gzip")
+        text = gzip.decompress(coded)
+        assert len(text.splitlines()) == len(plain.splitlines()) > 10_000
+        assert len(coded) < len(plain) / 5
 
     run(test, many(1000))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -89,8 +90,8 @@ def test_another_address_before_anybody_asked(tmp_path: Path) -> None:
         probe.close()
         path = tmp_path / "control.sock"
         async with front(path, before) as one:
-            with pytest.raises(HostError):
-                await one.prepare(("127.0.0.1", old[1]))
+            with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(HostError, match="in use"):
+                await one.prepare(("127.0.0.1", taken.getsockname()[1]))
             assert b" 200 " in await ask(old)
             await one.replace(await one.prepare(new))
             assert b" 200 " in await ask(new)
@@ -111,3 +112,42 @@ def test_a_control_socket_that_cannot_be_had_closes_the_others(tmp_path: Path) -
     with pytest.raises(HostError):
         HttpFront(StandInHost(), tmp_path / "control.sock", tcp)
     assert tcp[0].fileno() == -1
+
+
+def test_the_listener_moves_between_addresses_that_overlap(tmp_path: Path) -> None:
+    async def main() -> None:
+        tcp = listen_tcp("127.0.0.1", 0)
+        port = tcp[0].getsockname()[1]
+        async with front(tmp_path / "control.sock", tcp) as one:
+            for address in ("0.0.0.0", "127.0.0.1", "localhost", "*", "127.0.0.1", "127.0.0.1"):
+                await one.replace(await one.prepare((address, port)))
+                assert b" 200 " in await ask(("127.0.0.1", port))
+            # the address is still ours alone: a second unplugd notices
+            with pytest.raises(HostError, match="in use"):
+                listen_tcp("127.0.0.1", port)
+
+    asyncio.run(main())
+
+
+def test_a_name_that_nobody_resolves_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = threading.Event()
+
+    def slow(*arguments: object, **more: object) -> None:
+        gone.wait(30)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    async def main() -> None:
+        async with front(tmp_path / "control.sock", []) as one:
+            monkeypatch.setattr("unplugd.http.server.RESOLVE_DEADLINE", 0.1)
+            monkeypatch.setattr(socket, "getaddrinfo", slow)
+            with pytest.raises(HostError, match=r"name\.example:80: .*in time"):
+                await one.prepare(("name.example", 80))
+            gone.set()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("host", ["127.0.0..1", "x" * 64, "a" * 300, "\udcff"])
+def test_what_is_no_address_at_all_is_a_fault_of_the_host(host: str) -> None:
+    with pytest.raises(HostError):
+        listen_tcp(host, 0)

@@ -84,7 +84,7 @@ def test_a_refused_reload_is_told_until_one_is_taken(tmp_path: Path) -> None:
     drop_in.parent.mkdir()
     drop_in.touch()
     assert configuration(standing)["files"] == [str(file)]
-    standing.taken()
+    standing.taken([str(file), str(drop_in)])
     now = configuration(standing)
     assert now["files"] == [str(file), str(drop_in)]
     assert (now["reloads"], now["refused"]) == (1, None)

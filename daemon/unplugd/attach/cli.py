@@ -68,6 +68,8 @@ async def _serve(settings: Config, attach: AttachConfig, records: Records) -> No
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stop)
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # what other services take for a reload
+        signal.signal(number, signal.SIG_IGN)
     systemd.notify("READY=1")
     await supervisor.run()
 

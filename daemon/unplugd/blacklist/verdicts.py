@@ -12,13 +12,15 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from unplugd.blacklist.lookups import Answer, SharedReads
 from unplugd.config.load import BlacklistConfig
-from unplugd.core.blacklist import ROOT, Configured, node
+from unplugd.core.blacklist import ROOT, Configured, build_number, node
 from unplugd.core.bucket import TokenBucket
 from unplugd.core.counters import Counters
 from unplugd.core.guest import ALLOWED, Verdict
@@ -40,6 +42,20 @@ REASON_LIMIT = 120
 
 SYNC_INTERVAL = 0.1
 """Seconds between two readings of the whole blacklist: a script that adds a thousand entries causes few."""
+
+REASON_BYTES = 2048
+"""Bytes of a reason that are written into xenstore."""
+
+PIPELINED = 32
+"""Requests in flight at a time while the configured entries are written."""
+
+REMEMBERED = 1024
+"""Nodes that are noted in the file `owned` at once."""
+
+MALFORMED_SHOWN = 5
+"""Malformed nodes that a record names."""
+
+T = TypeVar("T")
 
 Say = Callable[[Event, str], None]
 
@@ -64,6 +80,8 @@ class Blacklist:
         """Set once xenstored was read, or could not be."""
         self._budgets: dict[int, TokenBucket] = {}
         self._dirty = asyncio.Event()
+        self._malformed: set[str] = set()
+        """Nodes without effect; there was a record about each."""
         self._owned = self._load(self._owned_file)
         self.configure(config, registry)
 
@@ -72,11 +90,16 @@ class Blacklist:
         self._store = store
         self._lookups = SharedReads(lookups)
 
-    def configure(self, config: BlacklistConfig, registry: Registry) -> None:
+    @staticmethod
+    def prepare(config: BlacklistConfig) -> Configured:
+        """The long part of configure(), for thousands of entries. Any thread may run it."""
+        return Configured(config.entries, config.ranges)
+
+    def configure(self, config: BlacklistConfig, registry: Registry, prepared: Configured | None = None) -> None:
         """Use another configuration; xenstore follows with the next put_entries()."""
         self._config = config
         self._registry = registry
-        self._configured = Configured(config.entries, config.ranges)
+        self._configured = prepared or self.prepare(config)
 
     @property
     def entries(self) -> int:
@@ -184,46 +207,67 @@ class Blacklist:
         self._tried.set()
 
     async def put_entries(self) -> None:
-        """Write the configured entries to xenstore, and remove those of the previous one. Raises StoreUnavailable."""
-        wanted = self._configured.nodes
-        for path in sorted(self._owned - wanted.keys()):
-            with contextlib.suppress(NoSuchNode):
-                await self._store.remove(path)
-            self._owned.discard(path)
-            self._save_owned()
-        for path, reason in wanted.items():
-            await self._put(path, reason)
+        """Write the configured entries to xenstore, and remove those of the previous one. Raises StoreError.
 
-    async def _put(self, path: str, reason: str) -> None:
-        try:
-            present = await self._store.read(path)
-        except NoSuchNode:
-            present = None
-        value = reason.encode("utf-8")[:2048]
-        if present is not None and (path not in self._owned or present == value):
-            return
-        if path not in self._owned:
-            # note the node before writing it: without the note it could never be removed again
-            self._owned.add(path)
+        There may be ten thousand entries: they are written in groups, and guests are served meanwhile.
+        """
+        wanted = self._configured.nodes
+        for paths in _groups(sorted(self._owned - wanted.keys()), REMEMBERED):
+            await self._all(self._store.remove, paths)
+            self._owned.difference_update(paths)
             self._save_owned()
-        await self._store.write(path, value)
+        there = set(await self._nodes()) if wanted else set()
+        for paths in _groups(wanted, REMEMBERED):
+            values = {path: wanted[path].encode("utf-8")[:REASON_BYTES] for path in paths}
+            ours = await self._all(self._store.read, [path for path in paths if path in there and path in self._owned])
+            new = [path for path in paths if path not in there]
+            if not self._owned.issuperset(new):
+                # note the nodes before writing them: without the note they could never be removed again
+                self._owned.update(new)
+                self._save_owned()
+
+            def write(path: str, values: dict[str, bytes] = values) -> Awaitable[None]:
+                return self._store.write(path, values[path])
+
+            await self._all(write, [*new, *(path for path, value in ours.items() if value != values[path])])
+
+    async def _all(self, request: Callable[[str], Awaitable[T]], paths: Sequence[str]) -> dict[str, T]:
+        """The answers to one request per path, without those for missing nodes. Raises StoreError."""
+        answers: dict[str, T] = {}
+        for group in _groups(paths, PIPELINED):
+            for path, answer in zip(group, await asyncio.gather(*map(request, group), return_exceptions=True),
+                                    strict=True):
+                if not isinstance(answer, BaseException):
+                    answers[path] = answer
+                elif not isinstance(answer, NoSuchNode):
+                    raise answer
+            await asyncio.sleep(0)
+        return answers
+
+    async def _nodes(self) -> list[str]:
+        """The paths of all nodes PRODUCT/BUILD, whatever their names are. Raises StoreError."""
+        nodes: list[str] = []
+        for product in (await self._all(self._store.directory, [ROOT])).get(ROOT, ()):
+            path = f"{ROOT}/{product}"
+            builds = (await self._all(self._store.directory, [path])).get(path, ())
+            nodes += [f"{path}/{build}" for build in builds]
+        return nodes
 
     async def read_all(self) -> None:
         """Read the mirror again. Raises StoreUnavailable."""
-        mirror: set[str] = set()
-        try:
-            products = await self._store.directory(ROOT)
-        except NoSuchNode:
-            products = []
-        for product in products:
-            try:
-                builds = await self._store.directory(f"{ROOT}/{product}")
-            except NoSuchNode:
-                continue
-            mirror.update(f"{ROOT}/{product}/{build}" for build in builds if build.isdigit())
+        nodes = await self._nodes()
+        mirror = {path for path in nodes if build_number(path.rpartition("/")[2]) is not None}
+        malformed = {path for path in nodes if path not in mirror}
+        await asyncio.sleep(0)  # there may be ten thousand
         if mirror != self._mirror:
             self._mirror = mirror
             self._save(self._mirror_file, mirror, "after a restart without a xenstored nothing is blacklisted by it")
+        if malformed - self._malformed:
+            some = sorted(malformed - self._malformed)
+            self._say(Event.MALFORMED_NODE, ", ".join(some[:MALFORMED_SHOWN])
+                      + (f" and {len(some) - MALFORMED_SHOWN} more" if len(some) > MALFORMED_SHOWN else "")
+                      + " blacklists nothing: a build is a decimal number up to 4294967295 without leading zeros")
+        self._malformed = malformed
 
     def arm(self) -> None:
         """Watch the blacklist's directory; once, before the store runs: it arms its watches at every connect."""
@@ -269,3 +313,10 @@ class Blacklist:
             os.replace(new, file)
         except OSError as error:
             self._say(Event.SINK_FAILED, f"{file}: {error.strerror}; {otherwise}")
+
+
+def _groups(paths: Collection[str], size: int) -> Iterator[list[str]]:
+    """`paths` in lists of at most so many."""
+    rest = iter(paths)
+    while group := list(islice(rest, size)):
+        yield group

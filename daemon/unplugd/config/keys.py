@@ -5,6 +5,9 @@ A check takes a value as TOML has it and returns it as load.py keeps it, or rais
 
 from __future__ import annotations
 
+import os
+import re
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,11 @@ from unplugd.core.protocol import DEVICES
 
 SINKS = ("journal", "file", "stderr")
 _LAST_DOMID = 0x7FEF
-_SOCKET_PATH_LIMIT = 107 - len("/dom32751.sock")
+_SOCKET_PATH = 107
+"""Bytes of a unix socket's path (unix(7): sun_path without its NUL)."""
+_RUNTIME_PATH = _SOCKET_PATH - len("/dom32751.sock")
+_UUID = re.compile(r"[A-Za-z0-9_-]{0,64}")
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 
 class Wrong(Exception):
@@ -75,25 +82,33 @@ def _some_of(*words: str) -> Check:
     return check
 
 
-def _directory(value: Any) -> Path:
+def _path(value: Any, longest: int) -> str:
     text = _text(value)
-    if not text.startswith("/"):
-        raise Wrong("an absolute path")
-    return Path(text)
+    try:
+        size = len(os.fsencode(text))
+    except UnicodeEncodeError:
+        raise Wrong("a path in characters that this process's locale has") from None
+    if not text.startswith("/") or size > longest:
+        raise Wrong(f"an absolute path of at most {longest} bytes")
+    return text
+
+
+def _directory(value: Any) -> Path:
+    return Path(_path(value, 1000))     # PATH_MAX is 4096, and pathlib makes parents by recursion
 
 
 def _runtime_directory(value: Any) -> Path:
-    path = _directory(value)
-    if len(str(path).encode()) > _SOCKET_PATH_LIMIT:
-        raise Wrong(f"an absolute path of at most {_SOCKET_PATH_LIMIT} bytes, for socket paths have 107")
-    return path
+    try:
+        return Path(_path(value, _RUNTIME_PATH))
+    except Wrong as wrong:
+        raise Wrong(f"{wrong}, for socket paths have {_SOCKET_PATH}") from None
 
 
 def _socket_path(value: Any) -> str:
-    text = _text(value)
-    if text and not text.startswith("/"):
-        raise Wrong("an absolute path, or empty for the default")
-    return text
+    try:
+        return _path(value, _SOCKET_PATH) if value != "" else ""
+    except Wrong:
+        raise Wrong(f"an absolute path, or empty for the default; at most {_SOCKET_PATH} bytes") from None
 
 
 def _user(value: Any) -> str:
@@ -119,10 +134,39 @@ def _listen(value: Any) -> tuple[str, int] | None:
     if not text:
         return None
     host, colon, port = text.rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host if ":" not in host else ""
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 0xFFFF):
-        raise Wrong('"address:port" (an IPv6 address in brackets), or empty for off')
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    if not (colon and (_is_ipv6(host) if bracketed else host == "*" or _is_name(host))
+            and port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 0xFFFF):
+        raise Wrong('"address:port" (an IPv6 address in brackets, "*" for all addresses), or empty for off')
     return host, int(port)
+
+
+def _is_ipv6(host: str) -> bool:
+    address, percent, zone = host.partition("%")
+    try:
+        socket.inet_pton(socket.AF_INET6, address)
+    except (OSError, UnicodeError):
+        return False
+    return zone.isalnum() and zone.isascii() if percent else True
+
+
+def _is_name(host: str) -> bool:
+    """A host's name, or an IPv4 address: labels of at most 63 characters (RFC 1123), 253 in all."""
+    return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in host.removesuffix(".").split("."))
+
+
+def _domain_name(value: Any) -> str:
+    text = _text(value)
+    if len(text.encode()) > 1024:
+        raise Wrong("a string of at most 1024 bytes without control characters")
+    return text
+
+
+def _domain_uuid(value: Any) -> str:
+    if not isinstance(value, str) or not _UUID.fullmatch(value):
+        raise Wrong("at most 64 letters, digits, - and _, as a uuid has")
+    return value
 
 
 def _devices(value: Any) -> int:
@@ -159,7 +203,7 @@ KEYS: Mapping[str, Check] = {  # in the order of contract section 5
 }
 
 TABLE_LISTS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
-    "xenstore.domain": ({"domid": integer(1, _LAST_DOMID), "name": _text, "uuid": _text}, ("domid",)),
+    "xenstore.domain": ({"domid": integer(1, _LAST_DOMID), "name": _domain_name, "uuid": _domain_uuid}, ("domid",)),
     "blacklist.entry": (
         {"product": _text, "build": integer(0, LAST_BUILD), "reason": _text},
         ("product", "build"),

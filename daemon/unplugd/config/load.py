@@ -9,22 +9,21 @@ Source: contract section 5. Nothing here is applied: that is service.py's.
 
 from __future__ import annotations
 
+import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from unplugd import __version__
 from unplugd.config.attach import AttachConfig
+from unplugd.config.files import limited, paths, read, refusing
 from unplugd.config.keys import KEYS, SECTIONS, TABLE_LISTS, Check, Wrong, integer
 from unplugd.core.blacklist import LAST_BUILD, BlacklistEntry, BlacklistRange
 from unplugd.core.protocol import ALL_DEVICES
 from unplugd.core.registry import PUBLIC
 from unplugd.errors import ConfigError
-
-DEFAULT_FILE = Path("/etc/unplugd/unplugd.toml")
-DEFAULT_DROP_INS = Path("/etc/unplugd/conf.d")
-
 
 
 class EmbeddedDomain(NamedTuple):
@@ -109,16 +108,8 @@ class _Reader:
         self.tables: dict[str, list[tuple[str, str, dict[str, Any]]]] = {name: [] for name in TABLE_LISTS}
         self.products: dict[str, tuple[str, int]] = {}
 
-    def file(self, path: Path) -> None:
-        """Read one file; raises ConfigError."""
-        where = str(path)
-        try:
-            with path.open("rb") as stream:
-                document = tomllib.load(stream)
-        except OSError as error:
-            raise ConfigError(where, "", f"cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(where, "", f"is not TOML: {error}") from error
+    def document(self, where: str, document: Mapping[str, Any]) -> None:
+        """Check what one file says; raises ConfigError."""
         for name, value in document.items():
             if name == "products":
                 self._products(where, value)
@@ -240,7 +231,10 @@ def _checked(where: str, key: str, check: Check, value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    try:
+        text = str(value).lower() if isinstance(value, bool) else repr(value)
+    except ValueError:      # Python writes no number of more than 4300 digits
+        text = "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -255,24 +249,36 @@ def _known(key: str) -> str:
 def load(path: Path | None = None) -> Config:
     """The configuration of `path` and `path.d/*.toml`; without a path, of /etc/unplugd and its conf.d.
 
-    Raises ConfigError. /etc/unplugd/unplugd.toml need not be there: then the defaults hold.
+    Raises ConfigError, and nothing else, whatever the files are. /etc/unplugd/unplugd.toml need not be there: then the
+    defaults hold.
     """
+    return _load(files(path))
+
+
+def _load(paths: Sequence[Path]) -> Config:
+    texts = read([str(path) for path in paths])
     reader = _Reader()
-    for file in files(path):
-        reader.file(file)
-    return reader.finish()
+    with limited(texts):
+        for file, text in texts:
+            with refusing(file, text):
+                reader.document(file, tomllib.loads(text))
+        with refusing(texts[-1][0] if texts else "the defaults"):
+            return reader.finish()
 
 
 def files(path: Path | None = None) -> list[Path]:
-    """The files that load() reads, in order."""
-    if path is None:
-        main, drop_ins = DEFAULT_FILE, DEFAULT_DROP_INS
-        first = [main] if main.exists() else []
-    else:
-        main, drop_ins = path, path.with_name(path.name + ".d")
-        first = [main]
+    """The files that load() reads, in order. Raises ConfigError where they cannot be listed."""
+    return [Path(file) for file in paths(None if path is None else str(path))]
+
+
+def answer() -> None:
+    """The program of the process in which a running unplugd has its configuration read (reload.py)."""
+    import pickle
+
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     try:
-        rest = sorted(drop_ins.glob("*.toml"), key=lambda file: file.name)
-    except OSError as error:
-        raise ConfigError(str(drop_ins), "", f"cannot be read: {error.strerror}") from error
-    return first + rest
+        paths = files(path)
+        found: tuple[object, ...] = __version__, _load(paths), [str(file) for file in paths]
+    except ConfigError as error:
+        found = __version__, error.file, error.key, error.problem
+    pickle.dump(found, sys.stdout.buffer)

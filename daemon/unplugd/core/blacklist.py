@@ -43,6 +43,14 @@ def node(product: str, build: int) -> str | None:
     return f"{ROOT}/{product}/{build}" if fits_xenstore(product) else None
 
 
+def build_number(name: str) -> int | None:
+    """The build number in the name of a node: decimal, no sign, no leading zeros. None if it is no such number."""
+    if name.isascii() and name.isdigit() and len(name) <= 10 and (name[0] != "0" or name == "0"):
+        build = int(name)
+        return build if build <= LAST_BUILD else None
+    return None
+
+
 class Configured:
     """The configured blacklist, ready to be asked."""
 
@@ -52,10 +60,10 @@ class Configured:
         self._exact: dict[tuple[str, int], str] = {}
         self._ranges: dict[str, list[BlacklistRange]] = {}
         for entry in entries:
-            if entry.path is None:
+            if (path := entry.path) is None:
                 self._exact[entry.product, entry.build] = entry.reason
             else:
-                self.nodes[entry.path] = entry.reason
+                self.nodes[path] = entry.reason
         for one in ranges:
             self._ranges.setdefault(one.product, []).append(one)
 

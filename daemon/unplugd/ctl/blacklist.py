@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unplugd.config.load import Config, load
-from unplugd.core.blacklist import LAST_BUILD, node
+from unplugd.core.blacklist import LAST_BUILD, ROOT, build_number, node
 from unplugd.core.registry import Registry
 from unplugd.ctl import persist, show
 from unplugd.ctl.control import Control
@@ -114,9 +114,13 @@ def list_entries(options: Namespace) -> int:
         in_xenstore = with_store(config.xenstore, read_blacklist)
     domains = _running(options)
     rows = gather(in_xenstore, persist.configured(_path(options)), registry, domains)
+    malformed = sorted(f"{ROOT}/{product}/{build}" for product, build in in_xenstore or {}
+                       if build_number(build) is None)
     if options.json:
-        show.print_json({"entries": rows})
+        show.print_json({"entries": rows} | ({"malformed": malformed} if malformed else {}))
         return OK
+    for path in malformed:
+        print(f"unplugctl: {show.safe(path)} blacklists nothing: its name is no decimal build number", file=sys.stderr)
     if not rows:
         print("No driver build is blacklisted.")
         return OK
@@ -144,9 +148,10 @@ def gather(in_xenstore: dict[tuple[str, str], str] | None, configured: list[pers
         })
 
     for (product, build), reason in (in_xenstore or {}).items():
-        if not (build.isascii() and build.isdigit() and int(build) <= LAST_BUILD and str(int(build)) == build):
+        number = build_number(build)
+        if number is None:
             continue        # no driver can announce it
-        one = row(product, int(build), int(build))
+        one = row(product, number, number)
         one["xenstore"], one["reason"] = True, reason
         if product not in registry.numbers:
             one["problem"] = "no driver has this product name, so it blacklists nothing"
@@ -211,7 +216,7 @@ def add(options: Namespace) -> int:
     config = _load(options)
     product = parse_product(options.product, Registry(config.products))
     build = parse_build(options.build)
-    reason = options.reason or ""
+    reason = _text(options.reason or "")
     if any(ord(character) < 0x20 or ord(character) == 0x7F for character in reason):
         raise Failure(USAGE, "a reason is one line without control characters")
     path = node(product, build)
@@ -225,7 +230,14 @@ def add(options: Namespace) -> int:
     told = options.persist and _reload(options)
     written = False
     if path is not None and not embedded:
-        written = with_store(config.xenstore, lambda store: _ensure(store, path, reason, wait=bool(told)))
+        try:
+            written = with_store(config.xenstore, lambda store: _ensure(store, path, reason, wait=bool(told)))
+        except Failure as failure:
+            if options.persist:
+                raise _half(failure, f"{product} build {build} is kept in {file or 'the configuration already'}, but it"
+                                     " is not in xenstore", "unplugd writes it there when it starts and when it is"
+                                     " connected") from None
+            raise
     domains = _running(options)
     hit = _driven(domains, product, build, build)
     if options.json:
@@ -248,6 +260,16 @@ def add(options: Namespace) -> int:
     elif domains is not None:
         print("  no running guest has this driver")
     return OK
+
+
+def _text(argument: str) -> str:
+    """An argument as text: UTF-8 where the locale has no such characters. Raises Failure."""
+    if argument.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in argument):
+        return argument
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeDecodeError:
+        raise Failure(USAGE, f"{show.safe(argument)} is not text, neither in this locale nor as UTF-8") from None
 
 
 async def _ensure(store: Store, path: str, reason: str, *, wait: bool) -> bool:
@@ -278,7 +300,13 @@ def remove(options: Namespace) -> int:
         told = bool(removed) and _reload(options)
     was_there = False
     if path is not None and config.xenstore.backend != "embedded":
-        was_there = with_store(config.xenstore, lambda store: remove_node(store, path))
+        try:
+            was_there = with_store(config.xenstore, lambda store: remove_node(store, path))
+        except Failure as failure:
+            if removed:
+                raise _half(failure, f"{product} build {build} is taken out of {', '.join(map(str, removed))}, but"
+                                     " perhaps not of xenstore", "give the command again when xenstored runs") from None
+            raise
     ranges = [one for one in persist.configured(_path(options))
               if one.is_range and one.product == product and one.first <= build <= one.last]
     if options.json:
@@ -299,6 +327,11 @@ def remove(options: Namespace) -> int:
             return NOT_FOUND
         raise Failure(NOT_FOUND, f"{product} build {build} was not blacklisted", "unplugctl blacklist list")
     return OK
+
+
+def _half(failure: Failure, done: str, hint: str) -> Failure:
+    """The failure of a command of which a part is done."""
+    return Failure(failure.status, f"{show.safe(done)}: {failure.problem}", f"{hint}\n{failure.hint}")
 
 
 def _confirm_linux(options: Namespace, product: str, build: int) -> None:

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from unplugd import __version__
+from unplugd import __version__, streams
 from unplugd.ctl import show
-from unplugd.ctl.failure import EXITS, OK, USAGE, Failure, tell
+from unplugd.ctl.failure import EXITS, FAILED, OK, USAGE, Failure, tell
 
 DOMAIN = "a domain's name, domid or uuid"
 PRODUCT = "a product's name or number: linux, 3, xensource-windows, ..."
@@ -65,6 +65,14 @@ def parser() -> argparse.ArgumentParser:
     status = _command(commands, "status", "status:status", "whether unplugd runs and works",
                       "Shows whether unplugd runs, whether it is ready and what it waits for, and lists problems.")
     _json(status)
+    report = _command(commands, "report", "report:report", "one file for a report of a fault",
+                      "Writes a tar with what helps to find a fault: versions, configuration, status, guests, unplugd's"
+                      " own records, units, xenstore. It works while unplugd is down or its configuration is wrong."
+                      " What guests wrote is not in it.")
+    output = report.add_argument("-o", "--output", metavar="FILE",
+                                 help="write this file, which must not exist; - for standard output (default:"
+                                      " unplugd-report-TIME.tar, here)")
+    output.complete = "file"  # type: ignore[attr-defined] # read by completion.py
     completion = _command(commands, "completion", "completion:print_script", "shell completion",
                           "Prints the completion script of a shell. Packages install it. Without a package:"
                           ' eval "$(unplugctl completion bash)"')
@@ -235,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show.use_colour(options.color)
     try:
         module, _, function = run.partition(":")
-        if options.socket is None and module != "configuration":
+        if options.socket is None and module not in ("configuration", "report"):
             from unplugd.ctl.control import runtime_directory
 
             options.socket = os.path.join(runtime_directory(options.config), "control.sock")
@@ -255,7 +263,15 @@ def entry() -> int:
     """The console script: main(), but a reader that closes the pipe (`| head`) ends it quietly."""
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if streams.open_closed():
+        tell(Failure(FAILED, "standard output is closed"))
+        return FAILED
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    return main()
+    try:
+        return main()
+    except OSError as error:    # of print() and flush(): of all others main() makes a Failure
+        streams.give_up_output()
+        tell(Failure(FAILED, f"standard output: {error.strerror}"))
+        return FAILED

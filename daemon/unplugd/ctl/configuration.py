@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unplugd.config.files import read
 from unplugd.config.load import Config, files, load
 from unplugd.core.protocol import DEVICES
 from unplugd.ctl import show
+from unplugd.ctl.control import Control
 from unplugd.ctl.failure import OK, USAGE, Failure
 from unplugd.errors import ConfigError
 
@@ -23,20 +26,39 @@ def _path(options: Namespace) -> Path | None:
 def check(options: Namespace) -> int:
     """`unplugctl config check`."""
     path = _path(options)
+    answer: dict[str, Any]
     try:
-        load(path)
-        read = [str(file) for file in files(path)]
+        config = load(path)
+        found = [str(file) for file in files(path)]
+        asked = _asked(options, config)
+        answer = asked or {"valid": True, "files": found}
     except ConfigError as error:
-        if options.json:
-            show.print_json({"valid": False, "file": error.file, "key": error.key, "problem": error.problem})
-            return USAGE
-        raise Failure(USAGE, show.line(str(error)),
-                      "a running unplugd keeps what it read before; unplugd.toml(5) has every key") from None
+        asked = None
+        answer = {"valid": False, "file": error.file, "key": error.key, "problem": error.problem}
     if options.json:
-        show.print_json({"valid": True, "files": read})
-    else:
-        print("configuration is valid: " + (", ".join(read) or "no file, the defaults"))
+        show.print_json(answer)
+        return OK if answer["valid"] else USAGE
+    if not answer["valid"]:
+        said = ": ".join(filter(None, (answer["file"], answer["key"], answer["problem"])))
+        raise Failure(USAGE, show.line(said), "a running unplugd keeps what it read before; unplugd.toml(5) has every"
+                                              " key")
+    print("configuration is valid: " + (", ".join(map(show.line, answer["files"])) or "no file, the defaults"))
+    if asked is None:
+        print("  checked with the rights of unplugctl: no unplugd that uses it answers")
     return OK
+
+
+def _asked(options: Namespace, config: Config) -> dict[str, Any] | None:
+    """What a running unplugd says of these files, which it may be unable to read: it has fewer rights than root in a
+    shell. None where none answers that uses them."""
+    control = Control(options.socket or str(config.runtime_dir / "control.sock"))
+    try:
+        said = control.json("/api/v1/configuration")
+    except Failure:
+        return None
+    if said is None or said.pop("configured") != (os.path.abspath(options.config) if options.config else ""):
+        return None
+    return dict(said)
 
 
 def show_configuration(options: Namespace) -> int:
@@ -50,16 +72,14 @@ def show_configuration(options: Namespace) -> int:
             else:
                 print(toml(effective(config)), end="")
             return OK
-        for file in files(path):
-            print(show.paint(f"# {file}", show.BOLD))
-            print("\n".join(show.line(line) for line in file.read_bytes().splitlines()))
+        for file, text in read([str(file) for file in files(path)]):
+            print(show.paint(f"# {show.line(file)}", show.BOLD))
+            print("\n".join(show.line(line) for line in text.splitlines()))
             print()
         if not files(path):
             print("# no file: the defaults hold;  unplugctl config show --effective")
     except ConfigError as error:
-        raise Failure(USAGE, show.line(str(error)), "unplugctl config check") from None
-    except OSError as error:
-        raise Failure(USAGE, f"{error.filename}: {error.strerror}", "unplugctl config check") from None
+        raise Failure(USAGE, str(error), "unplugctl config check") from None
     return OK
 
 

@@ -7,19 +7,17 @@ connection ends the answer; an answer that was cut is not valid JSON.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
-import tomllib
 from typing import Any
 
+from unplugd.config.files import document, paths
 from unplugd.ctl.failure import NOT_RUNNING, USAGE, Failure
+from unplugd.errors import ConfigError
 
 DEADLINE = 15.0
 """Seconds that the daemon has for an answer."""
 
-DEFAULT_FILE = "/etc/unplugd/unplugd.toml"
-DEFAULT_DROP_INS = "/etc/unplugd/conf.d"
 DEFAULT_RUNTIME = "/run/unplugd"
 _LONGEST_ANSWER = 256 << 20
 
@@ -31,26 +29,14 @@ def runtime_directory(config: str | None) -> str:
 
     unplugd.config.load checks all keys, but takes five times as long to import. Raises Failure.
     """
-    main, drop_ins = (config, config + ".d") if config else (DEFAULT_FILE, DEFAULT_DROP_INS)
-    try:
-        names = sorted(name for name in os.listdir(drop_ins) if name.endswith(".toml"))
-    except OSError:
-        names = []
     found = DEFAULT_RUNTIME
-    for path in [main, *(os.path.join(drop_ins, name) for name in names)]:
-        try:
-            with open(path, "rb") as stream:
-                value = tomllib.load(stream).get("runtime_dir", found)
-        except FileNotFoundError:
-            if config and path == main:
-                raise Failure(USAGE, f"{path}: no such file",
-                              "name unplugd's own file, or leave --config out") from None
-            continue
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else f"is not TOML: {error}"
-            raise Failure(USAGE, f"{path}: {why}",
-                          "details: unplugctl config check;  with --socket PATH it is not needed") from None
-        found = value if isinstance(value, str) else found
+    try:
+        for path in paths(config):
+            value = document(path).get("runtime_dir", found)
+            found = value if isinstance(value, str) else found
+    except ConfigError as error:
+        raise Failure(USAGE, str(error),
+                      "details: unplugctl config check;  with --socket PATH it is not needed") from None
     return found
 
 

@@ -51,7 +51,7 @@ def log(options: Namespace) -> int:
         raise Failure(FAILED, 'log.sinks has neither "journal" nor "file": guest lines go to standard error only',
                       "under systemd that is  journalctl -u unplugd")
     matches = ["SYSLOG_IDENTIFIER=unplugd-guest", f"_UID={uid}", _match(options.domain, domain)]
-    for entry in _entries(options, matches):
+    for entry in entries(options, matches):
         if options.json:
             show.print_json_line(entry)
         else:
@@ -74,7 +74,7 @@ def events(options: Namespace) -> int:
     if options.domain:
         matches.append(_match(options.domain, domain))
     matches += [f"MESSAGE_ID={message_id}" for message_id, kind in KINDS.items() if kind in (options.kind or ())]
-    for entry in _entries(options, matches):
+    for entry in entries(options, matches):
         if options.json:
             show.print_json_line(entry)
             continue
@@ -132,7 +132,8 @@ def _match(wanted: str, domain: dict[str, Any] | None) -> str:
     return f"XEN_DOMAIN_UUID={wanted.lower()}" if is_uuid(wanted) else f"XEN_DOMAIN_NAME={wanted}"
 
 
-def _entries(options: Namespace, matches: list[str]) -> Iterator[dict[str, Any]]:
+def entries(options: Namespace, matches: list[str]) -> Iterator[dict[str, Any]]:
+    """Entries of the journal under the keys of --json. Raises Failure."""
     journalctl = shutil.which("journalctl")
     if journalctl is None:
         raise Failure(FAILED, "journalctl is not installed", "the sink \"file\" needs no journal: log.sinks")
@@ -151,14 +152,15 @@ def _entries(options: Namespace, matches: list[str]) -> Iterator[dict[str, Any]]
             command.append("--lines=10")
     command += matches
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603 # no shell
+    assert process.stdout is not None  # noqa: S101 # PIPE
     try:
-        assert process.stdout is not None  # noqa: S101 # PIPE
         for line in process.stdout:
             entry = _entry(line)
             if entry is not None:
                 yield entry
     finally:
         process.terminate()
+        process.stdout.close()
         status = process.wait()
     # journalctl has printed the problem itself; status 1 without a message means that nothing matched
     if status not in (0, 1, -15):

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unplugd.config.load import DEFAULT_DROP_INS, files, load
+from unplugd.config.files import DEFAULT_DROP_INS, document, read
+from unplugd.config.load import files, load
 from unplugd.ctl.failure import FAILED, USAGE, Failure
 from unplugd.errors import ConfigError
 
@@ -43,19 +44,19 @@ class ConfiguredEntry(NamedTuple):
 
 def drop_ins(config: Path | None) -> Path:
     """The directory of drop-in files."""
-    return DEFAULT_DROP_INS if config is None else config.with_name(config.name + ".d")
+    return Path(DEFAULT_DROP_INS) if config is None else config.with_name(config.name + ".d")
 
 
 def configured(config: Path | None) -> list[ConfiguredEntry]:
     """All entries and ranges of the configuration, with their files. Raises Failure if it cannot be used."""
     try:
         load(config)
-        paths = files(config)
+        documents = {path: document(str(path)) for path in files(config)}
     except ConfigError as error:
         raise Failure(USAGE, str(error), "unplugctl config check") from None
     found = []
-    for path in paths:
-        blacklist = tomllib.loads(path.read_text()).get("blacklist", {})
+    for path, said in documents.items():
+        blacklist = said.get("blacklist", {})
         found += [ConfiguredEntry(path, one["product"], one["build"], one["build"], one.get("reason", ""), False)
                   for one in blacklist.get("entry", [])]
         found += [ConfiguredEntry(path, one["product"], one.get("from", 0), one.get("to", 0xFFFFFFFF),
@@ -74,12 +75,12 @@ def add(config: Path | None, product: str, build: int, reason: str) -> Path | No
         if any(not one.is_range and (one.product, one.first) == (product, build) for one in configured(config)):
             return None
         path = directory / FILE
-        text = path.read_text() if path.exists() else _HEADER
+        text = _text(path) if path.exists() else _HEADER
         block = f"\n[[blacklist.entry]]\nproduct = {_quoted(product)}\nbuild = {build}\n"
         if reason:
             block += f"reason = {_quoted(reason)}\n"
         new = text + ("" if not text or text.endswith("\n") else "\n") + block
-        wanted = _parsed(path, text)
+        wanted = tomllib.loads(text)
         wanted.setdefault("blacklist", {}).setdefault("entry", []).append(
             {"product": product, "build": build, **({"reason": reason} if reason else {})})
         _replace(config, path, new, wanted)
@@ -96,8 +97,8 @@ def remove(config: Path | None, product: str, build: int) -> tuple[list[Path], l
         for path in dict.fromkeys(_holders(config, product, build)):
             if path.parent != directory:
                 continue
-            text = path.read_text()
-            wanted = _parsed(path, text)
+            text = _text(path)
+            wanted = tomllib.loads(text)
             kept = [one for one in wanted["blacklist"]["entry"] if (one["product"], one["build"]) != (product, build)]
             wanted["blacklist"]["entry"] = kept
             _replace(config, path, _without(text, product, build), wanted)
@@ -134,11 +135,12 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _parsed(path: Path, text: str) -> dict[str, Any]:
+def _text(path: Path) -> str:
+    """A file that configured() has read; UTF-8, whatever the locale. Raises Failure."""
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise Failure(USAGE, f"{path}: is not TOML: {error}", "unplugctl config check") from None
+        return read([str(path)])[0][1]
+    except ConfigError as error:
+        raise Failure(USAGE, str(error), "unplugctl config check") from None
 
 
 def _plain(document: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def _replace(config: Path | None, path: Path, text: str, wanted: dict[str, Any])
     """Replace the file by `text`, atomically, if its content is `wanted`."""
     try:
         said = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         said = {}
     if _plain(said) != _plain(wanted):
         raise Failure(FAILED, f"{path}: the entry is written there in a way that unplugctl cannot edit",
@@ -160,7 +162,7 @@ def _replace(config: Path | None, path: Path, text: str, wanted: dict[str, Any])
     try:
         old = path.read_bytes() if path.exists() else None
         mode = path.stat().st_mode & 0o7777 if old is not None else 0o644
-        _write(path, text.encode(), mode)
+        _write(path, text.encode("utf-8"), mode)
         try:
             load(config)
         except ConfigError as error:

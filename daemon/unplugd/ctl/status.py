@@ -10,9 +10,11 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from unplugd.config.files import DEFAULT_DROP_INS, DEFAULT_FILE, paths
 from unplugd.ctl import show
-from unplugd.ctl.control import DEFAULT_DROP_INS, DEFAULT_FILE, Control
+from unplugd.ctl.control import Control
 from unplugd.ctl.failure import NO, NOT_RUNNING, OK, Failure
+from unplugd.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -60,12 +62,10 @@ def changed(configuration: dict[str, Any]) -> list[str]:
     first = next(iter(configuration["files"]), DEFAULT_FILE)
     # without unplugd.toml, the first file is the first one in conf.d
     usual = first == DEFAULT_FILE or os.path.dirname(first) == DEFAULT_DROP_INS
-    drop_ins = DEFAULT_DROP_INS if usual else f"{first}.d"
     try:
-        names = sorted(name for name in os.listdir(drop_ins) if name.endswith(".toml"))
-    except OSError:
-        names = []
-    found = [path for name in names if (path := os.path.join(drop_ins, name)) not in configuration["files"]]
+        found = [path for path in paths(None if usual else first) if path not in configuration["files"]]
+    except ConfigError:     # not to be seen from here
+        found = []
     for file in configuration["files"]:
         try:
             if os.stat(file).st_mtime > configuration["since"]:

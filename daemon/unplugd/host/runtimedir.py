@@ -64,6 +64,17 @@ class RuntimeDirectory:
         except OSError:
             raise HostError("runtime_dir", str(path), "another unplugd uses it") from None
 
+    def reload_is_awaited(self) -> bool:
+        """Whether the unit's ExecReload= waits: it creates the file `reload` before it sends SIGHUP."""
+        return (self.path / "reload").exists()
+
+    def answer_reload(self, problem: str) -> None:
+        """Tell ExecReload= the result: write `reload.refused` if the reload was refused, then remove `reload`."""
+        with contextlib.suppress(OSError):
+            if problem:
+                (self.path / "reload.refused").write_text(problem + "\n", "utf-8")
+            (self.path / "reload").unlink()
+
     def remove_stale(self, domids: Container[int]) -> None:
         """Remove sockets and state of all other domains: they were released while unplugd did not run."""
         for directory, suffix in (self.path, ".sock"), (self.state, ".new"), (self.state, ""):

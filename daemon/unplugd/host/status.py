@@ -56,29 +56,30 @@ class ServiceStatus:
     """The values of /api/v1/status about the process and its configuration. Times are CLOCK_REALTIME, in seconds."""
 
     def __init__(self, config_path: Path | None = None) -> None:
-        self._config_path = config_path
         self._started = time.time()
         self._reloads = 0
         self._refused: tuple[float, str] | None = None
         self._since = self._started
-        self._files = self._read()
+        try:
+            self._files = [str(file) for file in files(config_path)]
+        except ConfigError:     # they have changed since they were read
+            self._files = []
 
-    def taken(self) -> None:
-        """A reload was successful: the files are in effect from now on."""
+    def taken(self, files: list[str]) -> None:
+        """A reload was successful: these files are in effect from now on."""
         self._reloads += 1
         self._refused = None
         self._since = time.time()
-        self._files = self._read()
+        self._files = files
+
+    @property
+    def problem(self) -> str:
+        """Why the last reload was refused; "" where it was not."""
+        return self._refused[1] if self._refused else ""
 
     def refused(self, problem: str) -> None:
         """A reload was refused; the previous configuration stays in effect."""
         self._refused = (time.time(), problem)
-
-    def _read(self) -> list[str]:
-        try:
-            return [str(file) for file in files(self._config_path)]
-        except ConfigError:     # a file was removed since it was read
-            return []
 
     def describe(self) -> Mapping[str, object]:
         """These values for JSON (docs/api.md)."""

@@ -76,12 +76,12 @@ class HttpFront:
 
     async def prepare(self, listen: tuple[str, int] | None) -> HttpServer:
         """A server at another TCP address, or at none, for replace(). Raises HostError if it cannot listen there."""
-        await self._open()
+        current = await self._open()
         from unplugd.http.server import HttpServer
 
         server = HttpServer(self._host)
         if listen is not None:
-            await server.start_tcp(*listen)
+            await server.start_tcp(*listen, beside=current.tcp)
         return server
 
     async def replace(self, server: HttpServer) -> None:

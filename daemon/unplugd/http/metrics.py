@@ -7,7 +7,7 @@ compare both with it. The counters are in core/counters.py. No I/O, no metrics l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -188,6 +188,8 @@ class HostView(Protocol):
     @property
     def standing(self) -> ServiceStatus:
         """When the process started, and the configuration in effect."""
+    def check_configuration(self) -> Awaitable[Mapping[str, object]]:
+        """Whether a reload could read the configuration now, as a JSON object for the API."""
     def describe_history(self, domid: int) -> Sequence[Mapping[str, object]]:
         """The last steps of a domain's driver as JSON for the API. Raises KeyError if there is no such domain."""
     def describe(self, domid: int) -> Mapping[str, object]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from unplugd.http import landing
@@ -30,6 +30,10 @@ class Page:
     type: str
     body: bytes | Iterator[bytes]
     headers: Sequence[tuple[str, str]] = field(default=())
+    vary: str = "Accept-Encoding"
+    """The request's fields on which the answer depends (RFC 9110 section 12.5.5)."""
+    pending: Awaitable[bytes] | None = None
+    """Gives the body where it is not known yet."""
 
 
 def fault(status: int, text: str, path: str = "", headers: Sequence[tuple[str, str]] = ()) -> Page:
@@ -67,6 +71,8 @@ class Pages:
     def _private(self, path: str) -> Callable[[str, bool], Page] | None:
         if path == "/api/v1/status":
             return lambda accept, everything: Page(200, JSON, self._status())
+        if path == "/api/v1/configuration":
+            return lambda accept, everything: Page(200, JSON, b"", pending=self._configuration())
         if path == "/api/v1/domains":
             return lambda accept, everything: Page(200, JSON, self._domains())
         if found := re.fullmatch(r"/api/v1/domains/(0|[1-9][0-9]{0,4})", path):
@@ -76,7 +82,7 @@ class Pages:
 
     def _metrics(self, accept: str, everything: bool) -> Page:
         content_type = choose(accept)
-        return Page(200, content_type, self._exposition.pieces(content_type), [("Vary", "Accept")])
+        return Page(200, content_type, self._exposition.pieces(content_type), vary="Accept, Accept-Encoding")
 
     def _healthy(self, accept: str, everything: bool) -> Page:
         return Page(200, PLAIN, b"unplugd is running.\n")
@@ -105,6 +111,9 @@ class Pages:
             "denied_connections": host.counters.denied_connections,
         }
         yield json.dumps(status).encode() + b"\n"
+
+    async def _configuration(self) -> bytes:
+        return json.dumps(await self._host.check_configuration()).encode() + b"\n"
 
     def _domain(self, domid: int, path: str) -> Page:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,10 +12,13 @@ from unplugd.errors import HostError
 from unplugd.http.client import HttpConnection, HttpListener
 from unplugd.http.metrics import HostView
 from unplugd.http.pages import Pages
-from unplugd.http.sockets import listen_control, why
+from unplugd.http.sockets import listen_control, listen_tcp, resolve
 
 CLOSE_DEADLINE = 2.0
 """Seconds that close() gives the connections to go."""
+
+RESOLVE_DEADLINE = 5.0
+"""Seconds that the name of an address may take."""
 
 
 class HttpServer:
@@ -25,19 +28,23 @@ class HttpServer:
         self._pages = Pages(host)
         self._listeners: list[tuple[asyncio.Server, HttpListener]] = []
         self._control_file: tuple[Path, int] | None = None
+        self.tcp: list[socket.socket] = []
+        """The listening sockets that anybody may use."""
 
-    async def start_tcp(self, address: str, port: int) -> tuple[str, int]:
+    async def start_tcp(
+        self, address: str, port: int, beside: Sequence[socket.socket] = ()
+    ) -> tuple[str, int]:
         """Listen at a TCP address; returns the actual address (port 0 lets the kernel choose one).
 
-        Raises HostError if the address cannot be used.
+        `beside`: see listen_tcp(). Without a network there is no listener, and the port stays 0. Raises HostError if
+        the address cannot be used.
         """
-        listener = HttpListener(self._pages, everything=False)
         try:
-            server = await asyncio.get_running_loop().create_server(lambda: HttpConnection(listener), address, port)
-        except OSError as error:
-            raise HostError("HTTP listener", f"{address}:{port}", why(error)) from error
-        self._listeners.append((server, listener))
-        name = server.sockets[0].getsockname()
+            found = await asyncio.wait_for(asyncio.to_thread(resolve, address, port), RESOLVE_DEADLINE)
+        except TimeoutError:
+            raise HostError("HTTP listener", f"{address}:{port}", "the name is not resolved in time") from None
+        await self.start_sockets(listen_tcp(address, port, found, beside))
+        name = self.tcp[0].getsockname() if self.tcp else (address, 0)
         return name[0], name[1]
 
     async def start_sockets(self, sockets: Iterable[socket.socket]) -> None:
@@ -46,6 +53,7 @@ class HttpServer:
             passed.setblocking(False)
             listener = HttpListener(self._pages, everything=False)
             self._listeners.append((await _serve(passed, listener), listener))
+            self.tcp.append(passed)
 
     async def start_unix(self, path: Path) -> None:
         """Serves everything, to root only, at `path`; a socket that a dead process left there is replaced.

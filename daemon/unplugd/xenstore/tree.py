@@ -49,7 +49,7 @@ class View(ABC):
 
     @abstractmethod
     def get(self, path: str) -> Node | None:
-        """The node, read-only."""
+        """The node. A caller that changes it must put() it back."""
 
     @abstractmethod
     def put(self, path: str, node: Node | None) -> None:
@@ -67,7 +67,6 @@ class View(ABC):
         node = self.get(path)
         if node is None:
             node = self._make(path)
-        node = node.copy()
         node.value = value
         self.put(path, node)
         self.touched.append((path, False))
@@ -79,7 +78,7 @@ class View(ABC):
         if self.get(path) is None:
             self.node(parent_of(path))
             return
-        parent = self.node(parent_of(path)).copy()
+        parent = self.node(parent_of(path))
         del parent.children[name_of(path)]
         self.put(parent_of(path), parent)
         gone = [path]
@@ -91,7 +90,7 @@ class View(ABC):
 
     def set_permissions(self, path: str, permissions: Sequence[str]) -> None:
         """Replace a node's permissions. NoSuchNode."""
-        node = self.node(path).copy()
+        node = self.node(path)
         node.permissions = tuple(permissions)
         self.put(path, node)
         self.touched.append((path, False))
@@ -100,7 +99,6 @@ class View(ABC):
         parent = self.get(parent_of(path))
         if parent is None:
             parent = self._make(parent_of(path))
-        parent = parent.copy()
         parent.children[name_of(path)] = None
         self.put(parent_of(path), parent)
         node = Node(b"", parent.permissions)
