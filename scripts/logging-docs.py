@@ -68,7 +68,7 @@ def events() -> str:
 
 
 LINES = (b"eth0 up", b"tab\there", b"\x1b[31mred", b"C:\\temp", "Größe".encode(), b"\xff\xfe",
-         "abc\u202edef".encode())
+         "abc\u202edef".encode(), "soft\u00adhyphen".encode())
 
 
 def escaping() -> str:

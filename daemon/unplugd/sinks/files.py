@@ -23,7 +23,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from unplugd.core.escape import escape_text
+from unplugd.core.escape import escape_text, utf8
 from unplugd.errors import HostError
 
 LONGEST_NAME = 200
@@ -45,20 +45,13 @@ def file_name(name: str, domid: int, *, taken: Callable[[str], bool] = lambda _:
     (with `.1`), never `.` or `..`; without `taken` two names never give one file, unless both are cut and the domid is
     the same.
     """
-    encoded = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in _name_bytes(name))
+    encoded = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in utf8(name))
     if len(encoded) > LONGEST_NAME:
         # Exactly this many bytes, even within a %NN: so a cut name is always longer than an uncut one.
         encoded = f"{encoded[:LONGEST_NAME]}-{domid}"
     while taken(f"guest-{encoded}.log"):
         encoded = f"{encoded}-{domid}"
     return f"guest-{encoded}.log"
-
-
-def _name_bytes(name: str) -> bytes:
-    try:
-        return name.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # no decoder makes such a string, but no string may be a way to raise here
-        return name.encode("utf-8", "surrogatepass")
 
 
 def format_line(time: float, raw: bytes) -> bytes:
