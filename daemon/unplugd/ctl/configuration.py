@@ -30,7 +30,7 @@ def check(options: Namespace) -> int:
         if options.json:
             show.print_json({"valid": False, "file": error.file, "key": error.key, "problem": error.problem})
             return USAGE
-        raise Failure(USAGE, show.line(str(error)),
+        raise Failure(USAGE, show.safe(str(error)),
                       "a running unplugd keeps what it read before; unplugd.toml(5) has every key") from None
     if options.json:
         show.print_json({"valid": True, "files": read})
@@ -52,12 +52,12 @@ def show_configuration(options: Namespace) -> int:
             return OK
         for file in files(path):
             print(show.paint(f"# {file}", show.BOLD))
-            print("\n".join(show.line(line) for line in file.read_bytes().splitlines()))
+            print("\n".join(show.safe(line) for line in file.read_bytes().splitlines()))
             print()
         if not files(path):
             print("# no file: the defaults hold;  unplugctl config show --effective")
     except ConfigError as error:
-        raise Failure(USAGE, show.line(str(error)), "unplugctl config check") from None
+        raise Failure(USAGE, show.safe(str(error)), "unplugctl config check") from None
     except OSError as error:
         raise Failure(USAGE, f"{error.filename}: {error.strerror}", "unplugctl config check") from None
     return OK
