@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.lab.attack import COMPLAINTS, attacked, complaints
+from tests.lab.attack import COMPLAINTS, attacked, complaints, resident
 from tests.lab.daemon import Daemon, Run, embedded, eventually, frame, outs, uuid
 
 MAGIC_READ = frame(0x10, 2, read=True)
@@ -23,6 +25,53 @@ def bare(daemon: Daemon, domid: int = 1) -> socket.socket:
     wire = daemon.connect(domid)
     wire.socket.setblocking(False)
     return wire.socket
+
+
+def fifo(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def sparse(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.touch()
+    os.truncate(path, 3 << 30)
+
+
+@pytest.mark.parametrize("plant", [fifo, sparse])
+@pytest.mark.parametrize("name", ["dom1-{uuid}.spool", "dom9.spool", "mirror", "owned", "dom1"])
+def test_what_is_read_at_start_is_something_else(run: Run, plant: Callable[[Path], None], name: str) -> None:
+    daemon = run(embedded(1, 2))
+    daemon.kill()
+    planted = daemon.runtime / "state" / name.format(uuid=uuid(1))
+    plant(planted)
+    before = time.monotonic()
+    daemon.start()
+    assert time.monotonic() - before < 10
+    with daemon.connect(1) as wire:
+        assert wire.read(0x10, 2) == 0x49D2
+    assert resident(daemon) < 100
+    if (name, plant) != ("dom1", sparse):   # that one is cut to its size
+        daemon.wait_for_record(f"{planted}.*remove it")
+    daemon.kill()
+    daemon.start()
+    assert daemon.domain(1) is not None
+
+
+@pytest.mark.parametrize("name", ["", "state", "state/lock", "guests"])
+def test_directories_that_lead_elsewhere(run: Run, name: str) -> None:
+    daemon = run(embedded(1))
+    assert daemon.stop() == 0
+    path = daemon.log_directory if name == "guests" else daemon.runtime / name
+    moved = daemon.directory / "moved"
+    path.rename(moved)
+    path.symlink_to(moved)
+    ended = subprocess.run(
+        [Path(sys.executable).with_name("unplugd"), "--config", daemon.file],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert f"{path}: is a symbolic link: remove it" in ended.stderr
 
 
 def test_half_frames_for_ever(run: Run) -> None:

@@ -120,7 +120,6 @@ class Supervisor:
         preload()
         identity(self._config, 0)
         self._kept.prepare()
-        (self._kept.directory / "empty").mkdir(mode=0o555, exist_ok=True)
         gc.collect()
         gc.freeze()
 
