@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import select
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.attack import COMPLAINTS, attacked, complaints, resident
+from tests.lab.bystander import Bystander
 from tests.lab.daemon import Daemon, Run, embedded, eventually, frame, outs, uuid
 
 MAGIC_READ = frame(0x10, 2, read=True)
@@ -72,6 +74,35 @@ def test_directories_that_lead_elsewhere(run: Run, name: str) -> None:
     )  # fmt: skip
     assert ended.returncode == 2
     assert f"{path}: is a symbolic link: remove it" in ended.stderr
+
+
+def lazy_clients(port: int) -> None:
+    """64 HTTP clients that ask for much and read none of it; new ones when these have what fits."""
+    request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 50
+    while True:
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(64)]
+            for client in clients:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                with contextlib.suppress(OSError):
+                    client.sendall(request)
+            time.sleep(0.5)
+
+
+def test_http_clients_that_do_not_read_cost_guests_50_ms_at_most() -> None:
+    daemon = Daemon(embedded(*range(1, 101)))
+    daemon.listen()
+    with contextlib.closing(daemon):
+        daemon.start()
+        assert daemon.get("/metrics", tcp=True)[0] == 200  # what is loaded for the first client is loaded
+        attacker = multiprocessing.get_context("fork").Process(target=lazy_clients, args=(daemon.port,), daemon=True)
+        with Bystander(daemon, 2) as other:
+            attacker.start()
+            time.sleep(3)
+        assert attacker.is_alive()
+        attacker.kill()
+        attacker.join()
+        assert other.longest < 0.05
 
 
 def test_half_frames_for_ever(run: Run) -> None:

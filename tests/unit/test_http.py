@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from tests.lab.hostview import StandInDomain, StandInHost, many
 from unplugd.errors import HostError
 from unplugd.http import client as http
+from unplugd.http import turns as http_turns
 from unplugd.http.client import CONNECTIONS, HEAD_LINES, REQUEST_LIMIT, ConnectionState
 from unplugd.http.exposition import OPENMETRICS, TEXT
 from unplugd.http.landing import TYPE as HTML
 from unplugd.http.pages import PLAIN, Page, Pages
 from unplugd.http.server import HttpServer
-from unplugd.sockets import longwork
 
 PATIENCE = 20.0
 
@@ -336,13 +336,13 @@ def test_what_is_no_request_is_refused(request_head: bytes, status: int) -> None
 
 
 def test_the_loop_turns_while_a_long_page_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(longwork, "serve_guests", lambda: False)  # nobody asks for it
+    monkeypatch.setattr(http_turns, "serve_guests", lambda: False)  # nobody asks for it
     turns = 0
 
     def slowly() -> Iterator[bytes]:
         for piece in range(100):
             begin = time.monotonic()
-            while time.monotonic() < begin + http.TURN / 4:
+            while time.monotonic() < begin + http_turns.TURN / 4:
                 pass
             yield b"%d\n" % piece
 

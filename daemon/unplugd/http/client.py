@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 
 import h11
 
-from unplugd.host.longwork import LongWork
 from unplugd.http.pages import Page, Pages, fault
+from unplugd.http.turns import HttpTurns
 
 CONNECTIONS = 64
 """Clients of one listener at a time."""
@@ -41,8 +41,6 @@ WRITE_LIMIT = 65536
 Content-Length, longer ones are chunked."""
 SEND_SIZE = 32768
 """Bytes of a long answer that are sent at a time."""
-TURN = 0.5e-3
-"""Seconds for which an answer is made, with guests served between its pieces, until the event loop turns."""
 LINGER_LIMIT = 1 << 20
 """Bytes read and thrown away so that a client that still sends gets its answer, not a reset."""
 
@@ -71,8 +69,9 @@ DEADLINES = {
 class HttpListener:
     """The clients of one listening address. `everything`: whether it is the control socket."""
 
-    def __init__(self, pages: Pages, *, everything: bool) -> None:
+    def __init__(self, pages: Pages, turns: HttpTurns, *, everything: bool) -> None:
         self.pages = pages
+        self.turns = turns
         self.everything = everything
         self.connections: dict[HttpConnection, None] = {}
         """Ordered by their last change of state: the first has been in its state for the longest time."""
@@ -108,7 +107,6 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._thrown_away = 0
         self._deadline: asyncio.TimerHandle | None = None
         self._answering: asyncio.Task[None] | None = None
-        self._work = LongWork(at_most=TURN)
         self._writable: asyncio.Future[None] | None = None
         """There is one while the client has to read before more may be written."""
 
@@ -147,14 +145,15 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._http.receive_data(bytes(self._buffer[:nbytes]))
                 if self.state is not ConnectionState.READING:
                     self._enter(ConnectionState.READING)
-                self._next_request()
+                self._read_on()
 
     def eof_received(self) -> bool:
         """Part of asyncio.BufferedProtocol. The transport closes, once all is written, if this returns False."""
         if self.state in (ConnectionState.FRESH, ConnectionState.READING, ConnectionState.IDLE):
             self._http.receive_data(b"")
-            self._next_request()
-        return self.state is ConnectionState.ANSWERING
+            self._enter(ConnectionState.READING)
+            self._read_on()
+        return self._answering is not None
 
     def pause_writing(self) -> None:
         """Part of asyncio.BufferedProtocol."""
@@ -188,31 +187,41 @@ class HttpConnection(asyncio.BufferedProtocol):
         else:
             self.abort()
 
-    def _next_request(self) -> None:
-        """Answer the next request, if its head has arrived."""
+    def _read_on(self) -> None:
+        """Looks for a request when it is this client's turn; until then nothing more is read from it."""
+        self._transport.pause_reading()
+        self._answering = self._loop.create_task(self._serve())
+        self._answering.add_done_callback(self._answered)
+
+    async def _serve(self) -> None:
+        await self._listener.turns.begin()
+        if self.state is ConnectionState.READING and (request := self._next_request()) is not None:
+            self._enter(ConnectionState.ANSWERING)
+            await self._answer(request)
+
+    def _next_request(self) -> h11.Request | None:
+        """The request whose head is here; None where it is not here yet, or is none, which is answered."""
         received, _ = self._http.trailing_data
         if received.count(b"\n", 0, received.find(b"\r\n\r\n")) > HEAD_LINES:
             self._refuse(431, "The request's head has too many lines.")
-            return
+            return None
         try:
             event = self._http.next_event()
         except h11.RemoteProtocolError as error:
             text = "The request's head is too long." if error.error_status_hint == 431 else "This is no HTTP request."
             self._refuse(error.error_status_hint, text)
-            return
+            return None
         if isinstance(event, h11.ConnectionClosed):
             self._transport.close()
-        elif isinstance(event, h11.Request):
-            if event.http_version not in (b"1.0", b"1.1"):
-                self._refuse(505, "HTTP/1.1 is served here.")
-                return
-            # The request ends here. If it has a body, it is answered too, and then the connection is closed.
-            with suppress(h11.RemoteProtocolError):
-                self._http.next_event()
-            self._transport.pause_reading()
-            self._enter(ConnectionState.ANSWERING)
-            self._answering = self._loop.create_task(self._answer(event))
-            self._answering.add_done_callback(self._answered)
+        if not isinstance(event, h11.Request):
+            return None
+        if event.http_version not in (b"1.0", b"1.1"):
+            self._refuse(505, "HTTP/1.1 is served here.")
+            return None
+        # The request ends here; if it has a body, it is answered all the same, and the connection then closed.
+        with suppress(h11.RemoteProtocolError):
+            self._http.next_event()
+        return event
 
     def _refuse(self, status: int, text: str) -> None:
         """Answer an invalid request, or one without another answer, with an error, and close."""
@@ -270,11 +279,11 @@ class HttpConnection(asyncio.BufferedProtocol):
         """Between two pieces: serve guests, let the event loop run, and wait until the client has read enough."""
         if self._writable is not None:
             await self._writable
-        await self._work.let_others()
+        await self._listener.turns.go_on()
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._answering = None
-        if task.cancelled() or self.state is ConnectionState.CLOSED:
+        if task.cancelled() or self.state in (ConnectionState.CLOSED, ConnectionState.LINGERING):
             return
         if error := task.exception():
             self._loop.call_exception_handler({"message": "an HTTP answer could not be made", "exception": error})
@@ -282,12 +291,16 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._refuse(500, "This page could not be made; see unplugd's log.")
             else:
                 self.abort()
+        elif self.state is ConnectionState.READING:   # more of the request is to come
+            self._transport.resume_reading()
         elif self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
-            self._enter(ConnectionState.READING if self._http.trailing_data[0] else ConnectionState.IDLE)
-            self._transport.resume_reading()
-            if self.state is ConnectionState.READING:
-                self._next_request()
+            if self._http.trailing_data[0]:
+                self._enter(ConnectionState.READING)
+                self._read_on()
+            else:
+                self._enter(ConnectionState.IDLE)
+                self._transport.resume_reading()
         else:
             self._linger()
 

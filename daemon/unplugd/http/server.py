@@ -13,6 +13,7 @@ from unplugd.http.client import HttpConnection, HttpListener
 from unplugd.http.metrics import HostView
 from unplugd.http.pages import Pages
 from unplugd.http.sockets import listen_control, why
+from unplugd.http.turns import HttpTurns
 
 CLOSE_DEADLINE = 2.0
 """Seconds that close() gives the connections to go."""
@@ -21,8 +22,10 @@ CLOSE_DEADLINE = 2.0
 class HttpServer:
     """All listeners of the service. Those of start_tcp() and start_sockets() serve only the public pages."""
 
-    def __init__(self, host: HostView) -> None:
+    def __init__(self, host: HostView, turns: HttpTurns | None = None) -> None:
+        """`turns` are those of all servers of the process."""
         self._pages = Pages(host)
+        self._turns = turns or HttpTurns()
         self._listeners: list[tuple[asyncio.Server, HttpListener]] = []
         self._control_file: tuple[Path, int] | None = None
 
@@ -31,7 +34,7 @@ class HttpServer:
 
         Raises HostError if the address cannot be used.
         """
-        listener = HttpListener(self._pages, everything=False)
+        listener = HttpListener(self._pages, self._turns, everything=False)
         try:
             server = await asyncio.get_running_loop().create_server(lambda: HttpConnection(listener), address, port)
         except OSError as error:
@@ -44,7 +47,7 @@ class HttpServer:
         """Serves listening sockets that systemd passed, TCP or unix. HttpServer closes them from now on."""
         for passed in sockets:
             passed.setblocking(False)
-            listener = HttpListener(self._pages, everything=False)
+            listener = HttpListener(self._pages, self._turns, everything=False)
             self._listeners.append((await _serve(passed, listener), listener))
 
     async def start_unix(self, path: Path) -> None:
@@ -56,7 +59,7 @@ class HttpServer:
 
     async def start_control(self, bound: socket.socket, path: Path) -> None:
         """Serves everything on a socket that sockets.listen_control() made at `path`."""
-        listener = HttpListener(self._pages, everything=True)
+        listener = HttpListener(self._pages, self._turns, everything=True)
         self._listeners.append((await _serve(bound, listener), listener))
         self._control_file = (path, _inode(path))
 
