@@ -22,12 +22,14 @@ from pathlib import Path
 from unplugd import __version__
 from unplugd.blacklist.verdicts import Blacklist
 from unplugd.config.load import Config, load
+from unplugd.core.bucket import RecordLimit
 from unplugd.core.counters import Counters
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
 from unplugd.domains.follow import DomainFollower
 from unplugd.domains.publish import Publisher
+from unplugd.domains.records import COMPLAINT_INTERVAL, COMPLAINTS
 from unplugd.domains.settings import Settings
 from unplugd.domains.view import describe, describe_history
 from unplugd.errors import ConfigError, HostError, StoreError
@@ -83,6 +85,7 @@ class Service:
         self._ended: asyncio.Future[int]
         self._served: asyncio.Future[int]
         self._oversight = Oversight(self._say, self._end)
+        self._denials = RecordLimit(COMPLAINTS, 1 / COMPLAINT_INTERVAL, time.monotonic())
 
     # --- from start to end
 
@@ -348,6 +351,13 @@ class Service:
     def problem(self) -> str:
         """What a sink lacks, for people; "" when all is well."""
         return self._delivery.problem or ""
+
+    def denied(self, pid: int, uid: int) -> None:
+        """A process has connected to the control socket that may not: it is counted and recorded."""
+        self.counters.denied_connections += 1
+        text = f"control socket: connection of uid {uid} (pid {pid}) refused: it is neither root nor unplugd's user"
+        if admitted := self._denials.admit(text, time.monotonic()):
+            self._say(Event.CONNECTION_DENIED, admitted)
 
     def describe(self, domid: int) -> Mapping[str, object]:
         """A domain as the API shows it in the list of all; KeyError if there is none."""

@@ -105,6 +105,49 @@ def test_http_clients_that_do_not_read_cost_guests_50_ms_at_most() -> None:
         assert other.longest < 0.05
 
 
+ASKS_FOR_CONTROL = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+for _ in range(100):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(sys.argv[1])
+        try:
+            client.sendall(b"GET /api/v1/domains HTTP/1.0\\r\\n\\r\\n")
+            answer = client.recv(100)
+        except (BrokenPipeError, ConnectionResetError):
+            answer = b""
+        assert answer == b"", answer
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_the_control_socket_is_roots_whatever_its_mode(run: Run) -> None:
+    daemon = run(embedded(1))
+    control = daemon.runtime / "control.sock"
+    control.chmod(0o666)
+    subprocess.run([sys.executable, "-c", ASKS_FOR_CONTROL, control], check=True, timeout=60)
+    assert daemon.get("/api/v1/domains")[0] == 200
+    assert daemon.value("unplugd_denied_connections_total") == 100
+    assert 1 <= complaints(daemon, "control socket: connection of uid 65534") <= COMPLAINTS
+
+
+def test_http_clients_leave_descriptors() -> None:
+    daemon = Daemon(embedded(1, 2), command=lambda argv: ["prlimit", "--nofile=128", *argv])
+    daemon.listen()
+    with contextlib.closing(daemon):
+        daemon.start()
+        with contextlib.ExitStack() as stack, attacked(daemon):
+            for _ in range(80):
+                stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port)))
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.connect(str(daemon.runtime / "control.sock"))
+            for _ in range(15):
+                assert stack.enter_context(daemon.connect(1)).read(0x10, 2) == 0x49D2
+        assert complaints(daemon, "cannot be accepted|out of system resource") == 0
+
+
 def test_half_frames_for_ever(run: Run) -> None:
     daemon = run(embedded(1, 2))
     with contextlib.ExitStack() as stack, attacked(daemon) as other:

@@ -49,6 +49,10 @@ class StandInHost:
         self.caught_up = 0
         """How often somebody wanted all to be counted."""
 
+    def denied(self, pid: int, uid: int) -> None:
+        """Somebody was turned away."""
+        self.counters.denied_connections += 1
+
     def catch_up(self) -> Iterator[None]:
         """Two slices of guests' work that is not counted yet."""
         self.caught_up += 1

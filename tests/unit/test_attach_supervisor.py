@@ -332,7 +332,7 @@ def test_a_process_that_floods_is_limited(tmp_path: Path) -> None:
                     except BlockingIOError:
                         await asyncio.sleep(0.01)
             os.kill(one._children[10].pid, signal.SIGKILL)
-            await world.until(10, "more records of its process were not written")
+            await world.until(10, "were not written")
             said = [text for about, text in world.said if about == 10]
             assert len(said) < 200
             assert sum(len(text) for text in said) < 20_000

@@ -313,6 +313,17 @@ def test_a_page_that_cannot_be_made_is_a_500_and_the_log_says_why(tmp_path: Path
         (b"GET / HTTP/1.1\r\nHost: a\r\nbad header\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        *((b"GET / HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n0\r\n\r\n", 400) for lines in (
+            b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+            b"Transfer-Encoding: chunked\r\ncontent-length: 5\r\n",
+            b"Content-Length: 5\r\nContent-Length: 5\r\n",
+            b"X: folded\r\n Content-Length: 5\r\n",
+            b"X: folded\r\n\tmore\r\n",
+            b"X: a\nContent-Length: 5\r\n",
+            b"X: a\rb\r\n",
+        )),
+        (b"GET / HTTP/1.1\nHost: a\n\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 501),
         (b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * REQUEST_LIMIT * 3 + b"\r\n\r\n", 431),
         (b"GET /" + b"x" * REQUEST_LIMIT * 10, 431),
@@ -331,6 +342,19 @@ def test_what_is_no_request_is_refused(request_head: bytes, status: int) -> None
         assert (got, headers["connection"]) == (status, "close")
         assert await client.rest() == b""
         assert (await (await served.connect()).get("/-/healthy"))[0] == 200
+
+    run(test)
+
+
+def test_a_small_descriptor_limit_leaves_few_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unplugd.http.client.resource.getrlimit", lambda which: (128, 128))
+
+    async def test(served: Served) -> None:
+        for _ in range(20):
+            await served.connect()
+        await served.until(lambda: len(served.connections) == 128 // http.SHARE)
+        assert (await (await served.connect()).get("/-/healthy"))[0] == 200
+        assert len(served.connections) == 128 // http.SHARE
 
     run(test)
 

@@ -25,7 +25,7 @@ from unplugd.attach.serverids import ServerIds
 from unplugd.attach.xen import libraries
 from unplugd.config.attach import AttachConfig
 from unplugd.core import pageoffer
-from unplugd.core.bucket import TokenBucket
+from unplugd.core.bucket import RecordLimit, TokenBucket
 from unplugd.errors import NoSuchNode, StoreError
 from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Store
 
@@ -65,10 +65,8 @@ class _Child:
     unconfirmed: bool = False
     """True if the connection to xenstored was lost since xenstored last knew the domain. A xenstored that crashed comes
     back empty, so it is not a release if it does not know the domain."""
-    records: TokenBucket = field(
-        default_factory=lambda: TokenBucket(_RECORDS_A_SECOND, _RECORDS, time.monotonic()))
-    dropped: int = 0
-    """Its records that were not written since the last that was."""
+    records: RecordLimit = field(
+        default_factory=lambda: RecordLimit(_RECORDS, _RECORDS_A_SECOND, time.monotonic()))
     connections: TokenBucket = field(
         default_factory=lambda: TokenBucket(_CONNECTIONS_A_SECOND, _CONNECTIONS, time.monotonic()))
     timer: asyncio.TimerHandle | None = None
@@ -279,15 +277,8 @@ class Supervisor:
 
     def _record(self, one: _Child, text: str) -> None:
         """A record that the process of a domain causes: a few at once, then one now and then."""
-        if not one.records.take(1, time.monotonic()):
-            one.dropped += 1
-            return
-        self._report(one.domain.domid, text + self._dropped(one))
-
-    @staticmethod
-    def _dropped(one: _Child) -> str:
-        dropped, one.dropped = one.dropped, 0
-        return f" ({dropped} more records of its process were not written)" if dropped else ""
+        if admitted := one.records.admit(text, time.monotonic()):
+            self._report(one.domain.domid, admitted)
 
     def _connect(self, one: _Child, end: socket.socket, what: str) -> None:
         domid = one.domain.domid
@@ -338,8 +329,9 @@ class Supervisor:
         one.pid, one.pidfd, one.end = 0, -1, None
         one.finished.set()
         self._killed.discard(one)
-        if dropped := self._dropped(one):
-            self._report(one.domain.domid, f"process {pid} ended{dropped}")
+        if one.records.left_out:
+            self._report(one.domain.domid, f"{one.records.left_out} records of process {pid} were not written")
+            one.records.left_out = 0
         domid = one.domain.domid
         code = os.waitstatus_to_exitcode(status)
         if self._children.get(domid) is not one:

@@ -16,6 +16,10 @@ Sources: RFC 9110, RFC 9112; h11's documentation.
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
+import socket
+from collections.abc import Callable
 from contextlib import suppress
 from email.utils import formatdate
 from enum import Enum
@@ -27,9 +31,12 @@ import h11
 
 from unplugd.http.pages import Page, Pages, fault
 from unplugd.http.turns import HttpTurns
+from unplugd.sockets.access import credentials
 
 CONNECTIONS = 64
 """Clients of one listener at a time."""
+SHARE = 16
+"""And one in so many descriptors at most; device models' connections have half of them (sockets/listener.py)."""
 REQUEST_LIMIT = 8192
 """Bytes after which a request's head must have ended."""
 HEAD_LINES = 64
@@ -69,16 +76,29 @@ DEADLINES = {
 class HttpListener:
     """The clients of one listening address. `everything`: whether it is the control socket."""
 
-    def __init__(self, pages: Pages, turns: HttpTurns, *, everything: bool) -> None:
+    def __init__(self, pages: Pages, turns: HttpTurns, denied: Callable[[int, int], None], *, everything: bool) -> None:
+        """`denied` is called with pid and uid of a client that may not be served."""
         self.pages = pages
         self.turns = turns
+        self.denied = denied
         self.everything = everything
         self.connections: dict[HttpConnection, None] = {}
         """Ordered by their last change of state: the first has been in its state for the longest time."""
 
+    def allows(self, transport: asyncio.BaseTransport) -> bool:
+        """Whether a client may be served here; the control socket is root's, whatever its mode."""
+        if not self.everything:
+            return True
+        peer: socket.socket = transport.get_extra_info("socket")
+        pid, uid = credentials(peer)
+        if uid in (0, os.geteuid()):
+            return True
+        self.denied(pid, uid)
+        return False
+
     def admit(self, connection: HttpConnection) -> bool:
         """Make room for one more client; False if all present clients are being answered."""
-        if len(self.connections) >= CONNECTIONS:
+        if len(self.connections) >= min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE):
             idler = next((other for other in self.connections if other.state is not ConnectionState.ANSWERING), None)
             if idler is None:
                 return False
@@ -116,6 +136,10 @@ class HttpConnection(asyncio.BufferedProtocol):
         """Part of asyncio.BufferedProtocol."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_LIMIT)
+        if not self._listener.allows(transport):
+            self.state = ConnectionState.CLOSED
+            self._transport.abort()
+            return
         if self._listener.admit(self):
             self._enter(ConnectionState.FRESH)
         else:
@@ -218,6 +242,10 @@ class HttpConnection(asyncio.BufferedProtocol):
         if event.http_version not in (b"1.0", b"1.1"):
             self._refuse(505, "HTTP/1.1 is served here.")
             return None
+        left, _ = self._http.trailing_data
+        if _is_ambiguous(received[:len(received) - len(left)]):
+            self._refuse(400, "Where this request ends is not clear.")
+            return None
         # The request ends here; if it has a body, it is answered all the same, and the connection then closed.
         with suppress(h11.RemoteProtocolError):
             self._http.next_event()
@@ -303,6 +331,17 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._transport.resume_reading()
         else:
             self._linger()
+
+
+def _is_ambiguous(head: bytes) -> bool:
+    """Whether another server may see other fields, or another end, in a request that h11 takes (RFC 9112 section 11).
+
+    Both framings or one of them twice, lines that are folded, or that end with less than CR and LF.
+    """
+    lines = head.split(b"\r\n")
+    names = [line.partition(b":")[0].lower() for line in lines]
+    return (names.count(b"content-length") + names.count(b"transfer-encoding") > 1
+            or any(b"\n" in line or line[:1] in (b" ", b"\t") for line in lines))
 
 
 def _path(target: bytes) -> str:

@@ -188,6 +188,8 @@ class HostView(Protocol):
     @property
     def standing(self) -> ServiceStatus:
         """When the process started, and the configuration in effect."""
+    def denied(self, pid: int, uid: int) -> None:
+        """Count and record that this process may not use the control socket."""
     def describe_history(self, domid: int) -> Sequence[Mapping[str, object]]:
         """The last steps of a domain's driver as JSON for the API. Raises KeyError if there is no such domain."""
     def describe(self, domid: int) -> Mapping[str, object]:

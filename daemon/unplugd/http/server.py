@@ -12,8 +12,11 @@ from unplugd.errors import HostError
 from unplugd.http.client import HttpConnection, HttpListener
 from unplugd.http.metrics import HostView
 from unplugd.http.pages import Pages
-from unplugd.http.sockets import listen_control, why
+from unplugd.http.sockets import BACKLOG, listen_control, why
 from unplugd.http.turns import HttpTurns
+
+ACCEPTS = 4
+"""Connections that a listener accepts in an iteration of the event loop."""
 
 CLOSE_DEADLINE = 2.0
 """Seconds that close() gives the connections to go."""
@@ -24,6 +27,7 @@ class HttpServer:
 
     def __init__(self, host: HostView, turns: HttpTurns | None = None) -> None:
         """`turns` are those of all servers of the process."""
+        self._host = host
         self._pages = Pages(host)
         self._turns = turns or HttpTurns()
         self._listeners: list[tuple[asyncio.Server, HttpListener]] = []
@@ -34,7 +38,7 @@ class HttpServer:
 
         Raises HostError if the address cannot be used.
         """
-        listener = HttpListener(self._pages, self._turns, everything=False)
+        listener = HttpListener(self._pages, self._turns, self._host.denied, everything=False)
         try:
             server = await asyncio.get_running_loop().create_server(lambda: HttpConnection(listener), address, port)
         except OSError as error:
@@ -47,7 +51,7 @@ class HttpServer:
         """Serves listening sockets that systemd passed, TCP or unix. HttpServer closes them from now on."""
         for passed in sockets:
             passed.setblocking(False)
-            listener = HttpListener(self._pages, self._turns, everything=False)
+            listener = HttpListener(self._pages, self._turns, self._host.denied, everything=False)
             self._listeners.append((await _serve(passed, listener), listener))
 
     async def start_unix(self, path: Path) -> None:
@@ -59,7 +63,7 @@ class HttpServer:
 
     async def start_control(self, bound: socket.socket, path: Path) -> None:
         """Serves everything on a socket that sockets.listen_control() made at `path`."""
-        listener = HttpListener(self._pages, self._turns, everything=True)
+        listener = HttpListener(self._pages, self._turns, self._host.denied, everything=True)
         self._listeners.append((await _serve(bound, listener), listener))
         self._control_file = (path, _inode(path))
 
@@ -86,8 +90,11 @@ def _remove(path: Path, inode: int) -> None:
 async def _serve(bound: socket.socket, listener: HttpListener) -> asyncio.Server:
     loop = asyncio.get_running_loop()
     if bound.family == socket.AF_UNIX:
-        return await loop.create_unix_server(lambda: HttpConnection(listener), sock=bound)
-    return await loop.create_server(lambda: HttpConnection(listener), sock=bound)
+        server = await loop.create_unix_server(lambda: HttpConnection(listener), sock=bound, backlog=ACCEPTS)
+    else:
+        server = await loop.create_server(lambda: HttpConnection(listener), sock=bound, backlog=ACCEPTS)
+    bound.listen(BACKLOG)   # asyncio accepts as many at a time as it has the kernel queue, which may be more
+    return server
 
 
 async def _close(listeners: list[tuple[asyncio.Server, HttpListener]]) -> None:
