@@ -146,11 +146,12 @@ class Service:
         self._http = HttpFront(self, config.runtime_dir / "control.sock", self._tcp_sockets)
         self._domains = Domains(
             self.settings, ConnectionPolicy(config.socket.device_model_uids), self._judge,
-            open_poller(self.counters), self._inherited.sockets, self._oversight.spawn, gone=self._gone, quiet=self._guests_served)
+            open_poller(self.counters), self._inherited.sockets, self._oversight.spawn, gone=self._gone,
+            quiet=self._guests_served, verify=self._verify)
         self._domains.changed_number = self._status.soon
         self._pages = IoreqPages(config.runtime_dir, self.domains.get)
         self._follower = DomainFollower(self._domains, self._say)
-        self._publisher = Publisher(self._say)
+        self._publisher = Publisher(self._say, noted=self._domains.noted, replaced=self._domains.replaced)
         self._blacklist = Blacklist(config.blacklist, self.settings.registry, self.counters, self._directory.state,
                                     self.settings.boot, self._say)
 
@@ -263,6 +264,9 @@ class Service:
 
     def _published(self, domid: int) -> None:
         self._publisher.changed(self.domains[domid])
+
+    def _verify(self, domain: Domain) -> None:
+        self._publisher.verify(domain)
 
     # --- reload
 
