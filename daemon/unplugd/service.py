@@ -151,7 +151,7 @@ class Service:
         self._domains.changed_number = self._status.soon
         self._pages = IoreqPages(config.runtime_dir, self.domains.get)
         self._follower = DomainFollower(self._domains, self._say)
-        self._publisher = Publisher(self._say, noted=self._domains.noted, replaced=self._domains.replaced)
+        self._publisher = Publisher(self._say, noted=self._noted, replaced=self._domains.replaced)
         self._blacklist = Blacklist(config.blacklist, self.settings.registry, self.counters, self._directory.state,
                                     self.settings.boot, self._say)
 
@@ -264,6 +264,10 @@ class Service:
 
     def _published(self, domid: int) -> None:
         self._publisher.changed(self.domains[domid])
+
+    def _noted(self, domain: Domain, published: bool) -> None:
+        if self.config.xenstore.backend != "embedded":  # that one forgets them with the process
+            self._domains.noted(domain, published)
 
     def _verify(self, domain: Domain) -> None:
         self._publisher.verify(domain)

@@ -105,6 +105,39 @@ def test_http_clients_that_do_not_read_cost_guests_50_ms_at_most() -> None:
         assert other.longest < 0.05
 
 
+TRUNCATES = """
+import os, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+for path in sys.argv[1:]:
+    for attempt in (lambda: os.truncate(path, 0), lambda: os.open(path, os.O_RDWR), lambda: os.unlink(path)):
+        try:
+            attempt()
+        except PermissionError:
+            continue
+        raise SystemExit(f"{path} could be changed")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_what_is_mapped_is_out_of_reach_of_others(run: Run) -> None:
+    """A mapped file that somebody truncates is SIGBUS for all."""
+    daemon = run(embedded(1))
+    with daemon.connect(1) as wire:
+        wire.announce(3, 1)
+    state = daemon.runtime / "state"
+    daemon.kill()
+    state.chmod(0o777)  # by mistake
+    daemon.start()
+    for path in (files := list(state.iterdir())):
+        path.chmod(0o666)
+    assert "dom1" in {path.name for path in files}
+    subprocess.run([sys.executable, "-c", TRUNCATES, *files], check=True, timeout=60)
+    with daemon.connect(1) as wire:
+        assert wire.read(0x10, 2) == 0x49D2
+
+
 ASKS_FOR_CONTROL = """
 import os, socket, sys
 os.setgroups([])

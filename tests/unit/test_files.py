@@ -549,8 +549,8 @@ def test_directory_that_cannot_be_is_the_hosts_fault(tmp_path: Path, where: str)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(HostError) as raised:
         GuestFiles(tmp_path / where, 1000)
-    assert raised.value.where == str(tmp_path / "file")
-    assert raised.value.why == "is not a directory: remove it"
+    assert raised.value.where == str(tmp_path / where)
+    assert "not a directory" in raised.value.why
 
 
 @pytest.mark.parametrize("kind", ["link", "foreign", "open to all"])

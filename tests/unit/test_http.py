@@ -346,6 +346,18 @@ def test_what_is_no_request_is_refused(request_head: bytes, status: int) -> None
     run(test)
 
 
+def test_any_host_is_served_what_is_public_and_nothing_else() -> None:
+    """As other exporters: docs/security.md says what that means for a browser in dom0."""
+
+    async def test(served: Served) -> None:
+        client = await served.connect()
+        for path, status in (("/metrics", 200), ("/api/v1/domains", 404), ("/api/v1/status", 404)):
+            client.send(f"GET {path} HTTP/1.1\r\nHost: evil.example\r\n\r\n".encode())
+            assert (await client.answer())[0] == status
+
+    run(test)
+
+
 def test_a_small_descriptor_limit_leaves_few_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unplugd.http.client.resource.getrlimit", lambda which: (128, 128))
 

@@ -98,7 +98,9 @@ def test_directories(tmp_path: Path) -> None:
         ownfiles.make_directory(tmp_path / "file", 0o700)
     with pytest.raises(OSError, match="not a directory") as raised:
         ownfiles.make_directory(tmp_path / "file" / "below", 0o700)
-    assert raised.value.filename == str(tmp_path / "file")
+    assert raised.value.filename == str(tmp_path / "file" / "below")
+    with pytest.raises(OSError, match="not a directory"):
+        ownfiles.make_directory(tmp_path / "file" / "far" / "below", 0o700)
 
 
 @AS_ROOT

@@ -72,8 +72,8 @@ def make_directory(path: Path, mode: int) -> os.stat_result:
     """Make a directory and those above it, or check the one that is there. Raises OSError as the module says."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise _refused(path.parent, "is not a directory: remove it") from None
+    except (FileExistsError, NotADirectoryError):
+        raise _refused(path, "cannot be made: what is above it is not a directory") from None
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode)
     status = path.lstat()
