@@ -7,7 +7,7 @@ limit: the output is at most four times as long as the input's UTF-8.
 Text sinks get printable ASCII and nothing else: escape_text(). The backslash is doubled, so the bytes can be recovered.
 
 Everything else that people read gets UTF-8, because their guests speak other languages: escape_journal() for bytes,
-visible() for strings. This is the journal, names in records, /metrics, the HTML page and unplugctl. Every character
+visible() for strings. These are messages in the journal, /metrics, the HTML page and unplugctl. Every character
 that is invisible or changes how others are shown is escaped, as `\xNN` of its UTF-8 bytes:
 
 - the categories Cc (controls, C1 with its 8-bit CSI too), Cf (bidirectional controls, joiners, soft hyphen, byte order

@@ -129,7 +129,7 @@ def _match(wanted: str, domain: dict[str, Any] | None) -> str:
         return f"XEN_DOMID={domain['domid']}"
     if wanted.isascii() and wanted.isdigit():
         return f"XEN_DOMID={wanted}"
-    return f"XEN_DOMAIN_UUID={wanted.lower()}" if is_uuid(wanted) else f"XEN_DOMAIN_NAME={show.safe(wanted)}"
+    return f"XEN_DOMAIN_UUID={wanted.lower()}" if is_uuid(wanted) else f"XEN_DOMAIN_NAME={wanted}"
 
 
 def _entries(options: Namespace, matches: list[str]) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from unplugd.core.escape import escape_journal, visible
+from unplugd.core.escape import escape_journal
 
 if TYPE_CHECKING:
     from unplugd.sinks.records import Entry
@@ -39,8 +39,15 @@ _GONE = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONNRESET, errno.E
 
 @lru_cache(maxsize=1024)  # the fields of a guest's lines change only when its driver announces itself
 def encode_fields(fields: tuple[tuple[str, str], ...]) -> bytes:
-    r"""Encode journal fields as `NAME=value\n`; in a value all is visible (core.escape), so it has no newline."""
-    return "".join([f"{name}={visible(text)}\n" for name, text in fields]).encode()
+    r"""Encode journal fields: `NAME=value\n`, or name, 64-bit little-endian length and value if it has a newline."""
+    parts = []
+    for name, text in fields:
+        value = text.encode("utf-8", "backslashreplace")
+        if b"\n" in value:
+            parts.append(b"%s\n%s%s\n" % (name.encode(), len(value).to_bytes(8, "little"), value))
+        else:
+            parts.append(b"%s=%s\n" % (name.encode(), value))
+    return b"".join(parts)
 
 
 def encode(entry: Entry, now: float) -> bytes:
