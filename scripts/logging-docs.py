@@ -33,7 +33,8 @@ EVENTS = {
     Event.THROTTLED: (GUEST, "The guest's log is over its limit."),
     Event.RESUMED: (GUEST, "The guest's log is within its limit again."),
     Event.PROTOCOL_FAULT: (CLIENT, "A device model sent an invalid frame; its connection was closed."),
-    Event.CONNECTION_DENIED: (CLIENT, "A process that is neither root nor the device model tried to connect."),
+    Event.CONNECTION_DENIED: (CLIENT, ("A process tried to connect that is neither root nor the device model, or to the"
+                                       " control socket without being root.")),
     Event.CONNECTION_LIMIT: (CLIENT, "A domain's socket has the maximum number of connections."),
     Event.INTRODUCED: (HOST, "A domain was introduced and has its socket."),
     Event.RELEASED: (HOST, "A domain was released; its socket is removed."),
@@ -69,7 +70,7 @@ def events() -> str:
 
 
 LINES = (b"eth0 up", b"tab\there", b"\x1b[31mred", b"C:\\temp", "Größe".encode(), b"\xff\xfe",
-         "abc\u202edef".encode())
+         "abc\u202edef".encode(), "soft\u00adhyphen".encode())
 
 
 def escaping() -> str:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from unplugd.domains.domain import Domain
 from unplugd.domains.nodes import DomainNodes
 from unplugd.domains.settings import Settings
+from unplugd.domains.statefile import read_note
 from unplugd.domains.view import published
 from unplugd.errors import HostError
 from unplugd.host.longwork import LongWork
@@ -32,11 +33,12 @@ class Domains:
 
     def __init__(self, settings: Settings, access: ConnectionPolicy, judge: Judge, poller: ReadsConnections, passed: Passed,
                  spawn: Callable[[Coroutine[None, None, None]], object], *, gone: Callable[[Domain], None],
-                 quiet: Callable[[], Awaitable[object]]) -> None:
+                 quiet: Callable[[], Awaitable[object]], verify: Callable[[Domain], None]) -> None:
         """`passed` are sockets that an earlier process left; what is used is taken out.
 
         `gone` is told of a domain that is released, before it is taken down. `quiet` returns once there is time for
-        words about guests that had to wait for a restart.
+        words about guests that had to wait for a restart. `verify` finds out whether a domain's published nodes are
+        still there.
         """
         self.domains: dict[int, Domain] = {}
         self.keep = False
@@ -51,11 +53,13 @@ class Domains:
         self._spawn = spawn
         self._gone = gone
         self._quiet = quiet
+        self._verify = verify
         self._listeners: dict[int, Listener] = {}
         self._facts: dict[int, DomainNodes] = {}
 
     def introduced(self, domid: int, facts: DomainNodes) -> None:
         """xenstore has a domain that was not there."""
+        facts = facts._replace(published=facts.published or self._was_published(domid, facts.uuid))
         domain = Domain(domid, facts.name, facts.uuid, self._settings)
         domain.limit(unlimited=facts.unlimited)
         listener = Listener(domain, self._settings.config.runtime_dir, self._access, self._judge, self._poller,
@@ -70,6 +74,27 @@ class Domains:
             domain.records.own(Event.SINK_FAILED, f"no socket: {error}; trying again")
             self._spawn(self._listen_again(listener))
         self.changed_number()
+        if facts.published:
+            self._verify(domain)
+
+    def touched(self, domid: int) -> None:
+        """Its nodes may have been removed and made anew."""
+        if self._facts[domid].published:
+            self._verify(self.domains[domid])
+
+    def noted(self, domain: Domain, published: bool) -> None:
+        """Keep whether the domain's nodes are published."""
+        facts = self._facts.get(domain.domid)
+        if facts is not None and self.domains[domain.domid] is domain and facts.published != published:
+            self._facts[domain.domid] = facts = facts._replace(published=published)
+            domain.state.note(facts.pack())
+
+    def replaced(self, domain: Domain) -> None:
+        """Another guest has this domid and uuid: it begins anew."""
+        if self.domains.get(domain.domid) is domain:
+            facts = self._facts[domain.domid]._replace(published=False)
+            self.released(domain.domid)
+            self.introduced(domain.domid, facts)
 
     def _learn_uid(self, domid: int, uid: int | None) -> None:
         """As whom a device model runs decides about its socket, and about others' if they have the same uid."""
@@ -88,6 +113,12 @@ class Domains:
         else:
             self._introduce(listener)
         return None
+
+    def _was_published(self, domid: int, uuid: str) -> bool:
+        """Whether an earlier process has written this domain's nodes."""
+        note = read_note(self._settings.state_directory, domid, self._settings.boot)
+        kept = DomainNodes.unpack(note) if note is not None else None
+        return kept is not None and kept.published and uuid in ("", kept.uuid)
 
     async def _listen_again(self, listener: Listener) -> None:
         while True:
@@ -110,11 +141,12 @@ class Domains:
     def changed(self, domid: int, facts: DomainNodes) -> None:
         """xenstore says something else about a domain."""
         domain = self.domains[domid]
+        facts = facts._replace(published=self._facts[domid].published)
         self._facts[domid] = facts
         if facts.uuid and not domain.identify(facts.uuid):
             # what an earlier unplugd left for this domid was another guest's
             self.released(domid)
-            self.introduced(domid, facts)
+            self.introduced(domid, facts._replace(published=False))
             return
         if facts.name:
             domain.rename(facts.name)

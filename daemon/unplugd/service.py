@@ -22,16 +22,18 @@ from pathlib import Path
 from unplugd import __version__
 from unplugd.blacklist.verdicts import Blacklist
 from unplugd.config.load import Config
+from unplugd.core.bucket import RecordLimit
 from unplugd.core.counters import Counters
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
 from unplugd.domains.follow import DomainFollower
+from unplugd.domains.inheritance import Inheritance
 from unplugd.domains.publish import Publisher
+from unplugd.domains.records import COMPLAINT_INTERVAL, COMPLAINTS
 from unplugd.domains.settings import Settings
 from unplugd.domains.view import describe, describe_history
 from unplugd.errors import ConfigError, HostError, StoreError
-from unplugd.domains.inheritance import Inheritance
 from unplugd.host.oversight import Oversight
 from unplugd.host.runtimedir import RuntimeDirectory
 from unplugd.host.status import ServiceStatus, StatusLine
@@ -84,6 +86,7 @@ class Service:
         self._ended: asyncio.Future[int]
         self._served: asyncio.Future[int]
         self._oversight = Oversight(self._say, self._end)
+        self._denials = RecordLimit(COMPLAINTS, 1 / COMPLAINT_INTERVAL, time.monotonic())
 
     # --- from start to end
 
@@ -147,11 +150,12 @@ class Service:
         self._http = HttpFront(self, config.runtime_dir / "control.sock", self._tcp_sockets)
         self._domains = Domains(
             self.settings, ConnectionPolicy(config.socket.device_model_uids), self._judge,
-            open_poller(self.counters), self._inherited.sockets, self._oversight.spawn, gone=self._gone, quiet=self._guests_served)
+            open_poller(self.counters), self._inherited.sockets, self._oversight.spawn, gone=self._gone,
+            quiet=self._guests_served, verify=self._verify)
         self._domains.changed_number = self._status.soon
         self._pages = IoreqPages(config.runtime_dir, self.domains.get)
         self._follower = DomainFollower(self._domains, self._say)
-        self._publisher = Publisher(self._say)
+        self._publisher = Publisher(self._say, noted=self._noted, replaced=self._domains.replaced)
         self._blacklist = Blacklist(config.blacklist, self.settings.registry, self.counters, self._directory.state,
                                     self.settings.boot, self._say)
 
@@ -265,6 +269,13 @@ class Service:
     def _published(self, domid: int) -> None:
         self._publisher.changed(self.domains[domid])
 
+    def _noted(self, domain: Domain, published: bool) -> None:
+        if self.config.xenstore.backend != "embedded":  # that one forgets them with the process
+            self._domains.noted(domain, published)
+
+    def _verify(self, domain: Domain) -> None:
+        self._publisher.verify(domain)
+
     # --- reload
 
     def _status_after_reload(self) -> list[str]:
@@ -348,6 +359,12 @@ class Service:
     def check_configuration(self) -> Awaitable[Mapping[str, object]]:
         """Whether the files could be used by a reload now."""
         return self._reload.check()
+    def denied(self, pid: int, uid: int) -> None:
+        """A process has connected to the control socket that may not: it is counted and recorded."""
+        self.counters.denied_connections += 1
+        text = f"control socket: connection of uid {uid} (pid {pid}) refused: it is neither root nor unplugd's user"
+        if admitted := self._denials.admit(text, time.monotonic()):
+            self._say(Event.CONNECTION_DENIED, admitted)
 
     def describe(self, domid: int) -> Mapping[str, object]:
         """A domain as the API shows it in the list of all; KeyError if there is none."""

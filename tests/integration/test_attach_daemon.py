@@ -7,8 +7,8 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from tests.lab.daemon import PATIENCE, Daemon, Run, embedded
-from unplugd.attach import broker
 from unplugd.attach.agent import Agent
+from unplugd.attach.connect import connect as connect_to
 from unplugd.attach.guestmem import GuestMemory
 from unplugd.attach.slots import PAGE_SIZE, Access, Kind
 from unplugd.attach.unplugd import Unplugd
@@ -73,7 +73,7 @@ class Guest:
 def play(daemon: Daemon, work: Callable[[Guest, Qemu, Pages], Awaitable[None]]) -> None:
     async def main() -> None:
         async def connect() -> socket.socket:
-            return broker.connect(str(daemon.runtime / "dom7.sock"))
+            return connect_to(str(daemon.runtime / "dom7.sock"))
 
         unplugd = Unplugd(connect, give_up_after=None, report=lambda text: None)
         connection = asyncio.create_task(unplugd.run())

@@ -652,3 +652,48 @@ def test_a_thousand_domains(kind: Kind, run: Run) -> None:
             xenstored.release(domid)
         eventually(lambda: daemon.value("unplugd_domains"), lambda count: count == 980)
         eventually(lambda: len(list(daemon.runtime.glob("dom*.sock"))), lambda count: count == 980)
+
+
+def begins_anew(daemon: Daemon, domid: int) -> bool:
+    """Whether the domain has nothing of a driver."""
+    domain = daemon.domain(domid)
+    return domain is not None and (domain["product"], domain["build"], domain["unplugged_mask"]) == (None, None, 0)
+
+
+@pytest.mark.parametrize("when", ["running", "killed", "stopped"])
+def test_a_guest_made_anew_with_the_same_domid_and_uuid(calm: World, when: str) -> None:
+    domid = calm.create()
+    with calm.daemon.connect(domid) as wire:
+        wire.announce(1, 86451)
+        wire.write(0x10, 2, 3)
+        assert wire.read(0x10, 2) == 0xD249
+        eventually(lambda: calm.exists(f"/local/domain/{domid}/unplug/unplugged"))
+        time.sleep(1.2)  # what the guest said last is published by then
+    if when != "running":
+        calm.daemon.kill() if when == "killed" else calm.daemon.stop()
+    calm.xenstored.destroy(domid)
+    calm.xenstored.create(domid, f"vm{domid}", uuid(domid))
+    if when != "running":
+        calm.daemon.start()
+    eventually(lambda: begins_anew(calm.daemon, domid))
+    assert not calm.exists(f"/local/domain/{domid}/unplug/unplugged")
+    with calm.daemon.connect(domid) as wire:
+        assert wire.read(0x10, 2) == 0x49D2
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_the_same_guest_after_a_restart_is_no_other(calm: World, how: str) -> None:
+    domid = calm.create()
+    with calm.daemon.connect(domid) as wire:
+        wire.announce(1, 86451)
+        eventually(lambda: calm.exists(f"/local/domain/{domid}/unplug/unplugged"))
+        time.sleep(1.2)
+    for _ in range(2):
+        calm.daemon.kill() if how == "kill" else calm.daemon.stop()
+        calm.daemon.start()
+        calm.xenstored.dom0.write(f"/local/domain/{domid}/name", b"renamed")
+        eventually(lambda: calm.fact(domid, "name") == "renamed")
+        time.sleep(0.6)
+        assert calm.fact(domid, "build") == 86451
+        assert calm.exists(f"/local/domain/{domid}/unplug/unplugged")
+        calm.xenstored.dom0.write(f"/local/domain/{domid}/name", b"again")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import select
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.lab.attack import COMPLAINTS, attacked, complaints
+from tests.lab.attack import COMPLAINTS, attacked, complaints, resident
+from tests.lab.bystander import Bystander
 from tests.lab.daemon import Daemon, Run, embedded, eventually, frame, outs, uuid
 
 MAGIC_READ = frame(0x10, 2, read=True)
@@ -23,6 +27,158 @@ def bare(daemon: Daemon, domid: int = 1) -> socket.socket:
     wire = daemon.connect(domid)
     wire.socket.setblocking(False)
     return wire.socket
+
+
+def fifo(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def sparse(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.touch()
+    os.truncate(path, 3 << 30)
+
+
+@pytest.mark.parametrize("plant", [fifo, sparse])
+@pytest.mark.parametrize("name", ["dom1-{uuid}.spool", "dom9.spool", "mirror", "owned", "dom1"])
+def test_what_is_read_at_start_is_something_else(run: Run, plant: Callable[[Path], None], name: str) -> None:
+    daemon = run(embedded(1, 2))
+    daemon.kill()
+    planted = daemon.runtime / "state" / name.format(uuid=uuid(1))
+    plant(planted)
+    before = time.monotonic()
+    daemon.start()
+    assert time.monotonic() - before < 10
+    with daemon.connect(1) as wire:
+        assert wire.read(0x10, 2) == 0x49D2
+    assert resident(daemon) < 100
+    if (name, plant) != ("dom1", sparse):   # that one is cut to its size
+        daemon.wait_for_record(f"{planted}.*remove it")
+    daemon.kill()
+    daemon.start()
+    assert daemon.domain(1) is not None
+
+
+@pytest.mark.parametrize("name", ["", "state", "state/lock", "guests"])
+def test_directories_that_lead_elsewhere(run: Run, name: str) -> None:
+    daemon = run(embedded(1))
+    assert daemon.stop() == 0
+    path = daemon.log_directory if name == "guests" else daemon.runtime / name
+    moved = daemon.directory / "moved"
+    path.rename(moved)
+    path.symlink_to(moved)
+    ended = subprocess.run(
+        [Path(sys.executable).with_name("unplugd"), "--config", daemon.file],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert f"{path}: is a symbolic link: remove it" in ended.stderr
+
+
+def lazy_clients(port: int) -> None:
+    """64 HTTP clients that ask for much and read none of it; new ones when these have what fits."""
+    request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 50
+    while True:
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(64)]
+            for client in clients:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                with contextlib.suppress(OSError):
+                    client.sendall(request)
+            time.sleep(0.5)
+
+
+def test_http_clients_that_do_not_read_cost_guests_50_ms_at_most() -> None:
+    daemon = Daemon(embedded(*range(1, 101)))
+    daemon.listen()
+    with contextlib.closing(daemon):
+        daemon.start()
+        assert daemon.get("/metrics", tcp=True)[0] == 200  # what is loaded for the first client is loaded
+        attacker = multiprocessing.get_context("fork").Process(target=lazy_clients, args=(daemon.port,), daemon=True)
+        with Bystander(daemon, 2) as other:
+            attacker.start()
+            time.sleep(3)
+        assert attacker.is_alive()
+        attacker.kill()
+        attacker.join()
+        assert other.longest < 0.05
+
+
+TRUNCATES = """
+import os, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+for path in sys.argv[1:]:
+    for attempt in (lambda: os.truncate(path, 0), lambda: os.open(path, os.O_RDWR), lambda: os.unlink(path)):
+        try:
+            attempt()
+        except PermissionError:
+            continue
+        raise SystemExit(f"{path} could be changed")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_what_is_mapped_is_out_of_reach_of_others(run: Run) -> None:
+    """A mapped file that somebody truncates is SIGBUS for all."""
+    daemon = run(embedded(1))
+    with daemon.connect(1) as wire:
+        wire.announce(3, 1)
+    state = daemon.runtime / "state"
+    daemon.kill()
+    state.chmod(0o777)  # by mistake
+    daemon.start()
+    for path in (files := list(state.iterdir())):
+        path.chmod(0o666)
+    assert "dom1" in {path.name for path in files}
+    subprocess.run([sys.executable, "-c", TRUNCATES, *files], check=True, timeout=60)
+    with daemon.connect(1) as wire:
+        assert wire.read(0x10, 2) == 0x49D2
+
+
+ASKS_FOR_CONTROL = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+for _ in range(100):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(sys.argv[1])
+        try:
+            client.sendall(b"GET /api/v1/domains HTTP/1.0\\r\\n\\r\\n")
+            answer = client.recv(100)
+        except (BrokenPipeError, ConnectionResetError):
+            answer = b""
+        assert answer == b"", answer
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_the_control_socket_is_roots_whatever_its_mode(run: Run) -> None:
+    daemon = run(embedded(1))
+    control = daemon.runtime / "control.sock"
+    control.chmod(0o666)
+    subprocess.run([sys.executable, "-c", ASKS_FOR_CONTROL, control], check=True, timeout=60)
+    assert daemon.get("/api/v1/domains")[0] == 200
+    assert daemon.value("unplugd_denied_connections_total") == 100
+    assert 1 <= complaints(daemon, "control socket: connection of uid 65534") <= COMPLAINTS
+
+
+def test_http_clients_leave_descriptors() -> None:
+    daemon = Daemon(embedded(1, 2), command=lambda argv: ["prlimit", "--nofile=128", *argv])
+    daemon.listen()
+    with contextlib.closing(daemon):
+        daemon.start()
+        with contextlib.ExitStack() as stack, attacked(daemon):
+            for _ in range(80):
+                stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port)))
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.connect(str(daemon.runtime / "control.sock"))
+            for _ in range(15):
+                assert stack.enter_context(daemon.connect(1)).read(0x10, 2) == 0x49D2
+        assert complaints(daemon, "cannot be accepted|out of system resource") == 0
 
 
 def test_half_frames_for_ever(run: Run) -> None:

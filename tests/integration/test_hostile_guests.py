@@ -96,6 +96,7 @@ UGLY = [
     b"line\x0bwith\x0cfeeds\x85and\xe2\x80\xa8separators",
     b"rtl \xe2\x80\xae override",
     b"\\x41 backslash",
+    "tag \U000e0041 filler \u3164 shy \xad selector \ufe0f joiner \u200d annotation \ufff9".encode(),
 ]
 
 
@@ -116,7 +117,8 @@ def test_what_is_ugly_arrives_legible(run: Run, journald: Journald) -> None:
             assert entry["_UID"] == str(os.geteuid())
             assert "FORGED" not in entry
             assert entry["XEN_DOMID"] == "1"
-            assert re.search(r"[\x00-\x1f\x7f\x80-\x9f]", entry["MESSAGE"]) is None
+            hidden = r"[\x00-\x1f\x7f\x80-\x9f\xad\u200d\u3164\ufe0f\ufff9\U000e0041]"
+            assert re.search(hidden, entry["MESSAGE"]) is None
         assert len(entries) == 1 + len(UGLY) + 5
         eventually(lambda: len(daemon.guest_lines("vm1")) == len(entries))
         text = daemon.guest_file("vm1").read_bytes()

@@ -52,6 +52,9 @@ class StandInHost:
     async def check_configuration(self) -> dict[str, object]:
         """A configuration that is valid."""
         return {"configured": "", "valid": True, "files": []}
+    def denied(self, pid: int, uid: int) -> None:
+        """Somebody was turned away."""
+        self.counters.denied_connections += 1
 
     def catch_up(self) -> Iterator[None]:
         """Two slices of guests' work that is not counted yet."""

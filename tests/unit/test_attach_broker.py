@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
@@ -94,20 +93,6 @@ def test_log_texts_are_cut() -> None:
     run(work)
 
 
-def test_messages_stay_messages(tmp_path: Path) -> None:
-    path = str(tmp_path / "s")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(path)
-        listener.listen()
-        with pytest.raises(OSError, match="wrong type"):
-            broker.connect(path)
-        with broker.connect(path, socket.SOCK_SEQPACKET) as ours, listener.accept()[0] as theirs:
-            assert not ours.getblocking()
-            ours.send(b"one")
-            ours.send(b"two")
-            assert [theirs.recv(100), theirs.recv(100)] == [b"one", b"two"]
-
-
 def test_connections_to_both_are_asked_for_side_by_side() -> None:
     async def work(child: ChildEnd, ours: socket.socket, _: list[str]) -> None:
         unplugd, pages = (asyncio.create_task(child.connect(what)) for what in ("unplugd", "pages"))
@@ -120,16 +105,3 @@ def test_connections_to_both_are_asked_for_side_by_side() -> None:
             await unplugd
 
     run(work)
-
-
-def test_connect_does_not_wait(tmp_path: Path) -> None:
-    path = str(tmp_path / "s")
-    with pytest.raises(FileNotFoundError):
-        broker.connect(path)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        with pytest.raises(ConnectionRefusedError):
-            broker.connect(path)
-        listener.listen(0)
-        with broker.connect(path), pytest.raises(BlockingIOError):
-            broker.connect(path)

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from unplugd.attach import confine
+from unplugd.config.attach import AttachConfig
+from unplugd.errors import HostError
+
 SCRIPT = """
 import asyncio, os, signal, socket, sys
 from pathlib import Path
@@ -108,3 +112,11 @@ def test_what_could_be_had_back_is_noticed(tmp_path: Path) -> None:
     done = run(script, str(tmp_path))
     assert done.returncode != 0
     assert "RuntimeError: confined, the process" in done.stderr
+
+
+def test_the_user_of_a_process() -> None:
+    assert confine.identity(AttachConfig(user="nobody"), 7).uid == 65534
+    with pytest.raises(HostError, match="does not exist"):
+        confine.identity(AttachConfig(user="no-such-user"), 7)
+    with pytest.raises(HostError, match="is root"):
+        confine.identity(AttachConfig(user="root"), 7)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unplugd.core.bucket import TokenBucket
+from unplugd.core.bucket import RecordLimit, TokenBucket
 
 
 def test_starts_full() -> None:
@@ -105,3 +105,14 @@ def test_after_the_wait_it_is_there(rate: float, burst: float, spent: float, beg
     bucket.overdraw(spent, begin)
     seconds = bucket.wait(1.0, begin)
     assert bucket.take(1.0, begin + seconds + 1e-6 + seconds * 1e-9)
+
+
+def test_records_beyond_the_limit_are_counted_and_said_with_the_next() -> None:
+    limit = RecordLimit(3, 0.5, 10.0)
+    assert [limit.admit(f"fault {number}", 10.0) for number in range(5)] == ["fault 0", "fault 1", "fault 2", "", ""]
+    assert limit.admit("fault 5", 10.0) == ""
+    assert limit.left_out == 3
+    assert limit.admit("fault 6", 11.9) == ""
+    assert limit.admit("fault 7", 12.0) == "fault 7 (4 more like this not recorded)"
+    assert limit.left_out == 0
+    assert limit.admit("fault 8", 14.0) == "fault 8"

@@ -92,3 +92,12 @@ def test_a_socket_that_is_not_ours(tmp_path: Path) -> None:
                 os._exit(0 if "sudo" in failure.hint else 1)
             os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_who_is_neither_root_nor_unplugds_user_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """unplugd closes such a connection at once, whatever the socket's mode."""
+    with serving(domain()) as server:
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1000)
+        with pytest.raises(Failure, match="permission denied") as refused:
+            Control(str(server.path)).domains()
+        assert (refused.value.status, "sudo" in refused.value.hint) == (NOT_RUNNING, True)

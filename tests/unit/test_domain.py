@@ -360,7 +360,7 @@ def test_complaints_about_its_device_model_are_bounded(tmp_path: Path) -> None:
             domain.records.complain(Event.PROTOCOL_FAULT, f"fault {number}")
             one.journald.read()
         assert len(one.journald.of(Event.PROTOCOL_FAULT)) == COMPLAINTS
-        domain.records._complaints.balance = 1
+        domain.records._complaints._bucket.balance = 1
         domain.records.complain(Event.PROTOCOL_FAULT, "one more")
         assert "50 more like this" in one.journald.of(Event.PROTOCOL_FAULT)[-1]
 

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from unplugd.core.escape import escape_journal, escape_text
+from unplugd.core.escape import escape_journal, escape_text, utf8, visible
+
+# What is drawn as nothing though its category is that of letters, marks or symbols.
+BLANK = "".join(map(chr, [
+    0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800, 0x3164, *range(0xFE00, 0xFE10),
+    0xFFA0, 0x16FE4, 0x1D159, *range(0xE0100, 0xE01F0),
+]))  # fmt: skip
 
 NAMED = {"t": b"\t", "n": b"\n", "r": b"\r", "\\": b"\\"}
 
@@ -57,16 +63,35 @@ def test_text_examples(raw: bytes, text: str) -> None:
 @example(b"\xed\xb2\x80")  # the one that "surrogateescape" uses
 @example(b"\xc0\x80")  # NUL, too long
 @example(b"\xf4\x90\x80\x80")  # past the last character
-def test_journal_is_utf8_without_control_characters(raw: bytes) -> None:
+def test_in_the_journal_all_is_visible(raw: bytes) -> None:
     text = escape_journal(raw).decode("utf-8")
     for character in text:
-        assert unicodedata.category(character) not in {"Cc", "Cs", "Zl", "Zp"}
-        assert unicodedata.bidirectional(character) not in {
-            "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI",
-        }  # fmt: skip
+        assert unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+        assert character not in BLANK
 
 
-@given(st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=100))
+def test_every_character_is_kept_or_escaped_whole() -> None:
+    for code in range(0x110000):
+        character = chr(code)
+        hidden = unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} or character in BLANK
+        if 0xDC80 <= code <= 0xDCFF:
+            assert visible(character) == f"\\x{code - 0xDC00:02x}"
+        elif hidden:
+            raw = character.encode("utf-8", "surrogatepass")
+            assert visible(character) == "".join(f"\\x{byte:02x}" for byte in raw), hex(code)
+        else:
+            assert visible(character) == character, hex(code)
+
+
+@given(st.text(st.characters(codec=None, exclude_categories=()), max_size=60))
+def test_a_string_and_its_bytes_look_the_same(text: str) -> None:
+    if not any("\ud800" <= character < "\udc80" or "\udcff" < character <= "\udfff" for character in text):
+        assert visible(utf8(text).decode("utf-8", "surrogateescape")).encode() == escape_journal(utf8(text))
+    visible(text).encode()
+    utf8(text)
+
+
+@given(st.text(st.characters(categories=["L", "M", "N", "P", "S", "Zs"], exclude_characters=BLANK), max_size=100))
 def test_journal_keeps_what_people_write(text: str) -> None:
     assert escape_journal(text.encode()) == text.encode()
 
@@ -93,7 +118,12 @@ def test_neither_grows_more_than_four_times(raw: bytes) -> None:
         ("\u0085\u009b".encode(), r"\xc2\x85\xc2\x9b"),
         ("\u2028\u2029\ufeff".encode(), r"\xe2\x80\xa8\xe2\x80\xa9\xef\xbb\xbf"),
         ("\u202eevil\u2069".encode(), r"\xe2\x80\xaeevil\xe2\x81\xa9"),
-        ("\u200e\u200f\u061c".encode(), "\u200e\u200f\u061c"),
+        ("\u200e\u200f\u061c".encode(), r"\xe2\x80\x8e\xe2\x80\x8f\xd8\x9c"),
+        ("a\U000e0041b".encode(), r"a\xf3\xa0\x81\x81b"),  # a tag
+        ("\u3164\u00ad".encode(), r"\xe3\x85\xa4\xc2\xad"),
+        ("\ufe0f\u200d\ufff9".encode(), r"\xef\xb8\x8f\xe2\x80\x8d\xef\xbf\xb9"),
+        ("\ue000\U000e0fff".encode(), r"\xee\x80\x80\xf3\xa0\xbf\xbf"),
+        ("a\u00a0b\u3000c".encode(), "a\u00a0b\u3000c"),
         ("\ufdd0\uffff\U0010fffe".encode(), r"\xef\xb7\x90\xef\xbf\xbf\xf4\x8f\xbf\xbe"),
         (b"\xff\xc3", r"\xff\xc3"),
         (b"\xc3\x1b\xa9", r"\xc3\x1b\xa9"),

@@ -550,4 +550,22 @@ def test_directory_that_cannot_be_is_the_hosts_fault(tmp_path: Path, where: str)
     with pytest.raises(HostError) as raised:
         GuestFiles(tmp_path / where, 1000)
     assert raised.value.where == str(tmp_path / where)
-    assert raised.value.why == os.strerror(errno.ENOTDIR)
+    assert "not a directory" in raised.value.why
+
+
+@pytest.mark.parametrize("kind", ["link", "foreign", "open to all"])
+def test_directory_that_somebody_else_can_change_is_refused(tmp_path: Path, kind: str) -> None:
+    directory = tmp_path / "logs"
+    directory.mkdir(mode=0o750)
+    if kind == "link":
+        directory.rename(tmp_path / "moved")
+        directory.symlink_to(tmp_path / "moved")
+    elif kind == "open to all":
+        directory.chmod(0o777)
+    elif os.geteuid() == 0:
+        os.chown(directory, 65534, -1)
+    else:
+        pytest.skip("only root can give directories away")
+    with pytest.raises(HostError, match=r"remove it|chmod o-w") as raised:
+        GuestFiles(directory, 1000)
+    assert raised.value.where == str(directory)

@@ -29,6 +29,7 @@ class Register:
     def __init__(self) -> None:
         self.there: dict[int, DomainNodes] = {}
         self.told: list[str] = []
+        self.touches = 0
 
     def introduced(self, domid: int, facts: DomainNodes) -> None:
         assert domid not in self.there
@@ -41,6 +42,10 @@ class Register:
         assert not before.uuid or facts.uuid == before.uuid
         self.there[domid] = facts
         self.told.append(f"~{domid}")
+
+    def touched(self, domid: int) -> None:
+        assert domid in self.there
+        self.touches += 1
 
     def released(self, domid: int) -> None:
         del self.there[domid]
@@ -609,5 +614,32 @@ def test_domains_are_read_by_all_readers_that_are_connected() -> None:
             assert [bool(reader.reads) for reader in readers] == [True, True, False]
             assert {path.split("/")[3] for path in it.store.reads} == {str(n) for n in range(2, 31, 3)}
         await it.domains.stop()
+
+    asyncio.run(main())
+
+
+def test_a_domain_whose_vm_was_gone_in_between_is_another() -> None:
+    async def main() -> None:
+        async with world(WEB) as it:
+            await it.settled()
+            await it.store.remove("/local/domain/7/vm")
+            await it.settled()
+            assert it.register.told == ["+7"]
+            await it.store.write("/local/domain/7/vm", f"/vm/{UUID}".encode())
+            await it.settled()
+            assert it.register.told == ["+7", "-7", "+7"]
+
+    asyncio.run(main())
+
+
+def test_what_happened_to_its_nodes_is_told_though_their_values_are_the_same() -> None:
+    async def main() -> None:
+        async with world(WEB) as it:
+            await it.settled()
+            before = it.register.touches
+            await it.store.write("/local/domain/7/vm", f"/vm/{UUID}".encode())
+            await it.settled()
+            assert it.register.told == ["+7"]
+            assert it.register.touches == before + 1
 
     asyncio.run(main())

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from tests.lab.hostview import StandInDomain, StandInHost, many
 from unplugd.errors import HostError
 from unplugd.http import client as http
+from unplugd.http import turns as http_turns
 from unplugd.http.client import CONNECTIONS, HEAD_LINES, REQUEST_LIMIT, ConnectionState
 from unplugd.http.exposition import OPENMETRICS, TEXT
 from unplugd.http.landing import TYPE as HTML
 from unplugd.http.pages import PLAIN, Page, Pages
 from unplugd.http.server import HttpServer
-from unplugd.sockets import longwork
 
 PATIENCE = 20.0
 
@@ -314,6 +314,17 @@ def test_a_page_that_cannot_be_made_is_a_500_and_the_log_says_why(tmp_path: Path
         (b"GET / HTTP/1.1\r\nHost: a\r\nbad header\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        *((b"GET / HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n0\r\n\r\n", 400) for lines in (
+            b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+            b"Transfer-Encoding: chunked\r\ncontent-length: 5\r\n",
+            b"Content-Length: 5\r\nContent-Length: 5\r\n",
+            b"X: folded\r\n Content-Length: 5\r\n",
+            b"X: folded\r\n\tmore\r\n",
+            b"X: a\nContent-Length: 5\r\n",
+            b"X: a\rb\r\n",
+        )),
+        (b"GET / HTTP/1.1\nHost: a\n\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 501),
         (b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * REQUEST_LIMIT * 3 + b"\r\n\r\n", 431),
         (b"GET /" + b"x" * REQUEST_LIMIT * 10, 431),
@@ -336,14 +347,39 @@ def test_what_is_no_request_is_refused(request_head: bytes, status: int) -> None
     run(test)
 
 
+def test_any_host_is_served_what_is_public_and_nothing_else() -> None:
+    """As other exporters: docs/security.md says what that means for a browser in dom0."""
+
+    async def test(served: Served) -> None:
+        client = await served.connect()
+        for path, status in (("/metrics", 200), ("/api/v1/domains", 404), ("/api/v1/status", 404)):
+            client.send(f"GET {path} HTTP/1.1\r\nHost: evil.example\r\n\r\n".encode())
+            assert (await client.answer())[0] == status
+
+    run(test)
+
+
+def test_a_small_descriptor_limit_leaves_few_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unplugd.http.client.resource.getrlimit", lambda which: (128, 128))
+
+    async def test(served: Served) -> None:
+        for _ in range(20):
+            await served.connect()
+        await served.until(lambda: len(served.connections) == 128 // http.SHARE)
+        assert (await (await served.connect()).get("/-/healthy"))[0] == 200
+        assert len(served.connections) == 128 // http.SHARE
+
+    run(test)
+
+
 def test_the_loop_turns_while_a_long_page_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(longwork, "serve_guests", lambda: False)  # nobody asks for it
+    monkeypatch.setattr(http_turns, "serve_guests", lambda: False)  # nobody asks for it
     turns = 0
 
     def slowly() -> Iterator[bytes]:
         for piece in range(100):
             begin = time.monotonic()
-            while time.monotonic() < begin + http.TURN / 4:
+            while time.monotonic() < begin + http_turns.TURN / 4:
                 pass
             yield b"%d\n" % piece
 

@@ -37,11 +37,12 @@ class World:
         self.one = one
         self.tasks: list[asyncio.Task[None]] = []
         self.gone: list[int] = []
+        self.verified: list[Domain] = []
         self.numbers: list[int] = []
         self.calm = asyncio.Event()
         self.served = Domains(
             one.settings, ConnectionPolicy([os.geteuid()]), judge, {}, self.spawn,
-            gone=self.forget, quiet=self.calm.wait)
+            gone=self.forget, quiet=self.calm.wait, verify=self.verified.append)
         self.served.changed_number = lambda: self.numbers.append(len(self.served.domains))
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -178,5 +179,46 @@ def test_guests_are_served_between_two_domains_that_follow_a_reload(
             monkeypatch.setattr(longwork, "serve_guests", serve)
             it.served.configure(access)
             assert uids == [list(range(1, domid + 1)) for domid in range(1, 6)]
+
+    asyncio.run(main())
+
+
+def test_another_guest_of_the_same_domid_and_uuid_begins_anew(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as it:
+            it.served.introduced(7, FACTS)
+            assert it.verified == []
+            first = it.served.domains[7]
+            first.guest.platform.product = 3
+            first.state.commit(first.guest)
+            it.served.touched(7)
+            assert it.verified == []  # it has published nothing
+            it.served.noted(first, True)
+            it.served.touched(7)
+            assert it.verified == [first]
+            it.served.replaced(first)
+            second = it.served.domains[7]
+            assert second is not first
+            assert second.product is None
+            assert it.said(Event.RELEASED) == ["web-01 (domain 7): released"]
+            it.served.noted(first, True)  # too late
+            it.served.replaced(first)
+            assert it.served.domains[7] is second
+
+    asyncio.run(main())
+
+
+def test_whether_nodes_are_published_outlives_the_process(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as it:
+            it.served.introduced(7, FACTS)
+            it.served.noted(it.served.domains[7], True)
+            it.served.changed(7, FACTS._replace(name="renamed"))
+            it.served.stop()
+            it.served.domains.clear()
+            it.served.introduced(7, FACTS)
+            assert it.verified == [it.served.domains[7]]
+            it.served.changed(7, FACTS._replace(uuid=OTHER_UUID))
+            assert len(it.verified) == 1
 
     asyncio.run(main())

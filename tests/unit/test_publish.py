@@ -30,10 +30,15 @@ class World:
     def __init__(self, one: Host, store: EmbeddedStore, *, enabled: bool) -> None:
         self.host = one
         self.store = store
-        self.publisher = Publisher(one.say)
+        self.noted: list[bool] = []
+        self.replaced: list[Domain] = []
+        self.publisher = Publisher(one.say, noted=self._note, replaced=self.replaced.append)
         self.publisher.use(store, enabled=enabled)
         one.settings.published = self.publisher.changed
         self.domain = one.domain()
+
+    def _note(self, domain: Domain, published: bool) -> None:
+        self.noted.append(published)
 
     def announce(self, product: int = 3, build: int = 1, *, blacklisted: bool = False, unplug: int = 3) -> None:
         """The guest's driver says who it is and unplugs."""
@@ -326,5 +331,44 @@ def test_all_at_once_without_a_connection_is_no_error(tmp_path: Path) -> None:
             await it.publisher.publish_all([it.domain])
             it.publisher.enabled = False
             await it.publisher.publish_all([it.domain])
+
+    asyncio.run(main())
+
+
+def test_whether_nodes_are_there_is_noted_before_they_go_and_after_they_come(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as it:
+            it.announce()
+            await it.has(LINUX)
+            await until(lambda: it.noted == [True])
+            it.domain.guest.reset(0.0)
+            it.domain.settle(time.monotonic())
+            await it.has(None)
+            assert it.noted[:2] == [True, False]
+            it.announce()
+            await it.has(LINUX)
+            await until(lambda: it.noted[-1])
+            it.publisher.lost()
+            assert not it.noted[-1]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_directory_that_was_made_anew_is_another_guests(tmp_path: Path, gone: bool) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as it:
+            it.announce()
+            await it.has(LINUX)
+            if gone:
+                await it.store.remove(BASE)  # with the domain's directory, which is there again
+            it.publisher.verify(it.domain)
+            if gone:
+                await until(lambda: it.replaced == [it.domain])
+                assert await it.nodes() is None
+            else:
+                await asyncio.sleep(0.5)
+                assert it.replaced == []
+                assert await it.nodes() == LINUX
 
     asyncio.run(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -29,6 +30,27 @@ def test_a_file_is_in_its_place(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(HostError):
         RuntimeDirectory(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["", "state", "state/lock"])
+@pytest.mark.parametrize("kind", ["link", "foreign", "fifo"])
+def test_what_is_not_ours_is_refused_with_its_path(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / "run" / name
+    RuntimeDirectory(tmp_path / "run")
+    if kind == "link":
+        path.rename(tmp_path / "moved")
+        path.symlink_to(tmp_path / "moved")
+    elif kind == "foreign":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give files away")
+        os.chown(path, 65534, -1)
+    else:
+        path.rename(tmp_path / "moved")
+        os.mkfifo(path)
+    with pytest.raises(HostError) as raised:
+        RuntimeDirectory(tmp_path / "run")
+    assert raised.value.where == str(path)
+    assert "remove it" in raised.value.why
 
 
 def test_what_gone_domains_left_is_removed(tmp_path: Path) -> None:

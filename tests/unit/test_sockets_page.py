@@ -19,8 +19,8 @@ import pytest
 
 from tests.lab.host import Host, host, until
 from tests.lab.portio import LAYOUT
+from unplugd.attach.connect import acting_as
 from unplugd.attach.slots import SLOT_SIZE, SlotState
-from unplugd.attach.supervisor import acting_as
 from unplugd.core.pageoffer import MESSAGE_LIMIT, SOCKET, VCPUS, greet, offer
 from unplugd.domains.domain import Domain
 from unplugd.errors import HostError

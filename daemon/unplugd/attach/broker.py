@@ -92,15 +92,3 @@ class ChildEnd:
                 self._gone()
         for connection in connections:
             connection.close()
-
-
-def connect(path: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
-    """Connect to a unix socket without waiting. Raises OSError: BlockingIOError when its queue is full."""
-    connection = socket.socket(socket.AF_UNIX, kind)
-    try:
-        connection.setblocking(False)
-        connection.connect(path)
-    except OSError:
-        connection.close()
-        raise
-    return connection

@@ -147,7 +147,7 @@ async def _main(
     agent = Agent(unplugd, monitor, platform, GuestMemory(memory), server.answer, failed)
     lender = Lender(server, privcmd, lambda: broker.connect("pages"), agent.take, agent.busy)
     unplugd.answers = lender.offer
-    confine(domain.domid, identity, kept.directory / "empty", supervisor, events.fd)
+    confine(domain.domid, identity, kept.empty, supervisor, events.fd)
     how = "taken over" if server.taken_over else "created"
     broker.say("attached", f"ioreq server {server.id} {how}, {server.vcpus} vCPUs")
 

@@ -14,6 +14,7 @@ from unplugd import __version__
 from unplugd.attach.supervisor import Supervisor
 from unplugd.config.attach import UNREACHABLE, AttachConfig
 from unplugd.config.load import Config, load
+from unplugd.core.escape import visible
 from unplugd.errors import ConfigError, HostError
 from unplugd.host import systemd
 from unplugd.sinks.journal import Journal
@@ -39,7 +40,8 @@ class Records:
     def report(self, domid: int | None, text: str) -> None:
         """Write a record, about a domain or a general one."""
         if self._journal is None:
-            print(f"unplugd-attach: {'' if domid is None else f'domain {domid}: '}{text}", file=sys.stderr, flush=True)
+            about = "" if domid is None else f"domain {domid}: "
+            print(f"unplugd-attach: {about}{visible(text)}", file=sys.stderr, flush=True)
             return
         fields = [("PRIORITY", INFO), ("SYSLOG_IDENTIFIER", "unplugd-attach")]
         if domid is not None:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import pwd
 import resource
 import signal
 import socket
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from unplugd.attach.xen import restrict_all
+from unplugd.config.attach import AttachConfig
 from unplugd.errors import HostError
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
@@ -64,6 +66,25 @@ class Identity:
 
     uid: int
     gid: int
+
+
+def identity(config: AttachConfig, domid: int) -> Identity:
+    """Who the process of `domid` runs as. Raises HostError when the configured user is not there."""
+    if not config.user:
+        try:
+            base = pwd.getpwnam("xen-qemuuser-range-base")
+            return Identity(base.pw_uid + domid, base.pw_gid)
+        except KeyError:
+            pass
+    for name in (config.user,) if config.user else ("unplugd-attach", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        if entry.pw_uid == 0:
+            raise HostError("the user of a domain's process", name, "is root")
+        return Identity(entry.pw_uid, entry.pw_gid)
+    raise HostError("the user of a domain's process", config.user or "nobody", "does not exist")
 
 
 class _Argument(ctypes.Structure):

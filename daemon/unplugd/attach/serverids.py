@@ -8,12 +8,17 @@ ports go back to QEMU or the domain is released.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from unplugd.errors import HostError
+from unplugd.host.ownfiles import make_directory, read_file, replace_file
+
 DIRECTORY = "attach"
 """Below the runtime directory."""
+
+_LIMIT = 4096
+"""Bytes of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +35,17 @@ class ServerIds:
 
     def __init__(self, runtime_dir: Path) -> None:
         self.directory = runtime_dir / DIRECTORY
+        self.empty = self.directory / "empty"
+        """The root directory of the domains' processes."""
 
     def prepare(self) -> None:
-        """Make the directory. Raises OSError."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the directories. Raises HostError where they are not root's own."""
+        try:
+            make_directory(self.directory, 0o700)
+            make_directory(self.empty, 0o555)
+        except OSError as error:
+            where = str(error.filename or self.directory)
+            raise HostError("runtime directory of unplugd-attach", where, error.strerror or str(error)) from error
 
     def _path(self, domid: int) -> Path:
         return self.directory / f"dom{domid}.json"
@@ -41,7 +53,7 @@ class ServerIds:
     def load(self, domid: int, uuid: str) -> int | None:
         """The server's id, or None: no file, a file of another domain, or an invalid file."""
         try:
-            kept = json.loads(self._path(domid).read_bytes())
+            kept = json.loads(read_file(self._path(domid), _LIMIT))
         except (OSError, ValueError):
             return None
         match kept:
@@ -50,11 +62,9 @@ class ServerIds:
         return None
 
     def save(self, kept: ServerId) -> None:
-        """Write the file, completely or not at all. Raises OSError."""
-        path = self._path(kept.domid)
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps({"domid": kept.domid, "uuid": kept.uuid, "server": kept.server}) + "\n")
-        os.replace(fresh, path)
+        """Write the file; it is there as a whole or not at all. Raises OSError."""
+        text = json.dumps({"domid": kept.domid, "uuid": kept.uuid, "server": kept.server}) + "\n"
+        replace_file(self._path(kept.domid), text.encode())
 
     def forget(self, domid: int) -> None:
         """Remove the file, if it exists."""

@@ -9,23 +9,24 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import pwd
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unplugd.attach import broker, child
 from unplugd.attach.child import AttachedDomain, Ended
-from unplugd.attach.confine import Identity, preload
+from unplugd.attach.confine import identity, preload
+from unplugd.attach.connect import acting_as, connect
 from unplugd.attach.serverids import ServerIds
 from unplugd.attach.xen import libraries
 from unplugd.config.attach import AttachConfig
 from unplugd.core import pageoffer
-from unplugd.errors import HostError, NoSuchNode, StoreError
+from unplugd.core.bucket import RecordLimit, TokenBucket
+from unplugd.errors import NoSuchNode, StoreError
 from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Store
 
 DEVICE_MODELS = "/local/domain/0/device-model"
@@ -39,6 +40,11 @@ _STARTING = 0.2
 """Seconds until a starting device model without a state in xenstore is checked again."""
 _LOOK_AGAIN = 2.0
 """Seconds until a domain is checked again, if xenstored could not say whether it exists."""
+
+_RECORDS, _RECORDS_A_SECOND = 100, 0.5
+"""Records that one domain's process may have written at once, and from then on: it may be in a guest's hands."""
+_CONNECTIONS, _CONNECTIONS_A_SECOND = 200, 20
+"""The same for connections that it asks for. While unplugd restarts, it tries every 0.02 to 1 s."""
 
 Report = Callable[[int | None, str], None]
 """Called with the domid, or None, and the text of the record."""
@@ -59,40 +65,12 @@ class _Child:
     unconfirmed: bool = False
     """True if the connection to xenstored was lost since xenstored last knew the domain. A xenstored that crashed comes
     back empty, so it is not a release if it does not know the domain."""
+    records: RecordLimit = field(
+        default_factory=lambda: RecordLimit(_RECORDS, _RECORDS_A_SECOND, time.monotonic()))
+    connections: TokenBucket = field(
+        default_factory=lambda: TokenBucket(_CONNECTIONS_A_SECOND, _CONNECTIONS, time.monotonic()))
     timer: asyncio.TimerHandle | None = None
     finished: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-def identity(config: AttachConfig, domid: int) -> Identity:
-    """The user of the process of `domid`. Raises HostError if the configured user does not exist."""
-    if not config.user:
-        try:
-            base = pwd.getpwnam("xen-qemuuser-range-base")
-            return Identity(base.pw_uid + domid, base.pw_gid)
-        except KeyError:
-            pass
-    for name in (config.user,) if config.user else ("unplugd-attach", "nobody"):
-        try:
-            entry = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        if entry.pw_uid == 0:
-            raise HostError("the user of a domain's process", name, "is root")
-        return Identity(entry.pw_uid, entry.pw_gid)
-    raise HostError("the user of a domain's process", config.user or "nobody", "does not exist")
-
-
-@contextmanager
-def acting_as(uid: int) -> Iterator[None]:
-    """Act as `uid`: to use what it owns, only CAP_SETUID is needed then. Does nothing if this process is not root."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 class Supervisor:
@@ -120,7 +98,6 @@ class Supervisor:
         preload()
         identity(self._config, 0)
         self._kept.prepare()
-        (self._kept.directory / "empty").mkdir(mode=0o555, exist_ok=True)
         gc.collect()
         gc.freeze()
 
@@ -293,12 +270,18 @@ class Supervisor:
         verb, _, rest = message.decode("utf-8", "replace").partition(" ")
         match verb:
             case "connect":
-                self._connect(one.domain.domid, end, rest)
+                self._connect(one, end, rest)
             case "log" | "attached":
-                self._report(one.domain.domid, rest if verb == "log" else f"attached: {rest}")
+                self._record(one, rest if verb == "log" else f"attached: {rest}")
         return True
 
-    def _connect(self, domid: int, end: socket.socket, what: str) -> None:
+    def _record(self, one: _Child, text: str) -> None:
+        """A record that the process of a domain causes: a few at once, then one now and then."""
+        if admitted := one.records.admit(text, time.monotonic()):
+            self._report(one.domain.domid, admitted)
+
+    def _connect(self, one: _Child, end: socket.socket, what: str) -> None:
+        domid = one.domain.domid
         paths: tuple[str, ...] = ()
         kind = socket.SOCK_STREAM
         if what == "unplugd":
@@ -307,17 +290,20 @@ class Supervisor:
             paths, kind = (str(self._runtime_dir / pageoffer.SOCKET),), socket.SOCK_SEQPACKET
         elif what == "qemu":
             paths = self._config.monitors(domid)
+        if not one.connections.take(1, time.monotonic()):
+            paths = ()
         connection = None
         for path in paths:
             try:
-                # If a domain's QEMU is not root, the socket belongs to QEMU's user, and only this user may connect.
-                with acting_as(os.stat(path).st_uid):
-                    connection = broker.connect(path, kind)
+                connection = connect(path, kind)
                 if what == "pages":
                     connection.send(pageoffer.greet(domid))  # only the supervisor may name the domain
                 break
             except (FileNotFoundError, ConnectionRefusedError):
                 continue  # no process listens there
+            except PermissionError as error:
+                self._record(one, f"{path}: {error.strerror}: not connected")
+                break
             except OSError:
                 break  # busy; do not try the next one, which libxl itself needs
         try:
@@ -343,6 +329,9 @@ class Supervisor:
         one.pid, one.pidfd, one.end = 0, -1, None
         one.finished.set()
         self._killed.discard(one)
+        if one.records.left_out:
+            self._report(one.domain.domid, f"{one.records.left_out} records of process {pid} were not written")
+            one.records.left_out = 0
         domid = one.domain.domid
         code = os.waitstatus_to_exitcode(status)
         if self._children.get(domid) is not one:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from functools import partial
@@ -28,6 +27,7 @@ from unplugd.core.registry import Registry
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
 from unplugd.errors import NoSuchNode, StoreError
+from unplugd.host.ownfiles import read_file, replace_file
 from unplugd.sinks.records import Event
 from unplugd.xenstore.store import Store
 
@@ -56,6 +56,11 @@ MALFORMED_SHOWN = 5
 """Malformed nodes that a record names."""
 
 T = TypeVar("T")
+FILE_LIMIT = 16 << 20
+"""Bytes of a file with paths of the blacklist: 200,000 of them."""
+
+_NOT_OWNED = "a reload after a restart will not take configuration's blacklist entries out of xenstore"
+_NOT_MIRRORED = "after a restart without a xenstored nothing is blacklisted by it"
 
 Say = Callable[[Event, str], None]
 
@@ -73,7 +78,7 @@ class Blacklist:
         self._mirror_file = state_directory / "mirror"
         self._boot = boot.hex()
         self._say = say
-        self._mirror = self._load(self._mirror_file)
+        self._mirror = self._load(self._mirror_file, _NOT_MIRRORED)
         self.synced = False
         """Whether xenstore has what configuration puts there, and the mirror what xenstore has."""
         self._tried = asyncio.Event()
@@ -82,7 +87,7 @@ class Blacklist:
         self._dirty = asyncio.Event()
         self._malformed: set[str] = set()
         """Nodes without effect; there was a record about each."""
-        self._owned = self._load(self._owned_file)
+        self._owned = self._load(self._owned_file, _NOT_OWNED)
         self.configure(config, registry)
 
     def use(self, store: Store, lookups: Store) -> None:
@@ -261,7 +266,7 @@ class Blacklist:
         await asyncio.sleep(0)  # there may be ten thousand
         if mirror != self._mirror:
             self._mirror = mirror
-            self._save(self._mirror_file, mirror, "after a restart without a xenstored nothing is blacklisted by it")
+            self._save(self._mirror_file, mirror, _NOT_MIRRORED)
         if malformed - self._malformed:
             some = sorted(malformed - self._malformed)
             self._say(Event.MALFORMED_NODE, ", ".join(some[:MALFORMED_SHOWN])
@@ -294,23 +299,24 @@ class Blacklist:
 
     # --- what the next process finds: which nodes are ours, and the mirror
 
-    def _load(self, file: Path) -> set[str]:
-        """The paths in a file of ours: the boot that it is of, then a path a line."""
+    def _load(self, file: Path, otherwise: str) -> set[str]:
+        """The paths in a file of ours: the boot that it is of, then a path a line. `otherwise`: what follows if not."""
         try:
-            boot, *paths = file.read_text("ascii", "surrogateescape").split("\n")
-        except OSError:
+            boot, *paths = read_file(file, FILE_LIMIT).decode("ascii", "surrogateescape").split("\n")
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            self._say(Event.SINK_FAILED, f"{file}: {error.strerror}; {otherwise}")
             return set()
         return {path for path in paths if path.startswith(ROOT + "/")} if boot == self._boot else set()
 
     def _save_owned(self) -> None:
-        self._save(self._owned_file, self._owned,
-                   "a reload after a restart will not take configuration's blacklist entries out of xenstore")
+        self._save(self._owned_file, self._owned, _NOT_OWNED)
 
     def _save(self, file: Path, paths: set[str], otherwise: str) -> None:
-        new = file.with_suffix(".new")
+        text = "\n".join((self._boot, *sorted(paths), ""))
         try:
-            new.write_text("\n".join((self._boot, *sorted(paths), "")), "ascii", "surrogateescape")
-            os.replace(new, file)
+            replace_file(file, text.encode("ascii", "surrogateescape"))
         except OSError as error:
             self._say(Event.SINK_FAILED, f"{file}: {error.strerror}; {otherwise}")
 

@@ -64,3 +64,23 @@ class TokenBucket:
         if self.rate <= 0 or tokens > self.burst:
             return float("inf")
         return missing / self.rate
+
+
+class RecordLimit:
+    """How many records somebody may cause: a few at once, then one now and then; the rest is counted."""
+
+    __slots__ = ("_bucket", "left_out")
+
+    def __init__(self, burst: int, rate: float, now: float) -> None:
+        """`burst` at once, `rate` a second from then on."""
+        self._bucket = TokenBucket(rate, burst, now)
+        self.left_out = 0
+        """How many were not written since the last that was."""
+
+    def admit(self, text: str, now: float) -> str:
+        """The record to be written: `text`, with how many before it were left out; "" where it is left out too."""
+        if not self._bucket.take(1, now):
+            self.left_out += 1
+            return ""
+        left_out, self.left_out = self.left_out, 0
+        return f"{text} ({left_out} more like this not recorded)" if left_out else text

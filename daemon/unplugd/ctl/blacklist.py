@@ -125,7 +125,7 @@ def list_entries(options: Namespace) -> int:
         print("No driver build is blacklisted.")
         return OK
     cells = [(show.cut(show.safe(row["product"]), 32), _span(row), _where(row),
-              "?" if row["guests"] is None else str(len(row["guests"])), show.line(row["reason"]) or "-")
+              "?" if row["guests"] is None else str(len(row["guests"])), show.safe(row["reason"]) or "-")
              for row in rows]
     for line in show.table(HEADS, cells, right=(3,)):
         print(line)
@@ -188,9 +188,9 @@ def check(options: Namespace) -> int:
                if one.product == product and one.first <= build <= one.last]
     domains = _driven(_running(options), product, build, build)
     blacklisted = reason is not None or bool(holders)
-    why = [f"xenstore node {path}" + (f": {show.line(reason)}" if reason else "")] if reason is not None else []
+    why = [f"xenstore node {path}" + (f": {show.safe(reason)}" if reason else "")] if reason is not None else []
     why += [f"{one.file}" + (f", range {one.first}-{one.last}" if one.is_range else "")
-            + (f": {show.line(one.reason)}" if one.reason else "") for one in holders]
+            + (f": {show.safe(one.reason)}" if one.reason else "") for one in holders]
     if options.json:
         show.print_json({
             "product": product, "build": build, "blacklisted": blacklisted, "xenstore": reason is not None,

@@ -40,9 +40,9 @@ def check(options: Namespace) -> int:
         return OK if answer["valid"] else USAGE
     if not answer["valid"]:
         said = ": ".join(filter(None, (answer["file"], answer["key"], answer["problem"])))
-        raise Failure(USAGE, show.line(said), "a running unplugd keeps what it read before; unplugd.toml(5) has every"
+        raise Failure(USAGE, show.safe(said), "a running unplugd keeps what it read before; unplugd.toml(5) has every"
                                               " key")
-    print("configuration is valid: " + (", ".join(map(show.line, answer["files"])) or "no file, the defaults"))
+    print("configuration is valid: " + (", ".join(map(show.safe, answer["files"])) or "no file, the defaults"))
     if asked is None:
         print("  checked with the rights of unplugctl: no unplugd that uses it answers")
     return OK
@@ -73,8 +73,8 @@ def show_configuration(options: Namespace) -> int:
                 print(toml(effective(config)), end="")
             return OK
         for file, text in read([str(file) for file in files(path)]):
-            print(show.paint(f"# {show.line(file)}", show.BOLD))
-            print("\n".join(show.line(line) for line in text.splitlines()))
+            print(show.paint(f"# {show.safe(file)}", show.BOLD))
+            print("\n".join(show.safe(line) for line in text.splitlines()))
             print()
         if not files(path):
             print("# no file: the defaults hold;  unplugctl config show --effective")

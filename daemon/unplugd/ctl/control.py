@@ -7,6 +7,7 @@ connection ends the answer; an answer that was cut is not valid JSON.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 from typing import Any
@@ -91,15 +92,15 @@ class Control:
     def peer(self) -> tuple[int, int]:
         """Process id and uid of the daemon; the pid is 0 if this process cannot see it. Raises Failure."""
         with self._connect() as connection:
-            raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, uid, _ = struct.unpack("3i", raw)
-        return pid, uid
+            return _credentials(connection)
 
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(DEADLINE)
         try:
             connection.connect(self.path)
+            if os.geteuid() not in (0, _credentials(connection)[1]):   # unplugd would close it without a word
+                raise PermissionError
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
             raise Failure(NOT_RUNNING, f"unplugd does not run: no process listens at {self.path}", START_HINT) from None
@@ -111,3 +112,9 @@ class Control:
             connection.close()
             raise Failure(NOT_RUNNING, f"{self.path}: {error.strerror or error}", START_HINT) from None
         return connection
+
+
+def _credentials(connection: socket.socket) -> tuple[int, int]:
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", raw)
+    return pid, uid

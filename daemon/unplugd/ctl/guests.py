@@ -10,6 +10,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from unplugd.core.escape import escape_text, utf8
 from unplugd.ctl import show
 from unplugd.ctl.control import Control
 from unplugd.ctl.failure import NOT_FOUND, OK, Failure, tell
@@ -31,23 +32,39 @@ def is_uuid(text: str) -> bool:
 
 
 def find(domains: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
-    """The domain that DOMAIN means: a domid, else a uuid, else a name. Raises Failure."""
-    if wanted.isascii() and wanted.isdigit():
-        for domain in domains:
-            if domain["domid"] == int(wanted):
-                return domain
-    if is_uuid(wanted):
-        for domain in domains:
-            if domain["uuid"].lower() == wanted.lower():
-                return domain
-    named = [domain for domain in domains if domain["name"] == wanted]
-    if len(named) > 1:
-        ids = ", ".join(str(domain["domid"]) for domain in named)
-        raise Failure(NOT_FOUND, f"{len(named)} domains are called {show.safe(wanted)}: {ids}", "name one by its id")
-    if not named:
+    """The domain that DOMAIN means: a domid, else a uuid, else a name, as it is or as it is shown.
+
+    Raises Failure; Ambiguous where several domains have this uuid or name.
+    """
+    number = wanted.lstrip("0")
+    found = [domain for domain in domains if str(domain["domid"]) == number]
+    if not found and is_uuid(wanted):
+        found = [domain for domain in domains if domain["uuid"].lower() == wanted.lower()]
+        if len(found) > 1:
+            listed = ", ".join(f"{domain['domid']} ({show.name(domain)})" for domain in found)
+            raise Ambiguous(f"{len(found)} domains have the uuid {show.safe(wanted)}: {listed}")
+    if not found:
+        found = [domain for domain in domains if wanted in _spellings(domain)]
+        if len(found) > 1:
+            listed = ", ".join(str(domain["domid"]) for domain in found)
+            raise Ambiguous(f"{len(found)} domains are called {show.safe(wanted)}: {listed}")
+    if not found:
         raise Failure(NOT_FOUND, f"no domain {show.safe(wanted)} is served by unplugd",
                       "unplugctl list  shows those that are; unplugctl log and events also know guests that are gone")
-    return named[0]
+    return found[0]
+
+
+class Ambiguous(Failure):
+    """Several domains are what DOMAIN may mean; `problem` lists them."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(NOT_FOUND, problem, "name one by its id")
+
+
+def _spellings(domain: dict[str, Any]) -> set[str]:
+    """A domain's name as it is, and as tables, records and text logs show it: what is shown can be pasted."""
+    name = domain["name"]
+    return {name, show.safe(name), show.name(domain), escape_text(utf8(name))}
 
 
 def list_domains(options: Namespace) -> int:

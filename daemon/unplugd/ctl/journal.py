@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from unplugd.ctl import show
 from unplugd.ctl.control import Control
 from unplugd.ctl.failure import FAILED, NOT_FOUND, NOT_RUNNING, OK, USAGE, Failure
-from unplugd.ctl.guests import find, is_uuid
+from unplugd.ctl.guests import Ambiguous, find, is_uuid
 from unplugd.sinks.records import Event
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def log(options: Namespace) -> int:
         if options.json:
             show.print_json_line(entry)
         else:
-            print(f"{show.moment(entry['time'])}  {show.line(entry['message'])}", flush=options.follow)
+            print(f"{show.moment(entry['time'])}  {show.safe(entry['message'])}", flush=options.follow)
     return OK
 
 
@@ -80,7 +80,7 @@ def events(options: Namespace) -> int:
             continue
         colour = {"3": show.RED, "4": show.YELLOW}.get(entry["priority"], "")
         kind = show.paint(entry["event"].ljust(22), colour)
-        print(f"{show.moment(entry['time'])}  {kind}{show.line(entry['message'])}", flush=options.follow)
+        print(f"{show.moment(entry['time'])}  {kind}{show.safe(entry['message'])}", flush=options.follow)
     return OK
 
 
@@ -93,7 +93,7 @@ def _known(options: Namespace) -> tuple[dict[str, Any] | None, int]:
             return None, uid
         return find(control.domains(), options.domain), uid
     except Failure as failure:
-        if failure.status == NOT_FOUND and "called" not in failure.problem:
+        if failure.status == NOT_FOUND and not isinstance(failure, Ambiguous):
             return None, control.peer()[1]
         if failure.status == NOT_RUNNING:
             return _published(options, failure), 0
@@ -248,7 +248,7 @@ def _show_line(options: Namespace, line: bytes) -> None:
         text = message.decode("ascii", "backslashreplace")
         show.print_json_line({"time": _seconds(stamp), "event": "guest-line", "message": text})
     else:
-        print(f"{_moment(stamp)}  {show.line(message)}", flush=options.follow)
+        print(f"{_moment(stamp)}  {show.safe(message)}", flush=options.follow)
 
 
 def _seconds(stamp: bytes) -> float:
@@ -262,7 +262,7 @@ def _seconds(stamp: bytes) -> float:
 
 def _moment(stamp: bytes) -> str:
     seconds = _seconds(stamp)
-    return show.moment(seconds) if seconds else show.line(stamp)
+    return show.moment(seconds) if seconds else show.safe(stamp)
 
 
 def _follow(options: Namespace, path: Path) -> None:

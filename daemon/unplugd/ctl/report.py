@@ -238,10 +238,10 @@ def _made(make: Callable[[], str]) -> tuple[bytes, str]:
         text = problem = str(error)
     except Exception as error:  # noqa: BLE001 # a part that fails for whatever reason must not take the others along
         text = problem = f"{type(error).__name__}: {error}"
-    data = "".join(f"{show.line(line)}\n" for line in text.splitlines()).encode()
+    data = "".join(f"{show.safe(line)}\n" for line in text.splitlines()).encode()
     if len(data) > PART_LIMIT:
         data = data[:PART_LIMIT].rpartition(b"\n")[0] + b"\n... cut here\n"
-    return data, show.line(problem)
+    return data, show.safe(problem)
 
 
 def _write(stream: BinaryIO, options: Namespace) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Output on a terminal: escaped, in aligned columns, with colour only on a terminal.
 
-Text from a guest or a toolstack goes through `safe` before it is printed. The result is printable ASCII, one column per
-character, on any terminal.
+All text that a guest or a toolstack chose goes through `safe` before it is printed: UTF-8 is shown as it is, and what
+is invisible or would move other text is escaped.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from unplugd.core.escape import escape_journal, escape_text
+from unplugd.core.escape import escape_journal, visible
 
 NAME_WIDTH = 40
 """Columns that a name may take in a table, as in `xl list`."""
@@ -35,29 +36,27 @@ def paint(text: str, colour: str) -> str:
 
 
 def safe(text: object) -> str:
-    """Text of whatever origin as printable ASCII (core.escape), so that it can do nothing to a terminal."""
-    return escape_text(_raw(str(text)))
+    """Text or bytes of whatever origin as UTF-8 in which everything is visible (core.escape): it does nothing to a
+    terminal."""
+    return escape_journal(text).decode() if isinstance(text, bytes) else visible(str(text))
 
 
-def _raw(text: str) -> bytes:
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:      # JSON can say any half of a pair
-        return text.encode("utf-8", "surrogatepass")
-
-
-def line(text: str | bytes) -> str:
-    """A whole line of log, of whatever origin, safe for a terminal: UTF-8 without control characters.
-
-    For what ends a line only: its characters may be wider than one column. A backslash stays as it is, for what comes
-    from journal and files was escaped once already.
-    """
-    return escape_journal(text if isinstance(text, bytes) else _raw(text)).decode("utf-8")
+def columns(text: str) -> int:
+    """Columns that visible text takes on a terminal: East Asian letters take two, combining marks none."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.category(one) in ("Mn", "Me") else 1 + (unicodedata.east_asian_width(one) in "WF")
+               for one in text)
 
 
 def cut(text: str, width: int) -> str:
-    """At most `width` characters; what was cut ends in `...`."""
-    return text if len(text) <= width else text[: width - 3] + "..."
+    """At most `width` columns; what was cut ends in `...`."""
+    if columns(text) <= width and len(text) <= 2 * width:   # marks take no column, but there may be thousands
+        return text
+    text = text[:width - 3]
+    while columns(text) > width - 3:
+        text = text[:-1]
+    return text + "..."
 
 
 def name(domain: dict[str, Any], width: int = NAME_WIDTH) -> str:
@@ -68,12 +67,12 @@ def name(domain: dict[str, Any], width: int = NAME_WIDTH) -> str:
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (),
           colours: Sequence[Sequence[str]] = ()) -> list[str]:
     """The lines of a table; `right` are the columns that stand to the right, `colours` one of each cell."""
-    widths = [max([len(head), *(len(row[at]) for row in rows)]) for at, head in enumerate(heads)]
+    widths = [max([len(head), *(columns(row[at]) for row in rows)]) for at, head in enumerate(heads)]
 
     def line(cells: Sequence[str], paints: Sequence[str]) -> str:
         parts = []
         for at, cell in enumerate(cells):
-            padding = " " * (widths[at] - len(cell))
+            padding = " " * (widths[at] - columns(cell))
             painted = paint(cell, paints[at]) if paints else cell
             parts.append(padding + painted if at in right else painted + padding)
         return "  ".join(parts).rstrip(" ")

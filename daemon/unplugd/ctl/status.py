@@ -124,10 +124,10 @@ def notes(found: dict[str, Any]) -> list[str]:
     refused = configuration["refused"]
     said = []
     if found["problem"]:
-        said.append(f"guest logs wait: {show.line(found['problem'])}")
+        said.append(f"guest logs wait: {show.safe(found['problem'])}")
     if refused:
         said.append(f"the reload at {show.moment(refused['time'])} was refused, the previous configuration stays in"
-                    f" effect: {show.line(refused['problem'])}")
+                    f" effect: {show.safe(refused['problem'])}")
     elif configuration["changed"]:
         said.append(", ".join(show.safe(file) for file in configuration["changed"])
                     + " changed since then; to use it: systemctl reload unplugd")

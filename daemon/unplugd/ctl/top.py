@@ -75,7 +75,7 @@ def fitting(rows: list[dict[str, Any]], columns: int) -> list[str]:
     table: list[str] = []
     for width in NAME_WIDTHS:
         table = lines(rows, width)
-        if max(len(_SGR.sub("", line)) for line in table) <= columns:
+        if max(show.columns(_SGR.sub("", line)) for line in table) <= columns:
             break
     return table
 

@@ -5,7 +5,8 @@ The rules (contract section 1) in short:
 - A domain is there while XS_IS_DOMAIN_INTRODUCED says T. F is its release, but only while the connection has not been
   lost since the last T: a xenstored that crashed comes back empty and answers F for everybody.
 - After a loss a domain is kept until a later @releaseDomain finds it gone again, or its domid is introduced anew.
-- A domid whose `vm` names another uuid is another guest: the old one is released, the new one introduced.
+- A domid whose `vm` names another uuid is another guest: the old one is released, the new one introduced. So is one
+  whose `vm` was gone in between, while the connection lasted.
 
 Watched is only what dom0 alone can write. Events say that something changed, never what: everything is read anew, and
 a spurious event finds nothing new.
@@ -50,6 +51,9 @@ class DomainObserver(Protocol):
     def changed(self, domid: int, facts: DomainNodes) -> None:
         """xenstore says something else about it (never another uuid, unless it had none)."""
 
+    def touched(self, domid: int) -> None:
+        """Something happened to its nodes: they may have been removed and made anew, with the same values."""
+
     def released(self, domid: int) -> None:
         """A domain has gone."""
 
@@ -57,7 +61,7 @@ class DomainObserver(Protocol):
 class _Known:
     """A domain that was introduced."""
 
-    __slots__ = ("callback", "confirmed", "facts", "meeting", "restored", "told")
+    __slots__ = ("callback", "confirmed", "facts", "meeting", "restored", "told", "vanished")
 
     def __init__(self) -> None:
         self.confirmed = True
@@ -68,6 +72,8 @@ class _Known:
         """Its facts are an earlier process's."""
         self.meeting = False
         """It is being read right now."""
+        self.vanished = False
+        """Its `vm` was there and is not any more, while xenstored was connected: it is being destroyed."""
         self.callback: Callable[[str], None] | None = None
         """What watches of its nodes call; None where they are not watched."""
 
@@ -113,7 +119,7 @@ class DomainFollower:
     def lost(self) -> None:
         """The connection is gone: from now on F means nothing about the domains that are known."""
         for known in self._known.values():
-            known.confirmed = False
+            known.confirmed = known.vanished = False
 
     def _introduced_event(self, _path: str) -> None:
         self._introductions += 1
@@ -291,8 +297,10 @@ class DomainFollower:
             self._observer.introduced(domid, facts)
             return
         restored, known.restored = known.restored, False
-        if facts.uuid and before.uuid and facts.uuid != before.uuid:
-            known.facts = facts
+        if before.uuid and not facts.uuid:
+            known.vanished = known.confirmed
+        if facts.uuid and before.uuid and (facts.uuid != before.uuid or known.vanished):
+            known.facts, known.vanished = facts, False
             self._observer.released(domid)
             self._observer.introduced(domid, facts)
             return
@@ -308,9 +316,9 @@ class DomainFollower:
     def _changed(self, domid: int, _path: str) -> None:
         if domid not in self._stale:
             self._stale.add(domid)
-            self._spawn(self._look_again(domid))
+            self._spawn(self._look_again(domid, touched=True))
 
-    async def _look_again(self, domid: int) -> None:
+    async def _look_again(self, domid: int, *, touched: bool = False) -> None:
         self._stale.discard(domid)
         known = self._known.get(domid)
         if known is None or not known.told:
@@ -323,6 +331,8 @@ class DomainFollower:
                 self._changed(domid, "")
             return  # without a connection, the scan after the next one reads everything
         self._tell(domid, known, facts)
+        if touched and facts.uuid and self._known.get(domid) is known:
+            self._observer.touched(domid)
 
     def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

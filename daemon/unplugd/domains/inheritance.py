@@ -34,7 +34,7 @@ class Inheritance:
         found = {}
         for name in self.sockets:
             domid, _, uuid = name.removeprefix("dom").partition("-")
-            if domid.isdigit():
+            if domid.isdecimal():
                 note = read_note(state, int(domid), boot)
                 facts = DomainNodes.unpack(note) if note is not None else None
                 if facts is not None and facts.uuid and facts.uuid == uuid:

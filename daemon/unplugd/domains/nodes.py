@@ -25,27 +25,30 @@ class DomainNodes(NamedTuple):
     unlimited: bool = False
     """`log-throttling` is 0."""
     device_model_uid: int | None = None
+    published: bool = False
+    """What unplugd itself has written there: a domain whose directory is made anew does not have it (publish.py)."""
 
     def pack(self) -> bytes:
         """The facts as they are kept with the domain's state."""
         uuid = self.uuid.encode("ascii")
         uid = -1 if self.device_model_uid is None else self.device_model_uid
-        return _FACTS.pack(self.unlimited, uid, len(uuid)) + uuid + self.name.encode("utf-8", "surrogateescape")
+        head = _FACTS.pack(self.unlimited, self.published, uid, len(uuid))
+        return head + uuid + self.name.encode("utf-8", "surrogateescape")
 
     @classmethod
     def unpack(cls, kept: bytes) -> DomainNodes | None:
         """What pack() gave; None for anything else."""
         try:
-            unlimited, uid, length = _FACTS.unpack_from(kept)
+            unlimited, published, uid, length = _FACTS.unpack_from(kept)
             uuid = kept[_FACTS.size:_FACTS.size + length].decode("ascii")
         except (struct.error, UnicodeDecodeError):
             return None
         name = kept[_FACTS.size + length:].decode("utf-8", "surrogateescape")
-        return cls(name, uuid, unlimited, None if uid < 0 else uid)
+        return cls(name, uuid, unlimited, None if uid < 0 else uid, published)
 
 
-_FACTS = struct.Struct("<?qB")
-"""`unlimited`, the uid or -1, the length of the uuid; then the uuid and the name."""
+_FACTS = struct.Struct("<??qB")
+"""`unlimited`, `published`, the uid or -1, the length of the uuid; then the uuid and the name."""
 
 
 def paths(domid: int) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unplugd.core.guest import Snapshot
+from unplugd.host.ownfiles import open_file
 
 _HEADER = struct.Struct("<8sQ16s64sqqqqqddqqqq128sqq")
 _SIZE = 3 * 4096
@@ -37,7 +38,7 @@ def snapshot(fields: Sequence[Any]) -> Snapshot:
 def read(path: Path, boot: bytes) -> tuple[bytes, Snapshot, bytes] | None:
     """uuid, guest, and the log text that is not recorded yet; None where there is nothing of this boot of dom0."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = open_file(path, os.O_RDONLY)
         try:
             raw = os.pread(descriptor, _SIZE + 1, 0)
         finally:

@@ -2,6 +2,10 @@
 
 One transaction a domain: it reads `vm` first and gives up where that is gone or another's, since a late write would
 bring a destroyed domain's directory back. The first news of a domain go out soon, later ones at most once a second.
+
+The nodes also tell a guest from the next one that has its domid and uuid, for the toolstack removes a domain's
+directory with them: where they should be there and are not, the guest is another. That is looked at in the same
+transaction, after a start and when something about the domain has changed (verify()).
 """
 
 from __future__ import annotations
@@ -29,13 +33,23 @@ ATTEMPTS = 10
 NODES = ("product", "product-name", "build", "blacklisted", "unplugged")
 
 
+class _Replaced(Exception):
+    """The domain's directory is another than the one that was written to."""
+
+
 class Publisher:
     """Writes what domains have to tell, into the store that use() says; before that, nothing."""
 
     _store: Store
 
-    def __init__(self, say: Callable[[Event, str], None]) -> None:
+    def __init__(self, say: Callable[[Event, str], None], *, noted: Callable[[Domain, bool], None],
+                 replaced: Callable[[Domain], None]) -> None:
+        """`noted` keeps whether a domain's nodes are there, for the next process too; `replaced` is called for a domain
+        whose nodes have gone with its directory."""
         self._say = say
+        self._noted = noted
+        self._replaced = replaced
+        self._doubted: set[Domain] = set()
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._soon: dict[Domain, asyncio.TimerHandle] = {}
         self._tasks: dict[Domain, asyncio.Task[None]] = {}
@@ -56,6 +70,12 @@ class Publisher:
             self._again.add(domain)
         elif domain not in self._soon:
             self._soon[domain] = asyncio.get_running_loop().call_later(FIRST, self._begin, domain)
+
+    def verify(self, domain: Domain) -> None:
+        """The domain's nodes were written; they may have gone with its directory since."""
+        self._doubted.add(domain)
+        self._written.pop(domain, None)
+        self.changed(domain)
 
     def _begin(self, domain: Domain) -> None:
         del self._soon[domain]
@@ -80,12 +100,16 @@ class Publisher:
                         self.changed(domain)
 
     def lost(self) -> None:
-        """The connection is gone: whatever was written may be gone too."""
+        """The connection is gone: whatever was written may be gone too, with a xenstored that comes back empty."""
+        for domain in self._written:
+            self._noted(domain, False)
         self._written.clear()
+        self._doubted.clear()
 
     def forget(self, domain: Domain) -> None:
         """The domain is gone."""
         self._again.discard(domain)
+        self._doubted.discard(domain)
         self._written.pop(domain, None)
         soon = self._soon.pop(domain, None)
         if soon is not None:
@@ -125,10 +149,13 @@ class Publisher:
                 try:
                     if await self._write(domain, nodes):
                         self._written[domain] = nodes
+                        self._noted(domain, nodes is not None)
                     return
                 except TransactionConflict:
                     continue
             self._say(Event.STORE_REFUSED, f"domain {domain.domid}: nothing published: xenstore is too busy")
+        except _Replaced:
+            asyncio.get_running_loop().call_soon(self._replaced, domain)
         except StoreUnavailable:
             self._written.pop(domain, None)
             if self._store.connected:
@@ -149,8 +176,12 @@ class Publisher:
             if not domain.uuid or vm.decode("utf-8", "replace").rpartition("/")[2] != domain.uuid:
                 return False
             if nodes is None:
+                self._noted(domain, False)  # before they go: the next process must not miss them
                 await self._remove(base, tx)
                 return True
+            if domain in self._doubted:
+                await self._check(f"{base}/unplugged", tx)
+                self._doubted.discard(domain)
             requests = []
             for name, value in nodes.items():
                 requests.append(store.write(f"{base}/{name}", value.encode(), tx=tx))
@@ -161,6 +192,12 @@ class Publisher:
                 if name not in nodes:
                     await self._remove(f"{base}/{name}", tx)
         return True
+
+    async def _check(self, path: str, tx: int) -> None:
+        try:
+            await self._store.read(path, tx=tx)
+        except NoSuchNode:
+            raise _Replaced from None
 
     async def _remove(self, path: str, tx: int) -> None:
         try:

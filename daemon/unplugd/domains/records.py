@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from unplugd.core.bucket import TokenBucket
+from unplugd.core.bucket import RecordLimit
 from unplugd.core.events import (
     Announced,
     Blacklisted,
@@ -58,8 +58,7 @@ class DomainRecords:
         # the fields of the guest's lines are the same from line to line: made once, until something changes
         self._line_key: object = None
         self._line_fields: Fields = ()
-        self._complaints = TokenBucket(1 / COMPLAINT_INTERVAL, COMPLAINTS, time.monotonic())
-        self._unsaid = 0
+        self._complaints = RecordLimit(COMPLAINTS, 1 / COMPLAINT_INTERVAL, time.monotonic())
 
     def identify(self, name: str, uuid: str, registry: Registry) -> None:
         """Who the domain is, and by what names products are called."""
@@ -103,13 +102,8 @@ class DomainRecords:
 
     def complain(self, kind: Event, message: str) -> None:
         """A record that the domain's device model or a local user can cause: a few at once, then one now and then."""
-        if not self._complaints.take(1, time.monotonic()):
-            self._unsaid += 1
-            return
-        if self._unsaid:
-            message += f" ({self._unsaid} more like this not recorded)"
-            self._unsaid = 0
-        self.own(kind, message)
+        if admitted := self._complaints.admit(message, time.monotonic()):
+            self.own(kind, admitted)
 
     def _driver(self, product: int | None, build: int | None) -> Fields:
         if product is None:

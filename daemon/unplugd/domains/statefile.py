@@ -28,6 +28,7 @@ from unplugd.core.guest import Guest, Snapshot
 from unplugd.core.guestlog import LINE_LIMIT
 from unplugd.core.ioreq import PAYLOAD_LIMIT
 from unplugd.domains import oldstate
+from unplugd.host.ownfiles import open_file
 
 _PAGE = 4096
 AREA = 2 * _PAGE
@@ -71,7 +72,7 @@ def state_path(directory: Path, domid: int) -> Path:
 def read_note(directory: Path, domid: int, boot: bytes) -> bytes | None:
     """What note() kept of a domain during this boot of dom0; None where there is nothing valid."""
     try:
-        descriptor = os.open(state_path(directory, domid), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = open_file(state_path(directory, domid), os.O_RDONLY)
         try:
             raw = os.pread(descriptor, _PAGE - _NOTE, _NOTE)
         finally:
@@ -99,7 +100,7 @@ class StateFile:
         old = oldstate.read(self._path, boot)
         self._new: Path | None = None if old is None else self._path.with_name(f"{self._path.name}.new")
         """The file until its first commit, where version 0.1.0 left one, which it then replaces."""
-        descriptor = os.open(self._new or self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = open_file(self._new or self._path, os.O_RDWR | os.O_CREAT)
         try:
             if old is not None or os.fstat(descriptor).st_size != _SIZE:  # new, or not all of it was written: begin anew
                 os.ftruncate(descriptor, 0)

@@ -13,7 +13,7 @@ _SHARE = 0.1
 """Of the time that others took, what the work has for itself then."""
 
 
-def _serve_guests() -> bool:
+def serve_guests() -> bool:
     """Serve guests that wait. True where the loop is to turn: it has something else to do, or cannot serve guests here."""
     serve = getattr(asyncio.get_running_loop(), "serve_guests", None)
     return serve is None or bool(serve())
@@ -38,7 +38,7 @@ class LongWork:
         """Between two pieces: let guests be served."""
         began = time.monotonic()
         if began >= self._mine_until:
-            _serve_guests()
+            serve_guests()
             self._rest(began)
 
     async def let_others(self) -> None:
@@ -46,7 +46,7 @@ class LongWork:
         began = time.monotonic()
         if began < self._mine_until:
             return
-        wanted = _serve_guests()
+        wanted = serve_guests()
         if began - self._turned >= (self._at_least if wanted else self._at_most):
             await asyncio.sleep(0)
             self._turned = time.monotonic()

@@ -15,6 +15,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from unplugd.errors import HostError
+from unplugd.host.ownfiles import make_directory, open_file
 
 
 def listen_for_root(
@@ -52,13 +53,12 @@ class RuntimeDirectory:
         self.path = path
         self.state = path / "state"
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if path.stat().st_mode & 0o7777 != 0o755:
-                path.chmod(0o755)
-            self.state.mkdir(mode=0o700, exist_ok=True)
-            self._lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            for directory, mode in (path, 0o755), (self.state, 0o700):
+                if make_directory(directory, mode).st_mode & 0o7777 != mode:
+                    directory.chmod(mode)
+            self._lock = open_file(self.state / "lock", os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise HostError("runtime_dir", str(path), error.strerror or str(error)) from error
+            raise HostError("runtime_dir", str(error.filename or path), error.strerror or str(error)) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -80,6 +80,6 @@ class RuntimeDirectory:
         for directory, suffix in (self.path, ".sock"), (self.state, ".new"), (self.state, ""):
             for name in os.listdir(directory):
                 domid = name.removeprefix("dom").removesuffix(suffix)
-                if name == f"dom{domid}{suffix}" and domid.isdigit() and int(domid) not in domids:
+                if name == f"dom{domid}{suffix}" and domid.isdecimal() and int(domid) not in domids:
                     with contextlib.suppress(OSError):
                         (directory / name).unlink()

@@ -16,8 +16,11 @@ Sources: RFC 9110, RFC 9112; h11's documentation.
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
+import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from email.utils import formatdate
 from enum import Enum
@@ -27,11 +30,14 @@ from urllib.parse import urlsplit
 
 import h11
 
-from unplugd.host.longwork import LongWork
 from unplugd.http.pages import Page, Pages, fault
+from unplugd.http.turns import HttpTurns
+from unplugd.sockets.access import credentials
 
 CONNECTIONS = 64
 """Clients of one listener at a time."""
+SHARE = 16
+"""And one in so many descriptors at most; device models' connections have half of them (sockets/listener.py)."""
 REQUEST_LIMIT = 8192
 """Bytes after which a request's head must have ended."""
 HEAD_LINES = 64
@@ -43,8 +49,6 @@ WRITE_LIMIT = 65536
 Content-Length, longer ones are chunked."""
 SEND_SIZE = 32768
 """Bytes of a long answer that are sent at a time."""
-TURN = 0.5e-3
-"""Seconds for which an answer is made, with guests served between its pieces, until the event loop turns."""
 LINGER_LIMIT = 1 << 20
 """Bytes read and thrown away so that a client that still sends gets its answer, not a reset."""
 
@@ -73,15 +77,29 @@ DEADLINES = {
 class HttpListener:
     """The clients of one listening address. `everything`: whether it is the control socket."""
 
-    def __init__(self, pages: Pages, *, everything: bool) -> None:
+    def __init__(self, pages: Pages, turns: HttpTurns, denied: Callable[[int, int], None], *, everything: bool) -> None:
+        """`denied` is called with pid and uid of a client that may not be served."""
         self.pages = pages
+        self.turns = turns
+        self.denied = denied
         self.everything = everything
         self.connections: dict[HttpConnection, None] = {}
         """Ordered by their last change of state: the first has been in its state for the longest time."""
 
+    def allows(self, transport: asyncio.BaseTransport) -> bool:
+        """Whether a client may be served here; the control socket is root's, whatever its mode."""
+        if not self.everything:
+            return True
+        peer: socket.socket = transport.get_extra_info("socket")
+        pid, uid = credentials(peer)
+        if uid in (0, os.geteuid()):
+            return True
+        self.denied(pid, uid)
+        return False
+
     def admit(self, connection: HttpConnection) -> bool:
         """Make room for one more client; False if all present clients are being answered."""
-        if len(self.connections) >= CONNECTIONS:
+        if len(self.connections) >= min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE):
             idler = next((other for other in self.connections if other.state is not ConnectionState.ANSWERING), None)
             if idler is None:
                 return False
@@ -110,7 +128,6 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._thrown_away = 0
         self._deadline: asyncio.TimerHandle | None = None
         self._answering: asyncio.Task[None] | None = None
-        self._work = LongWork(at_most=TURN)
         self._writable: asyncio.Future[None] | None = None
         """There is one while the client has to read before more may be written."""
 
@@ -120,6 +137,10 @@ class HttpConnection(asyncio.BufferedProtocol):
         """Part of asyncio.BufferedProtocol."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_LIMIT)
+        if not self._listener.allows(transport):
+            self.state = ConnectionState.CLOSED
+            self._transport.abort()
+            return
         if self._listener.admit(self):
             self._enter(ConnectionState.FRESH)
         else:
@@ -149,14 +170,15 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._http.receive_data(bytes(self._buffer[:nbytes]))
                 if self.state is not ConnectionState.READING:
                     self._enter(ConnectionState.READING)
-                self._next_request()
+                self._read_on()
 
     def eof_received(self) -> bool:
         """Part of asyncio.BufferedProtocol. The transport closes, once all is written, if this returns False."""
         if self.state in (ConnectionState.FRESH, ConnectionState.READING, ConnectionState.IDLE):
             self._http.receive_data(b"")
-            self._next_request()
-        return self.state is ConnectionState.ANSWERING
+            self._enter(ConnectionState.READING)
+            self._read_on()
+        return self._answering is not None
 
     def pause_writing(self) -> None:
         """Part of asyncio.BufferedProtocol."""
@@ -190,31 +212,45 @@ class HttpConnection(asyncio.BufferedProtocol):
         else:
             self.abort()
 
-    def _next_request(self) -> None:
-        """Answer the next request, if its head has arrived."""
+    def _read_on(self) -> None:
+        """Looks for a request when it is this client's turn; until then nothing more is read from it."""
+        self._transport.pause_reading()
+        self._answering = self._loop.create_task(self._serve())
+        self._answering.add_done_callback(self._answered)
+
+    async def _serve(self) -> None:
+        await self._listener.turns.begin()
+        if self.state is ConnectionState.READING and (request := self._next_request()) is not None:
+            self._enter(ConnectionState.ANSWERING)
+            await self._answer(request)
+
+    def _next_request(self) -> h11.Request | None:
+        """The request whose head is here; None where it is not here yet, or is none, which is answered."""
         received, _ = self._http.trailing_data
         if received.count(b"\n", 0, received.find(b"\r\n\r\n")) > HEAD_LINES:
             self._refuse(431, "The request's head has too many lines.")
-            return
+            return None
         try:
             event = self._http.next_event()
         except h11.RemoteProtocolError as error:
             text = "The request's head is too long." if error.error_status_hint == 431 else "This is no HTTP request."
             self._refuse(error.error_status_hint, text)
-            return
+            return None
         if isinstance(event, h11.ConnectionClosed):
             self._transport.close()
-        elif isinstance(event, h11.Request):
-            if event.http_version not in (b"1.0", b"1.1"):
-                self._refuse(505, "HTTP/1.1 is served here.")
-                return
-            # The request ends here. If it has a body, it is answered too, and then the connection is closed.
-            with suppress(h11.RemoteProtocolError):
-                self._http.next_event()
-            self._transport.pause_reading()
-            self._enter(ConnectionState.ANSWERING)
-            self._answering = self._loop.create_task(self._answer(event))
-            self._answering.add_done_callback(self._answered)
+        if not isinstance(event, h11.Request):
+            return None
+        if event.http_version not in (b"1.0", b"1.1"):
+            self._refuse(505, "HTTP/1.1 is served here.")
+            return None
+        left, _ = self._http.trailing_data
+        if _is_ambiguous(received[:len(received) - len(left)]):
+            self._refuse(400, "Where this request ends is not clear.")
+            return None
+        # The request ends here; if it has a body, it is answered all the same, and the connection then closed.
+        with suppress(h11.RemoteProtocolError):
+            self._http.next_event()
+        return event
 
     def _refuse(self, status: int, text: str) -> None:
         """Answer an invalid request, or one without another answer, with an error, and close."""
@@ -277,11 +313,11 @@ class HttpConnection(asyncio.BufferedProtocol):
         """Between two pieces: serve guests, let the event loop run, and wait until the client has read enough."""
         if self._writable is not None:
             await self._writable
-        await self._work.let_others()
+        await self._listener.turns.go_on()
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._answering = None
-        if task.cancelled() or self.state is ConnectionState.CLOSED:
+        if task.cancelled() or self.state in (ConnectionState.CLOSED, ConnectionState.LINGERING):
             return
         if error := task.exception():
             self._loop.call_exception_handler({"message": "an HTTP answer could not be made", "exception": error})
@@ -289,14 +325,29 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._refuse(500, "This page could not be made; see unplugd's log.")
             else:
                 self.abort()
+        elif self.state is ConnectionState.READING:   # more of the request is to come
+            self._transport.resume_reading()
         elif self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
-            self._enter(ConnectionState.READING if self._http.trailing_data[0] else ConnectionState.IDLE)
-            self._transport.resume_reading()
-            if self.state is ConnectionState.READING:
-                self._next_request()
+            if self._http.trailing_data[0]:
+                self._enter(ConnectionState.READING)
+                self._read_on()
+            else:
+                self._enter(ConnectionState.IDLE)
+                self._transport.resume_reading()
         else:
             self._linger()
+
+
+def _is_ambiguous(head: bytes) -> bool:
+    """Whether another server may see other fields, or another end, in a request that h11 takes (RFC 9112 section 11).
+
+    Both framings or one of them twice, lines that are folded, or that end with less than CR and LF.
+    """
+    lines = head.split(b"\r\n")
+    names = [line.partition(b":")[0].lower() for line in lines]
+    return (names.count(b"content-length") + names.count(b"transfer-encoding") > 1
+            or any(b"\n" in line or line[:1] in (b" ", b"\t") for line in lines))
 
 
 def _path(target: bytes) -> str:

@@ -9,7 +9,6 @@ Sources: prometheus.io "Exposition formats"; OpenMetrics 1.0 (github.com/prometh
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple, cast
@@ -26,6 +25,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from unplugd.core.counters import DROPS, DURATION_BOUNDS
+from unplugd.core.escape import visible
 from unplugd.core.protocol import ALL_DEVICES, DEVICES
 from unplugd.http.metrics import CATALOGUE, DomainView, HostView, Metric, Type
 from unplugd.http.process import Process, count_descriptors
@@ -60,26 +60,20 @@ def choose(accept: str) -> str:
     return OPENMETRICS if best[OPENMETRICS] > 0 and best[OPENMETRICS] >= best[TEXT] else TEXT
 
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
-def legible(text: str) -> str:
-    """A string that UTF-8 can encode: lone surrogates (from undecodable bytes) become U+FFFD."""
-    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
 def escape(text: str) -> str:
-    """A label's value, escaped for its place between quotes; the same in both formats."""
+    """A label's value as it stands between its quotes in both formats, with all of it visible (core.escape)."""
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return text
-    return legible(text).translate(_ESCAPES)
+    return visible(text).translate(_ESCAPES)
 
 
 # --- metrics of the service: by prometheus_client -----------------------------------------------------
 
 _HOST: dict[str, Callable[[HostView], Iterable[tuple[Sequence[str], float]]]] = {
-    "unplugd_build_info": lambda host: [([legible(host.version)], 1)],
+    "unplugd_build_info": lambda host: [([visible(host.version)], 1)],
     "unplugd_xenstore_up": lambda host: [([], host.xenstore_up)],
     "unplugd_xenstore_reconnects_total": lambda host: [([], host.counters.xenstore_reconnects)],
     "unplugd_domains": lambda host: [([], len(host.domains))],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from unplugd.http.metrics import HostView
 from unplugd.http.sockets import listen_control
+from unplugd.http.turns import HttpTurns
 
 if TYPE_CHECKING:
     from unplugd.http.server import HttpServer
@@ -39,6 +40,7 @@ class HttpFront:
         self._inode = control.lstat().st_ino
         self._servers: tuple[HttpServer, HttpServer] | None = None
         """For the control socket, and for TCP."""
+        self._turns = HttpTurns()
         self._opening = asyncio.Lock()
         self._asked = asyncio.Event()
 
@@ -67,7 +69,7 @@ class HttpFront:
                 await asyncio.to_thread(importlib.import_module, "unplugd.http.server")
                 from unplugd.http.server import HttpServer
 
-                control, public = HttpServer(self._host), HttpServer(self._host)
+                control, public = HttpServer(self._host, self._turns), HttpServer(self._host, self._turns)
                 await control.start_control(self._listening, self._path)
                 await public.start_sockets(self._tcp)
                 self._servers = control, public
@@ -79,7 +81,7 @@ class HttpFront:
         current = await self._open()
         from unplugd.http.server import HttpServer
 
-        server = HttpServer(self._host)
+        server = HttpServer(self._host, self._turns)
         if listen is not None:
             await server.start_tcp(*listen, beside=current.tcp)
         return server

@@ -12,7 +12,7 @@ import html
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from unplugd.core.escape import escape_journal
+from unplugd.core.escape import visible
 from unplugd.http.metrics import HostView
 
 TYPE = "text/html; charset=utf-8"
@@ -71,14 +71,7 @@ def _log(log: Mapping[str, Any]) -> str:
 
 
 def _text(raw: str) -> str:
-    return html.escape(escape_journal(_raw(raw)).decode())
-
-
-def _raw(text: str) -> bytes:
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace")
+    return html.escape(visible(raw))
 
 
 _STYLE = """

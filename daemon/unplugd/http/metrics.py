@@ -190,6 +190,8 @@ class HostView(Protocol):
         """When the process started, and the configuration in effect."""
     def check_configuration(self) -> Awaitable[Mapping[str, object]]:
         """Whether a reload could read the configuration now, as a JSON object for the API."""
+    def denied(self, pid: int, uid: int) -> None:
+        """Count and record that this process may not use the control socket."""
     def describe_history(self, domid: int) -> Sequence[Mapping[str, object]]:
         """The last steps of a domain's driver as JSON for the API. Raises KeyError if there is no such domain."""
     def describe(self, domid: int) -> Mapping[str, object]:

@@ -11,8 +11,9 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from unplugd.core.escape import visible
 from unplugd.http import landing
-from unplugd.http.exposition import Exposition, choose, legible
+from unplugd.http.exposition import Exposition, choose
 from unplugd.http.metrics import HostView
 
 PLAIN = "text/plain; charset=utf-8"
@@ -90,7 +91,7 @@ class Pages:
     def _ready(self, accept: str, everything: bool) -> Page:
         awaited = self._host.awaited
         if awaited:
-            return fault(503, legible(f"unplugd is not ready, it waits for {awaited}."), headers=[("Retry-After", "1")])
+            return fault(503, visible(f"unplugd is not ready, it waits for {awaited}."), headers=[("Retry-After", "1")])
         return Page(200, PLAIN, b"unplugd is ready.\n")
 
     def _status(self) -> Iterator[bytes]:

@@ -12,7 +12,11 @@ from unplugd.errors import HostError
 from unplugd.http.client import HttpConnection, HttpListener
 from unplugd.http.metrics import HostView
 from unplugd.http.pages import Pages
-from unplugd.http.sockets import listen_control, listen_tcp, resolve
+from unplugd.http.sockets import BACKLOG, listen_control, listen_tcp, resolve
+from unplugd.http.turns import HttpTurns
+
+ACCEPTS = 4
+"""Connections that a listener accepts in an iteration of the event loop."""
 
 CLOSE_DEADLINE = 2.0
 """Seconds that close() gives the connections to go."""
@@ -24,8 +28,11 @@ RESOLVE_DEADLINE = 5.0
 class HttpServer:
     """All listeners of the service. Those of start_tcp() and start_sockets() serve only the public pages."""
 
-    def __init__(self, host: HostView) -> None:
+    def __init__(self, host: HostView, turns: HttpTurns | None = None) -> None:
+        """`turns` are those of all servers of the process."""
+        self._host = host
         self._pages = Pages(host)
+        self._turns = turns or HttpTurns()
         self._listeners: list[tuple[asyncio.Server, HttpListener]] = []
         self._control_file: tuple[Path, int] | None = None
         self.tcp: list[socket.socket] = []
@@ -51,7 +58,7 @@ class HttpServer:
         """Serves listening sockets that systemd passed, TCP or unix. HttpServer closes them from now on."""
         for passed in sockets:
             passed.setblocking(False)
-            listener = HttpListener(self._pages, everything=False)
+            listener = HttpListener(self._pages, self._turns, self._host.denied, everything=False)
             self._listeners.append((await _serve(passed, listener), listener))
             self.tcp.append(passed)
 
@@ -64,7 +71,7 @@ class HttpServer:
 
     async def start_control(self, bound: socket.socket, path: Path) -> None:
         """Serves everything on a socket that sockets.listen_control() made at `path`."""
-        listener = HttpListener(self._pages, everything=True)
+        listener = HttpListener(self._pages, self._turns, self._host.denied, everything=True)
         self._listeners.append((await _serve(bound, listener), listener))
         self._control_file = (path, _inode(path))
 
@@ -91,8 +98,11 @@ def _remove(path: Path, inode: int) -> None:
 async def _serve(bound: socket.socket, listener: HttpListener) -> asyncio.Server:
     loop = asyncio.get_running_loop()
     if bound.family == socket.AF_UNIX:
-        return await loop.create_unix_server(lambda: HttpConnection(listener), sock=bound)
-    return await loop.create_server(lambda: HttpConnection(listener), sock=bound)
+        server = await loop.create_unix_server(lambda: HttpConnection(listener), sock=bound, backlog=ACCEPTS)
+    else:
+        server = await loop.create_server(lambda: HttpConnection(listener), sock=bound, backlog=ACCEPTS)
+    bound.listen(BACKLOG)   # asyncio accepts as many at a time as it has the kernel queue, which may be more
+    return server
 
 
 async def _close(listeners: list[tuple[asyncio.Server, HttpListener]]) -> None:

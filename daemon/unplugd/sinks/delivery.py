@@ -58,7 +58,7 @@ class Delivery:
         """Spools that an earlier process left, by domid, until a domain or adopt_orphans() takes them."""
         for path in sorted(directory.glob("dom*.spool")):
             domid = path.name.removeprefix("dom").removesuffix(".spool").partition("-")[0]
-            if domid.isdigit():
+            if domid.isdecimal():
                 self._orphans.setdefault(int(domid), []).append(path)
         self.configure(config)
 
@@ -124,7 +124,11 @@ class Delivery:
     def _load(self, path: Path) -> list[tuple[Entry, list[str]]]:
         """The records left in a spool, for the sinks in use."""
         usable = {"journal", "stderr"} if self._files is None else {"journal", "stderr", "file"}
-        return [(entry, [sink for sink in sinks if sink in usable]) for entry, sinks in load(path)]
+        try:
+            return [(entry, [sink for sink in sinks if sink in usable]) for entry, sinks in load(path)]
+        except OSError as error:
+            self._say(Event.SINK_FAILED, f"{path}: {error.strerror}; lines of a guest that were kept there are lost")
+            return []
 
     def _take_over(self, outbox: Outbox, left: list[tuple[Entry, list[str]]], head: Path) -> None:
         """Queue what is `left`; the first of it was in the spool `head`."""

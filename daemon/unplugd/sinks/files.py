@@ -4,7 +4,7 @@ This module names the files after the domains, and keeps the operations on a fil
 the work (through aiofiles), so a disk that hangs blocks guest files and nothing else.
 
 The directory holds guest logs only. Names come from dom0, contents from guests; neither is trusted: no name leads out
-of the directory, no symbolic link is followed, and nothing but a regular file is written to.
+of the directory, and what is not a regular file of root's is not written to (host/ownfiles.py).
 
 Every append opens its file again. So a file that was removed or moved is created again, idle guests need no open
 descriptor, and SIGHUP only has to check the directory.
@@ -23,8 +23,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from unplugd.core.escape import escape_text
+from unplugd.core.escape import escape_text, utf8
 from unplugd.errors import HostError
+from unplugd.host.ownfiles import make_directory, open_file
 
 LONGEST_NAME = 200
 """Bytes of an encoded name that a file name keeps."""
@@ -45,20 +46,13 @@ def file_name(name: str, domid: int, *, taken: Callable[[str], bool] = lambda _:
     (with `.1`), never `.` or `..`; without `taken` two names never give one file, unless both are cut and the domid is
     the same.
     """
-    encoded = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in _name_bytes(name))
+    encoded = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in utf8(name))
     if len(encoded) > LONGEST_NAME:
         # Exactly this many bytes, even within a %NN: so a cut name is always longer than an uncut one.
         encoded = f"{encoded[:LONGEST_NAME]}-{domid}"
     while taken(f"guest-{encoded}.log"):
         encoded = f"{encoded}-{domid}"
     return f"guest-{encoded}.log"
-
-
-def _name_bytes(name: str) -> bytes:
-    try:
-        return name.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # no decoder makes such a string, but no string may be a way to raise here
-        return name.encode("utf-8", "surrogatepass")
 
 
 def format_line(time: float, raw: bytes) -> bytes:
@@ -135,9 +129,12 @@ class GuestFiles:
     def reopen(self) -> None:
         """Check the directory, and create it if it is missing (SIGHUP). Raises HostError."""
         try:
-            _make_directory(self.directory)
+            status = make_directory(self.directory, DIRECTORY_MODE)
         except OSError as error:
-            raise HostError("directory of guest logs", str(self.directory), str(error.strerror)) from error
+            where = str(error.filename or self.directory)
+            raise HostError("directory of guest logs", where, str(error.strerror)) from error
+        if status.st_mode & stat.S_IWOTH:
+            raise HostError("directory of guest logs", str(self.directory), "anybody may write to it: chmod o-w")
         if not os.access(self.directory, os.W_OK | os.X_OK):
             raise HostError("directory of guest logs", str(self.directory), "not writable for this process")
 
@@ -271,27 +268,13 @@ async def _run_after(before: list[asyncio.Task[None]], work: Callable[[], Awaita
 # What follows runs in the threads.
 
 
-def _make_directory(directory: Path) -> None:
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.mkdir(mode=DIRECTORY_MODE)
-    except FileExistsError:
-        if not directory.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory)) from None
-
-
 def _older(path: Path) -> Path:
     return path.with_name(path.name + ".1")
 
 
-def _open_regular(path: Path, flags: int) -> int:
-    """Open `path` for reading and appending. O_NONBLOCK: a FIFO in its place must not hang the thread."""
-    flags |= os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    descriptor = os.open(path, flags, FILE_MODE)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return descriptor
+def _open(path: Path, flags: int = 0) -> int:
+    """Open `path` for reading and appending."""
+    return open_file(path, flags | os.O_RDWR | os.O_APPEND, mode=FILE_MODE)
 
 
 def _append(path: Path, lines: list[bytes], max_bytes: int, ledger: Ledger | None) -> None:
@@ -301,7 +284,7 @@ def _append(path: Path, lines: list[bytes], max_bytes: int, ledger: Ledger | Non
     try:
         _append_batches(path, lines, max_bytes, ledger)
     except FileNotFoundError:
-        _make_directory(path.parent)  # the directory was removed, with the file in it
+        make_directory(path.parent, DIRECTORY_MODE)  # somebody removed it, with our file in it
         _append_batches(path, lines, max_bytes, ledger)
     if ledger is not None:
         ledger.end(begun)
@@ -311,7 +294,7 @@ def _missing(path: Path, lines: list[bytes], inode: int, size: int) -> tuple[lis
     """Those of `lines` that are not in the file of that inode from `size` on; and where to look for more of them."""
     for file in (path, _older(path)):
         try:
-            descriptor = _open_regular(file, 0)
+            descriptor = _open(file)
         except OSError:
             continue
         try:
@@ -358,7 +341,7 @@ def _append_batch(path: Path, data: bytes, max_bytes: int, ledger: Ledger | None
 
 
 def _open_at_end(path: Path) -> tuple[int, int]:
-    descriptor = _open_regular(path, os.O_CREAT)
+    descriptor = _open(path, os.O_CREAT)
     return descriptor, os.fstat(descriptor).st_size
 
 
@@ -404,7 +387,7 @@ def _continue(source: Path, target: Path, max_bytes: int) -> bool:
     if len(text) + os.lstat(target).st_size > max_bytes:
         return False
     try:
-        descriptor = _open_regular(target, 0)
+        descriptor = _open(target)
     except OSError:  # a link or worse: it goes out of the way instead
         return False
     try:
@@ -417,7 +400,7 @@ def _continue(source: Path, target: Path, max_bytes: int) -> bool:
 
 def _read_whole(path: Path, max_bytes: int) -> bytes:
     """Return the contents of `path`, or more than `max_bytes` of them if it has more."""
-    descriptor = _open_regular(path, 0)
+    descriptor = _open(path)
     try:
         return os.pread(descriptor, max_bytes + 1, 0)
     finally:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unplugd.config.keys import SINKS
+from unplugd.host.ownfiles import create_file, open_file, read_file
 from unplugd.sinks.records import Entry
 
 _ORDER = (*(sink for sink in SINKS if sink != "file"), "file")
@@ -28,6 +29,9 @@ _APPEND = struct.Struct("<QQQ")
 _APPEND_AT = _HEADER.size - _APPEND.size
 _PREFIX = struct.Struct("<II")
 
+
+SIZE_LIMIT = 16 << 20
+"""Bytes that a spool can have: outboxes have a bound (delivery.py), and JSON makes a byte six at most."""
 
 Begun = tuple[int, int]
 """A file's inode, and its size when an append to it began."""
@@ -57,8 +61,7 @@ class Spool:
         return self._end
 
     def _begin(self) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._descriptor = os.open(self._path, flags, 0o600)
+        self._descriptor = create_file(self._path)
         try:
             self._write(bytes(_HEADER.size), 0)
         except OSError:
@@ -166,7 +169,8 @@ class Append:
 def begun(path: Path) -> Begun | None:
     """Where the process that left the spool at `path` began an append, if it did not see it end."""
     try:
-        with path.open("rb") as file:
+        descriptor = open_file(path, os.O_RDONLY)
+        with open(descriptor, "rb") as file:
             *_, inode, size = _HEADER.unpack(file.read(_HEADER.size))
     except (OSError, struct.error):
         return None
@@ -174,10 +178,13 @@ def begun(path: Path) -> Begun | None:
 
 
 def load(path: Path) -> Iterator[tuple[Entry, list[str]]]:
-    """What an earlier process left at `path`: entries with the sinks that they have not reached. Damage ends it."""
+    """What an earlier process left at `path`: entries with the sinks that they have not reached. Damage ends it.
+
+    Raises OSError where it cannot be read, or is no spool of ours.
+    """
     try:
-        data = path.read_bytes()
-    except OSError:
+        data = read_file(path, SIZE_LIMIT)
+    except FileNotFoundError:
         return
     if len(data) < _HEADER.size:
         return
