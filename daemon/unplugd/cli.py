@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if check:
             read = ", ".join(str(path) for path in files(file)) or "no file, the defaults"
             print(f"configuration is valid: {read}")
+            for warning in config.warnings:
+                print(f"unplugd: warning: {warning}", file=sys.stderr)
             return 0
         # what --check does not need is not loaded for it
         from unplugd.service import Service

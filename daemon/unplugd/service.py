@@ -110,6 +110,7 @@ class Service:
             "; sockets are kept over restarts" if domains.keep else "") + (
             "; no HTTP by TCP: there is no network here, and no socket was passed"
             if self.config.http.listen is not None and not self._tcp_sockets else ""))
+        self._warn(self.config)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, 0)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._oversight.spawn(self._reload()))
@@ -273,7 +274,12 @@ class Service:
         else:
             self.standing.taken()
             self._say(Event.RELOADED, "configuration reloaded")
+            self._warn(self.config)
         notify("READY=1" if self.ready else "STATUS=", self._status.assignment)
+
+    def _warn(self, config: Config) -> None:
+        for warning in config.warnings:
+            self._say(Event.CONFIGURATION_WARNING, warning)
 
     async def _apply(self, config: Config) -> None:
         """Follow a new configuration. Raises before anything has changed."""
