@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from tests.lab.portio import BAR, Machine, frame
 from unplugd.core.counters import KINDS
 from unplugd.core.guest import Verdict
-from unplugd.core.protocol import ALL_DEVICES, LEGACY_TABLE, TABLE, Effect, Platform, Rules, device_names, effects
+from unplugd.core.protocol import (
+    ALL_DEVICES,
+    LEGACY_TABLE,
+    TABLE,
+    Effect,
+    Platform,
+    Rules,
+    device_names,
+    effects,
+)
 from unplugd.core.stream import NeedVerdict
 
 ADDRESSES = [*range(0x31), *range(BAR, BAR + 0x100), 0xFFFF, 0xFFFE]
