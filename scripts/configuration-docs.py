@@ -36,6 +36,11 @@ RELOAD = {
     "xenstore.socket": RESTART,
     "xenstore.domain": "new domains are introduced, missing ones are released; a changed `name` or `uuid` of a domain"
                        " that stays is ignored",
+    "guest": "from the next build number, unplug mask or log line on; a blacklisted verdict stays until the guest's"
+             " reset",
+    "blacklist.mode": BUILD,
+    "blacklist.action": "from the next build number on; for a driver that is already refused, from its next unplug mask"
+                        " on",
     "blacklist.lookup_timeout": BUILD,
     "blacklist.on_error": BUILD,
     "blacklist.entry": "nodes of new entries are written; nodes of removed entries are removed if unplugd wrote them; a"
@@ -63,7 +68,7 @@ RELOAD = {
 """What `systemctl reload` does with each key."""
 
 TYPES = {"xenstore.domain": "list of tables", "blacklist.entry": "list of tables", "blacklist.range": "list of tables",
-         "products": "table"}
+         "guest": "list of tables", "products": "table"}
 WRONG = (object(), "relative", "/" + "x" * 4000)
 """One of them is wrong for every key."""
 

@@ -60,6 +60,9 @@ def record_all() -> None:
     record("demo", "unplugd: make demo", [sys.executable, "-m", "unplugd.demo"], shows="make demo")
 
     class Staying(Demo):
+        def _refusals(self) -> None:
+            """The guests are shown as they are before that."""
+
         def _stay(self) -> None:
             ctl = [sys.executable, "-m", "unplugd.ctl", "--socket", str(self.run / "control.sock")]
             record("list", "unplugctl list", [*ctl, "list"], shows="unplugctl list")

@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "daemon"))
 import docspage
 
 from unplugd.core.blacklist import node
-from unplugd.core.counters import KINDS, PROTOCOL_ERRORS
+from unplugd.core.counters import PROTOCOL_ERRORS, Counters
 from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import Limits
 from unplugd.core.ioreq import BAR, FRAME_SIZE, PAYLOAD_LIMIT, RESET, pio
 from unplugd.core.protocol import DEVICES, LEGACY_TABLE, TABLE, Row, Rules, Unplug
 from unplugd.core.registry import PUBLIC, Registry
-from unplugd.core.stream import Dispatch, IoreqStream, NeedVerdict
+from unplugd.core.stream import IoreqStream, NeedVerdict
 from unplugd.simulator.drivers import DRIVERS, In, Log, Out, Step
 
 MEANINGS = {
@@ -84,7 +84,7 @@ def instruction(step: Step) -> str:
             return f"`in{where[size]}` {address(port)}"
         case Out(size, port, value):
             return f"`out{where[size]}` {address(port)}, {value:#x}"
-        case Log(_, string, port):
+        case Log(_, string, port, _):
             return f"log lines by {'`rep outsb`' if string else '`outb`'} to {address(port)}"
         case _:
             raise AssertionError(step)
@@ -109,13 +109,12 @@ class Conversation:
     """One connection to the core. The build 86451 of product 1 is blacklisted."""
 
     def __init__(self) -> None:
-        rules = Rules()
-        self.guest = Guest(rules, Limits(), Registry(), 0.0)
-        self.stream = IoreqStream(self.guest, Dispatch(rules, delay=False), dict.fromkeys(KINDS, 0))
+        self.guest = Guest(Rules(), Limits(), Registry(), 0.0)
+        self.stream = IoreqStream(self.guest, Counters())
 
     def say(self, request: bytes) -> bytes:
         """The response; its connection is closed where it is empty."""
-        answer = self.stream.receive(request, 0.0)
+        answer, _used = self.stream.receive(request, 0.0)
         while isinstance(need := self.stream.waiting, NeedVerdict):
             answer = self.stream.resume(Verdict((need.product, need.build) == (1, 86451)), 0.0)
         return answer

@@ -52,7 +52,7 @@ void answer(Table *table, const unsigned char *in, size_t size, unsigned char *o
         if (frame.type != 0 || (frame.flags & STATE) != REQUEST || (row = look_up(table->rows, &frame)) == NULL)
             break;
         if (frame.flags & STRING) {
-            if (!row->append || frame.count == 0 || frame.count > PAYLOAD_LIMIT)
+            if (!row->append || frame.count == 0 || frame.count > PAYLOAD_LIMIT || frame.count == row->left)
                 break;
             payload = frame.count;
             if (size - done->used - FRAME < payload) {
@@ -107,12 +107,12 @@ int wake(Table *table)
 
 /* --- Rows */
 
-/* A row from (read, addr, size, value or None, kind). -1 and an exception. */
+/* A row from (read, addr, size, value or None, kind, left). -1 and an exception. */
 static int take_row(Rows *self, PyObject *item)
 {
     struct row *row = &self->row[self->rows];
     unsigned long long addr;
-    unsigned size, kind;
+    unsigned size, kind, left = 0;
     int read;
     PyObject *value;
 
@@ -120,14 +120,14 @@ static int take_row(Rows *self, PyObject *item)
         PyErr_SetString(PyExc_TypeError, "a row is a tuple");
         return -1;
     }
-    if (!PyArg_ParseTuple(item, "pKIOI:row", &read, &addr, &size, &value, &kind))
+    if (!PyArg_ParseTuple(item, "pKIOI|I:row", &read, &addr, &size, &value, &kind, &left))
         return -1;
     if (kind >= MAX_KINDS || (Py_ssize_t)kind >= self->counts.len / (Py_ssize_t)sizeof(uint64_t)) {
         PyErr_SetString(PyExc_ValueError, "a row's kind has no counter");
         return -1;
     }
     *row = (struct row){
-        .addr = addr, .size = size, .kind = kind, .read = read ? READ : 0, .append = value == Py_None,
+        .addr = addr, .size = size, .kind = kind, .left = left, .read = read ? READ : 0, .append = value == Py_None,
         .count = (uint64_t *)self->counts.buf + kind,
     };
     if (row->append && (read || size != 1)) {
@@ -176,7 +176,7 @@ PyTypeObject RowsType = {
     .tp_name = "unplugd.sockets._fastpath.Rows",
     .tp_basicsize = sizeof(Rows),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "Rows((read, addr, size, value or None, kind), ...), counters by kind): what is answered without Python.",
+    .tp_doc = "Rows((read, addr, size, value or None, kind, left), ...), counters by kind): what is answered without Python.",
     .tp_new = PyType_GenericNew,
     .tp_init = (initproc)Rows_init,
     .tp_dealloc = (destructor)Rows_dealloc,

@@ -18,6 +18,7 @@ struct row {
     uint64_t *count;        /* of frames; one of the counters that Rows holds */
     uint32_t size;
     uint32_t kind;          /* bit of Table.seen */
+    uint32_t left;          /* a string of so many bytes is left to Python */
     uint8_t read;           /* READ or 0, as in a frame */
     bool append;            /* a write: its bytes are added to the log, the answer is 0 */
 };

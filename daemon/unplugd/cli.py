@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unplugd import __version__
-from unplugd.config.load import files, load
+from unplugd.config.load import Config, files, load
 from unplugd.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load(file)
         if check:
-            return _say_valid(file)
+            return _say_valid(config, file)
         # what --check does not need is not loaded for it
         from unplugd.service import Service
         from unplugd.sockets.loop import new_event_loop
@@ -65,9 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _say_valid(file: Path | None) -> int:
+def _say_valid(config: Config, file: Path | None) -> int:
     try:
         print("configuration is valid: " + (", ".join(map(str, files(file))) or "no file, the defaults"), flush=True)
+        for warning in config.warnings:
+            print(f"unplugd: warning: {warning}", file=sys.stderr)
     except OSError as error:
         print(f"unplugd: standard output: {error.strerror}", file=sys.stderr)
         return 1

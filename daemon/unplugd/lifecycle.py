@@ -151,6 +151,7 @@ class Domains:
         if facts.name:
             domain.rename(facts.name)
         domain.limit(unlimited=facts.unlimited)
+        self._listeners[domid].configure(self._access, facts.device_model_uid)
         domain.state.note(facts.pack())
         self._learn_uid(domid, facts.device_model_uid)
         if published(domain) is not None:

@@ -114,6 +114,7 @@ class Service:
             "; sockets are kept over restarts" if domains.keep else "") + (
             "; no HTTP by TCP: there is no network here, and no socket was passed"
             if self.config.http.listen is not None and not self._tcp_sockets else ""))
+        self._warn(self.config)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, 0)
         loop.add_signal_handler(signal.SIGHUP, self._reload.ask)
@@ -280,6 +281,10 @@ class Service:
 
     def _status_after_reload(self) -> list[str]:
         return ["READY=1"] * self.ready + [self._status.assignment]
+
+    def _warn(self, config: Config) -> None:
+        for warning in config.warnings:
+            self._say(Event.CONFIGURATION_WARNING, warning)
 
     async def _apply(self, config: Config) -> None:
         """Follow a new configuration. Raises before anything has changed."""

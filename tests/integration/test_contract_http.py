@@ -22,6 +22,7 @@ LABELS: dict[str, set[str]] = {
     "unplugd_connections": set(),
     "unplugd_domain_info": {"domid", "uuid", "name", "product", "build"},
     "unplugd_domain_blacklisted": {"domid", "uuid"},
+    "unplugd_domain_verdict": {"domid", "uuid", "verdict"},
     "unplugd_domain_unplugged": {"domid", "uuid", "device"},
     "unplugd_ioreqs_total": {"kind"},
     "unplugd_ioreq_duration_seconds_bucket": {"le"},
@@ -39,7 +40,9 @@ VALUES: dict[tuple[str, str], set[str]] = {
     ("unplugd_ioreqs_total", "kind"): {
         "magic", "version", "product", "build", "unplug", "log", "flags", "other", "reset",
     },
-    ("unplugd_blacklist_lookups_total", "result"): {"allowed", "blacklisted", "unknown-product", "fallback"},
+    ("unplugd_blacklist_lookups_total", "result"): {
+        "allowed", "blacklisted", "reported", "unknown-product", "fallback",
+    },
     ("unplugd_domain_unplugged", "device"): {"ide-disks", "nics", "aux-ide-disks", "nvme-disks"},
     ("unplugd_log_dropped_lines_total", "reason"): {"rate-limit", "sink"},
     ("unplugd_log_dropped_bytes_total", "reason"): {"rate-limit", "sink"},

@@ -69,6 +69,7 @@ def test_the_toolstacks_nodes(dom0: Dom0) -> None:
                       " sleep 0.1; done; xenstore-ls -p /local/domain/9/unplug")  # fmt: skip
     assert dict(re.findall(r"^([a-z-]+) = \"(.*)\"[ .]+\(n0\)$", listed, re.MULTILINE)) == {
         "product": "1", "product-name": "xensource-windows", "build": "86451", "blacklisted": "1", "unplugged": "0",
+        "verdict": "refused",
     }  # fmt: skip
 
 

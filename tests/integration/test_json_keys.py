@@ -141,6 +141,12 @@ def test_the_blacklist(store: Xenstored, run: Run) -> None:
     assert keys(removed) == documented(PAGE, "### `blacklist remove`\n")
 
 
+def test_the_impact(daemon: Daemon) -> None:
+    with daemon.connect(7) as guest:
+        guest.announce(1, 86451)
+    assert keys(ask(daemon.file, "blacklist", "impact", status=1)) == documented(PAGE, "### `blacklist impact`\n")
+
+
 def test_the_configuration(tmp_path: Path) -> None:
     file = tmp_path / "unplugd.toml"
     file.write_text("publish = false\n")
@@ -156,5 +162,5 @@ def test_every_command_with_json_has_its_table() -> None:
     named = {name for heading in headings for name in re.findall(r"`([a-z ]+)`", heading)}
     assert named == {
         "list", "show", "top", "log", "events", "status", "blacklist list", "blacklist check", "blacklist add",
-        "blacklist remove", "config check", "config show",
+        "blacklist impact", "blacklist remove", "config check", "config show",
     }  # fmt: skip

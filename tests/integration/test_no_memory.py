@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import shutil
 import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest

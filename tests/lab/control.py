@@ -23,7 +23,8 @@ def domain(domid: int = 7, name: str = "web-01", **changes: Any) -> dict[str, An
     } | changes.pop("log", {})  # fmt: skip
     return {
         "domid": domid, "name": name, "uuid": UUID.format(domid), "product": None, "product_name": None, "build": None,
-        "blacklisted": False, "blacklist_reason": "", "unplugged": [], "unplugged_mask": 0, "connections": 1,
+        "blacklisted": False, "blacklist_reason": "", "verdict": None, "rule": None, "guest_rule": None,
+        "unplugged": [], "unplugged_mask": 0, "connections": 1,
         "log": log,
     } | changes  # fmt: skip
 
@@ -33,6 +34,7 @@ def blacklisted(domid: int = 7, name: str = "win-01", **changes: Any) -> dict[st
     return domain(
         domid, name,
         **{"product": 1, "product_name": "xensource-windows", "build": 86451, "blacklisted": True,
+           "verdict": "refused", "rule": "xenstore's node xensource-windows/86451 (refuse)",
            "blacklist_reason": "loses data on resume"} | changes,
     )  # fmt: skip
 
@@ -84,7 +86,8 @@ def status(**changes: Any) -> dict[str, Any]:
         "version": "0.1.0", "pid": 17, "started": 1795428616.464,
         "configuration": {"files": [], "since": 1795428616.464, "reloads": 0, "refused": None},
         "ready": True, "waiting_for": "", "problem": "", "xenstore": {"connected": True, "reconnects": 0},
-        "blacklist": {"entries": 1, "lookups": {"allowed": 3, "blacklisted": 1, "unknown-product": 0, "fallback": 0}},
+        "blacklist": {"entries": 1, "lookups": {"allowed": 3, "blacklisted": 1, "reported": 0, "unknown-product": 0,
+                                                 "fallback": 0}},
         "domains": 0, "connections": 1, "lent_pages": [], "ioreqs": 5, "protocol_errors": {"bad-type": 0},
         "denied_connections": 0,
     } | changes  # fmt: skip

@@ -24,6 +24,7 @@ class StandInDomain:
     label_product: str = ""
     label_build: str = ""
     blacklisted: bool = False
+    verdict: str | None = None
     unplugged: int = 0
     connections: int = 0
     log_lines: int = 0
@@ -71,6 +72,7 @@ class StandInHost:
         return described(
             domid, domain.name, uuid=domain.uuid, product=domain.product,
             product_name=Registry().name(domain.product), build=domain.build, blacklisted=domain.blacklisted,
+            verdict=domain.verdict,
             unplugged=[name for name, bit in DEVICES.items() if domain.unplugged & bit],
             unplugged_mask=domain.unplugged, connections=domain.connections,
             log={"lines": domain.log_lines, "bytes": domain.log_bytes, "dropped_lines": domain.dropped_lines,

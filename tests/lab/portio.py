@@ -14,9 +14,9 @@ from unplugd.core.counters import Counters
 from unplugd.core.events import Event, Line
 from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import Limits
-from unplugd.core.protocol import Rules
+from unplugd.core.protocol import Action, Rules
 from unplugd.core.registry import Registry
-from unplugd.core.stream import Dispatch, IoreqStream, NeedTokens, NeedVerdict
+from unplugd.core.stream import IoreqStream, NeedTokens, NeedVerdict
 
 BAR = 0x10000
 LAYOUT = struct.Struct("<QQIIIHBB")
@@ -65,14 +65,16 @@ class Machine:
 
     def __init__(
         self, rules: Rules = RULES, limits: Limits = UNLIMITED, *, blacklist: Collection[tuple[str, int]] = (),
-        registry: Registry | None = None,
+        registry: Registry | None = None, action: Action = Action.REFUSE,
     ) -> None:
         self.now = 1000.0
         self.registry = registry or Registry()
         self.blacklist = blacklist
+        self.action = action
         self.guest = Guest(rules, limits, self.registry, self.now)
         self.counters = Counters()
-        self.stream = IoreqStream(self.guest, Dispatch(rules, delay=limits.delay), self.counters.ioreqs)
+        self.stream = IoreqStream(self.guest, self.counters)
+        self.rest = b""
         self.looked_up: list[tuple[int, int]] = []
         self.waited = 0.0
         self.said: list[Event] = []
@@ -81,12 +83,13 @@ class Machine:
         """What xenstore says: the node exists or not; a product without a name has none."""
         self.looked_up.append((need.product, need.build))
         name = self.registry.name(need.product)
-        return Verdict(blacklisted=(name, need.build) in self.blacklist)
+        return Verdict(blacklisted=(name, need.build) in self.blacklist, action=self.action)
 
     def feed(self, data: bytes) -> bytes:
         """Bytes in, bytes out, whatever must be waited for in between."""
-        out = bytes(self.stream.receive(data, self.now))
-        while True:
+        self.rest += data
+        out, more = b"", True
+        while more:
             match self.stream.waiting:
                 case NeedVerdict() as need:
                     out += self.stream.resume(self.verdict(need), self.now)
@@ -95,10 +98,10 @@ class Machine:
                     self.now += seconds
                     self.waited += seconds
                     out += self.stream.resume(None, self.now)
-                case None if self.stream.stopped:
-                    out += self.stream.proceed(self.now)
                 case None:
-                    break
+                    answers, used = self.stream.receive(self.rest, self.now)
+                    out, self.rest = out + answers, self.rest[used:]
+                    more = self.stream.stopped or self.stream.waiting is not None
         self.said += self.guest.take_events()
         return out
 

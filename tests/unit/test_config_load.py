@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 import unplugd.config.files
 from unplugd.config.load import Config, EmbeddedDomain, files, load
 from unplugd.core.blacklist import LAST_BUILD, BlacklistEntry, BlacklistRange
+from unplugd.core.guestrules import GuestRule, Patterns
+from unplugd.core.protocol import Action
 from unplugd.errors import ConfigError
 
 
@@ -56,6 +58,8 @@ GOOD: list[tuple[str, str, Any]] = [
     ("blacklist.on_error", '"allow"', "allow"),
     ("blacklist.on_error", '"deny"', "deny"),
     ("blacklist.on_error", '"mirror"', "mirror"),
+    ("blacklist.mode", '"observe"', "observe"),
+    ("blacklist.action", '"withhold"', Action.WITHHOLD),
     ("policy.allow_unplug", "[]", 0),
     ("policy.allow_unplug", '["nics", "nvme-disks"]', 10),
     ("policy.allow_unplug", '["ide-disks", "nics", "aux-ide-disks", "nvme-disks"]', 15),
@@ -108,6 +112,8 @@ BAD: list[tuple[str, str, str]] = [
     ("blacklist.lookup_timeout", "true", "0.001 to 60"),
     ("blacklist.lookup_timeout", '"1s"', "seconds"),
     ("blacklist.on_error", '"ignore"', '"mirror", "allow", "deny"'),
+    ("blacklist.mode", '"report"', '"enforce", "observe"'),
+    ("blacklist.action", '"deny"', '"report", "refuse", "withhold"'),
     ("policy.allow_unplug", '["disks"]', '"ide-disks", "nics", "aux-ide-disks", "nvme-disks"'),
     ("policy.allow_unplug", "3", "a list of"),
     ("policy.allow_unplug", "[1]", "a list of"),
@@ -171,7 +177,8 @@ def test_bad_values_are_named_with_what_is_allowed(tmp_path: Path, key: str, tom
 def test_every_key_has_a_good_and_a_bad_value_here() -> None:
     keys = {
         "runtime_dir", "publish", "protocol_version", "xenstore.backend", "xenstore.socket",
-        "blacklist.lookup_timeout", "blacklist.on_error", "policy.allow_unplug", "policy.blacklisted_unplug",
+        "blacklist.mode", "blacklist.action", "blacklist.lookup_timeout", "blacklist.on_error",
+        "policy.allow_unplug", "policy.blacklisted_unplug",
         "policy.legacy_unplug", "socket.device_model_uids", "log.sinks", "log.directory", "log.rate", "log.burst",
         "log.on_limit", "log.flush_after", "log.max_file_bytes", "http.listen",
         "attach.when_unreachable", "attach.unreachable_after", "attach.user", "attach.monitor",
@@ -185,6 +192,8 @@ def test_the_defaults_are_the_contracts(tmp_path: Path) -> None:
     assert (config.runtime_dir, config.publish, config.protocol_version) == (Path("/run/unplugd"), True, 1)
     assert (config.xenstore.backend, config.xenstore.socket, config.xenstore.domains) == ("auto", "", ())
     assert (config.blacklist.lookup_timeout, config.blacklist.on_error) == (1.0, "mirror")
+    assert (config.blacklist.mode, config.blacklist.action) == ("enforce", Action.REFUSE)
+    assert (config.guests, config.warnings) == ((), ())
     assert (config.policy.allow_unplug, config.policy.blacklisted_unplug) == (15, "allow")
     assert not config.policy.legacy_unplug
     assert config.socket.device_model_uids is None
@@ -249,6 +258,17 @@ def test_an_unknown_key_is_named_with_those_that_there_are(
         ("[products]\n'a/b' = 9", 'products."a/b"', "printable ASCII"),
         ("[products]\n'' = 9", 'products.""', "printable ASCII"),
         ("[log]\non_limit = 'delay'\nrate = 0", "log.rate", "at least 1"),
+        ("guest = 1", "guest", "[[guest]]"),
+        ("[[guest]]\nrate = 1", "guest #1.match", "missing"),
+        ("[[guest]]\nmatch = []", "guest #1.match", "at least one"),
+        ("[[guest]]\nmatch = ['']", "guest #1.match", "patterns of guests' names"),
+        ("[[guest]]\nmatch = 'web-*'", "guest #1.match", "a list"),
+        ("[[guest]]\nmatch = ['*']\nblacklist = 'off'", "guest #1.blacklist", '"enforce", "observe", "exempt"'),
+        ("[[guest]]\nmatch = ['*']\nrate = -1", "guest #1.rate", "bytes a second"),
+        ("[[guest]]\nmatch = ['*']\non_limit = 'delay'\nrate = 0", "guest #1.rate", "at least 1"),
+        ("[log]\nrate = 0\n[[guest]]\nmatch = ['*']\non_limit = 'delay'", "guest #1.on_limit", "at least 1"),
+        ("[[blacklist.entry]]\nproduct = 'linux'\nbuild = 1\naction = 'deny'", "blacklist.entry #1.action", '"report"'),
+        ("[[blacklist.range]]\nproduct = 'linux'\nguests = []", "blacklist.range #1.guests", "at least one"),
     ],
 )
 def test_what_is_wrong_in_tables(tmp_path: Path, text: str, key: str, problem: str) -> None:
@@ -291,6 +311,51 @@ def test_tables(tmp_path: Path) -> None:
     assert config.xenstore.domains == (
         EmbeddedDomain(7, "web-01", "4f0e0c5e-0000-4000-8000-000000000007"), EmbeddedDomain(8, "", ""),
     )  # fmt: skip
+
+
+def test_actions_and_guests(tmp_path: Path) -> None:
+    config = read(tmp_path, """
+        [[blacklist.entry]]
+        product = "linux"
+        build = 1
+        action = "report"
+        guests = ["web-*", "4f0e0c5e-0000-4000-8000-000000000007"]
+        [[blacklist.range]]
+        product = "linux"
+        action = "withhold"
+        guests = ["canary-?"]
+        [[guest]]
+        match = ["vdi-*"]
+        blacklist = "observe"
+        allow_unplug = ["nics"]
+        rate = 1024
+        burst = 4096
+        on_limit = "delay"
+        [[guest]]
+        match = ["*"]
+    """)
+    patterns = Patterns("web-*", "4f0e0c5e-0000-4000-8000-000000000007")
+    assert config.blacklist.entries == (BlacklistEntry("linux", 1, "", Action.REPORT, patterns),)
+    assert config.blacklist.ranges == (
+        BlacklistRange("linux", 0, LAST_BUILD, "", Action.WITHHOLD, Patterns("canary-?")),)
+    assert config.guests == (
+        GuestRule(Patterns("vdi-*"), "observe", 2, 1024, 4096, "delay"), GuestRule(Patterns("*")),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new"), [("allow", Action.REFUSE), ("deny", Action.WITHHOLD)])
+def test_the_deprecated_key_is_followed_with_a_warning(tmp_path: Path, old: str, new: Action) -> None:
+    config = read(tmp_path, f'[policy]\nblacklisted_unplug = "{old}"\n')
+    assert config.blacklist.action is new
+    (warning,) = config.warnings
+    assert warning.startswith(f"{tmp_path / 'unplugd.toml'}: policy.blacklisted_unplug: is deprecated")
+    assert f'blacklist.action = "{new.name.lower()}"' in warning
+
+
+def test_the_deprecated_key_does_nothing_beside_its_replacement(tmp_path: Path) -> None:
+    config = read(tmp_path, '[policy]\nblacklisted_unplug = "deny"\n[blacklist]\naction = "report"\n')
+    assert config.blacklist.action is Action.REPORT
+    assert ["does nothing" in warning for warning in config.warnings] == [True]
 
 
 def drop_in(tmp_path: Path, name: str, text: str) -> None:

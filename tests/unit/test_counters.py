@@ -35,7 +35,7 @@ def test_counters_start_at_zero_and_with_all_their_labels() -> None:
     counters = Counters()
     kinds = ("magic", "version", "product", "build", "unplug", "log", "flags", "other", "reset")
     assert counters.ioreqs == dict.fromkeys(kinds, 0)
-    results = ("allowed", "blacklisted", "unknown-product", "fallback")
+    results = ("allowed", "blacklisted", "reported", "unknown-product", "fallback")
     assert counters.blacklist_lookups == dict.fromkeys(results, 0)
     assert set(counters.protocol_errors.values()) == {0}
     assert (counters.denied_connections, counters.xenstore_reconnects, counters.duration_sum) == (0, 0, 0.0)

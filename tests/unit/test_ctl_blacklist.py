@@ -12,7 +12,8 @@ import pytest
 from tests.lab.control import blacklisted, domain, serving
 from unplugd.core.registry import Registry
 from unplugd.ctl import persist
-from unplugd.ctl.blacklist import gather, parse_build, parse_product
+from unplugd.ctl.arguments import parse_build, parse_product
+from unplugd.ctl.blacklist import gather
 from unplugd.ctl.cli import main
 from unplugd.ctl.failure import Failure
 
@@ -40,10 +41,35 @@ def test_build_numbers() -> None:
             parse_build(bad)
 
 
+@pytest.mark.parametrize(("product", "family"), [(3, "Linux"), (1, "XenServer, old"), (2, "GPLPV")])
+def test_a_version_is_not_taken_for_the_build_number_of_a_driver_that_has_other_ones(product: int, family: str) -> None:
+    with pytest.raises(Failure, match=f"2.6.32 is no build number of {family}"):
+        parse_build("2.6.32", product)
+    assert parse_build("2.6.32", 0xFFFF) == parse_build("2.6.32", 0x1234) == 0x20620
+
+
+def test_what_a_version_was_taken_for_is_said(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(config, "check", "experimental", "9.2.350") == 0
+    said = capsys.readouterr().out
+    assert "experimental build 590686: not blacklisted" in said
+    assert "9.2.350 is what XENBUS drivers announce as 590686 (0x9035e); so they do 9.3.94, 9.3.350" in said
+    assert ctl(config, "add", "-p", "experimental", "9.0.4") == 0
+    said = capsys.readouterr().out
+    assert "9.0.4 is what XENBUS drivers announce as 589828 (0x90004)\n" in said
+    assert "refuse: Nothing: it logs that it is blacklisted" in said
+    assert ctl(config, "check", "experimental", "590686") == 0
+    assert "announce" not in capsys.readouterr().out
+
+
 def test_products() -> None:
     registry = Registry({"my-drivers": 0x1234})
     good = {"linux": "linux", "3": "linux", "0x1234": "my-drivers", "my-drivers": "my-drivers"}
     assert {text: parse_product(text, registry) for text in good} == good
+    with pytest.raises(Failure, match="product 205 has no name here") as unnamed:
+        parse_product("205", registry)
+    assert '[products]  "vmdp" = 205' in unnamed.value.hint
+    with pytest.raises(Failure, match="product 7 has no name here"):
+        parse_product("7", registry)
     with pytest.raises(Failure) as failure:
         parse_product("no\x1bne", registry)
     assert failure.value.status == 2
@@ -61,7 +87,7 @@ def test_check(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ctl(config, "check", "-l", "linux", "1") == 0
     assert json.loads(capsys.readouterr().out) == {
         "product": "linux", "build": 1, "blacklisted": False, "xenstore": False, "files": [], "reason": "",
-        "guests": [],
+        "guests": [], "action": None, "mode": "enforce", "family": "Linux",
     }  # fmt: skip
 
 
@@ -79,7 +105,7 @@ def test_list(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ctl(config, "list", "-l") == 0
     rows = json.loads(capsys.readouterr().out)["entries"]
     assert {tuple(row) for row in rows} == {
-        ("product", "from", "to", "xenstore", "files", "reason", "guests", "problem")}  # fmt: skip
+        ("product", "from", "to", "action", "for", "xenstore", "files", "reason", "guests", "problem")}  # fmt: skip
 
 
 def test_an_empty_list_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,8 +131,8 @@ def test_everything_that_blacklists_is_brought_together() -> None:
 
     assert len(rows) == 5
     assert one("linux", 1, 1) == {
-        "product": "linux", "from": 1, "to": 1, "xenstore": True, "files": ["/a"], "reason": "store", "guests": [7],
-        "problem": "",
+        "product": "linux", "from": 1, "to": 1, "action": "refuse", "for": None, "xenstore": True,
+        "files": ["/a"], "reason": "store", "guests": [7], "problem": "",
     }  # fmt: skip
     assert "not in xenstore" in one("linux", 2, 2)["problem"]
     assert one("linux", 0, 9)["guests"] == [7]
@@ -178,3 +204,26 @@ def test_a_xenstore_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixt
     for command in (["list"], ["check", "linux", "1"], ["add", "linux", "2"], ["remove", "linux", "2"]):
         assert ctl(config, *command) == 5
         assert "does xenstored run" in capsys.readouterr().err
+
+
+def test_an_entry_that_xenstore_cannot_express(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(config, "add", "--guests", "web-*", "1", "5") == 2
+    assert "xenstore cannot express" in capsys.readouterr().err
+    assert ctl(config, "add", "-p", "--guests", "vm?", "--guests", "web-*", "--action", "withhold", "1", "5") == 0
+    assert "withhold: Not known" in capsys.readouterr().out
+    with serving(blacklisted(7, "vm7", build=5), blacklisted(8, "db-01", build=5)) as control:
+        assert main(["blacklist", "list", "--config", str(config), "--socket", str(control.path)]) == 0
+    assert [row.split()[:7] for row in capsys.readouterr().out.splitlines()[1:] if " 5 " in row] == [
+        ["xensource-windows", "5", "configuration", "1", "withhold", "vm?,", "web-*"]]
+    assert ctl(config, "check", "1", "5") == 1
+    assert "for guests vm?, web-* (withhold)" in capsys.readouterr().out
+
+
+def test_a_blacklist_that_is_only_observed_says_so(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config.write_text(config.read_text() + '[blacklist]\nmode = "observe"\naction = "withhold"\n')
+    for command in (["list"], ["check", "1", "86451"], ["add", "-p", "1", "6"]):
+        ctl(config, *command)
+        assert 'blacklist.mode is "observe"' in capsys.readouterr().out
+    ctl(config, "list", "-l")
+    found = json.loads(capsys.readouterr().out)
+    assert {row["action"] for row in found["entries"]} == {"withhold"}

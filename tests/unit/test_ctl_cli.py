@@ -25,8 +25,8 @@ def name(command: Command) -> str:
 
 def test_the_commands_are_those_of_the_issue() -> None:
     assert sorted(name(leaf) for leaf in LEAVES) == [
-        "blacklist add", "blacklist check", "blacklist list", "blacklist remove", "completion", "config check",
-        "config show", "events", "list", "log", "report", "show", "status", "top",
+        "blacklist add", "blacklist check", "blacklist impact", "blacklist list", "blacklist remove", "completion",
+        "config check", "config show", "events", "list", "log", "report", "show", "status", "top",
     ]  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def test_fish(script: Path) -> None:
         return [found.split("\t")[0] for found in done.stdout.splitlines()]
 
     assert sorted(complete("unplugctl ")) == sorted(name for name, _ in COMMANDS[0].commands)
-    assert sorted(complete("unplugctl blacklist ")) == ["add", "check", "list", "remove"]
+    assert sorted(complete("unplugctl blacklist ")) == ["add", "check", "impact", "list", "remove"]
     assert set(complete("unplugctl blacklist add ")) == set(PUBLIC)
     assert {"--effective", "--json"} <= set(complete("unplugctl config show --"))
 

@@ -79,7 +79,7 @@ def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "check", "--config", str(EXAMPLE)]) == 0
     assert "is valid" in capsys.readouterr().out
     assert main(["config", "check", "-l", "--config", str(EXAMPLE)]) == 0
-    assert json.loads(capsys.readouterr().out) == {"valid": True, "files": [str(EXAMPLE)]}
+    assert json.loads(capsys.readouterr().out) == {"valid": True, "files": [str(EXAMPLE)], "warnings": []}
     broken = tmp_path / "broken.toml"
     broken.write_text('[log]\nsinks = ["paper"]\n')
     assert main(["config", "check", "--config", str(broken)]) == 2

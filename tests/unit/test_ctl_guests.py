@@ -121,7 +121,12 @@ def test_a_blacklisted_guest_is_explained(capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_other_summaries() -> None:
     cases = [
-        (blacklisted(unplugged=["nics"]), "all the same"),
+        (blacklisted(unplugged=["nics"], verdict=None), "all the same"),
+        (blacklisted(verdict="ignored", unplugged=["nics"]), 'The action "withhold" would keep its emulated devices'),
+        (blacklisted(verdict="ignored", unplugged=["nics"], product=0xFFFF), "It falls back to emulated disks"),
+        (blacklisted(verdict="withheld", product=0xFFFF), "and got nothing"),
+        (blacklisted(verdict="refused", unplugged=["nics"]), "unplugged before it was refused"),
+        (blacklisted(blacklisted=False, verdict="reported"), "only reported: the guest was not told"),
         (domain(product=3, product_name="linux", build=1, unplugged=["nics"]), "announced itself as linux build 1"),
         (domain(product=3, product_name="linux", build=1), "unplugged nothing yet"),
         (domain(unplugged=["nics"]), "no build to blacklist"),
@@ -162,3 +167,22 @@ def test_the_facts_of_limits() -> None:
     assert shown["Driver"] == "experimental (product 65535), build 589828 (9.0.4)"
     assert shown["Log limit"] == "256 bytes a second, 131072 at once, -3 left now, over it"
     assert shown["Dropped"] == "2 lines (2.0 KiB) by rate-limit, 1 line (5 B) by sink"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "shown"),
+    [("allowed", "allowed"), ("reported", "reported"), ("refused", "BLACKLISTED"), ("ignored", "IGNORED"),
+     ("withheld", "WITHHELD")],
+)  # fmt: skip
+def test_each_verdict_has_its_word(verdict: str, shown: str) -> None:
+    one = domain(product=3, build=1, verdict=verdict, blacklisted=verdict not in ("allowed", "reported"))
+    assert guests.verdict(one) == shown
+    older = domain(product=3, build=1, blacklisted=one["blacklisted"])
+    del older["verdict"]
+    assert guests.verdict(older) == ("BLACKLISTED" if one["blacklisted"] else "allowed")
+
+
+def test_the_rules_that_decided_are_shown() -> None:
+    shown = dict(guests.facts(blacklisted(rule="entry linux 1 (refuse)", guest_rule="[[guest]] web-*")))
+    assert (shown["Decided by"], shown["Guest rule"]) == ("entry linux 1 (refuse)", "[[guest]] web-*")
+    assert not {"Decided by", "Guest rule"} & set(dict(guests.facts(domain())))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unplugd.config.load import load
+from unplugd.core.protocol import Action
 from unplugd.core.registry import PUBLIC
 from unplugd.ctl import persist
 from unplugd.ctl.failure import Failure
@@ -128,7 +129,18 @@ def test_where_the_entries_stand(config: Path) -> None:
     config.write_text('[[blacklist.range]]\nproduct = "linux"\nto = 5\nreason = "old"\n')
     path = persist.add(config, "linux", 9, "new")
     assert persist.configured(config) == [
-        (config, "linux", 0, 5, "old", True), (path, "linux", 9, 9, "new", False)]  # fmt: skip
+        (config, "linux", 0, 5, "old", True, None, None), (path, "linux", 9, 9, "new", False, None, None)]  # fmt: skip
+
+
+def test_an_entry_with_an_action_for_some_guests(config: Path) -> None:
+    path = persist.add(config, "linux", 9, "new", "withhold", ["web-*", 'a "b"'])
+    assert path is not None
+    assert persist.configured(config)[-1] == (
+        path, "linux", 9, 9, "new", False, Action.WITHHOLD, ("web-*", 'a "b"'))
+    assert persist.add(config, "linux", 9, "new", "withhold", ["web-*", 'a "b"']) is None, "it is there"
+    assert persist.add(config, "linux", 9, "new") == path, "that is another one"
+    assert persist.remove(config, "linux", 9) == ([path], [])
+    assert not [one for one in persist.configured(config) if one.first == 9]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -24,6 +24,8 @@ NODES = {
     "/local/domain/8/unplug/build": b"86451",
     "/local/domain/8/unplug/blacklisted": b"1",
     "/local/domain/8/unplug/unplugged": b"5",
+    "/local/domain/8/unplug/verdict": b"ignored",
+    "/local/domain/9/unplug/verdict": b"odd",
     "/mh/driver-blacklist/xensource-windows/86451": b"loses data on resume",
     "/local/domain/9/unplug/product": b"odd\xff",
     "/local/domain/12/name": b"left over",  # nobody introduced it
@@ -51,13 +53,15 @@ def test_what_xenstore_knows() -> None:
     quiet, refused, odd = known()
     assert quiet == {
         "domid": 7, "name": "web-01", "uuid": UUID, "product": None, "product_name": None, "build": None,
-        "blacklisted": False, "blacklist_reason": "", "unplugged": [], "unplugged_mask": 0, "connections": None,
+        "blacklisted": False, "blacklist_reason": "", "verdict": None, "rule": None, "guest_rule": None,
+        "unplugged": [], "unplugged_mask": 0, "connections": None,
         "log": None, "history": None,
     }  # fmt: skip
     assert (refused["product"], refused["product_name"], refused["build"]) == (1, "xensource-windows", 86451)
     assert (refused["blacklisted"], refused["blacklist_reason"]) == (True, "loses data on resume")
     assert refused["unplugged"] == ["ide-disks", "aux-ide-disks"]
-    assert odd["product"] is None
+    assert refused["verdict"] == "ignored"
+    assert odd["product"] is odd["verdict"] is None
 
 
 def test_an_empty_xenstore_has_nobody() -> None:
@@ -88,10 +92,10 @@ def test_list_shows_it_and_says_so(down: list[str], capsys: pytest.CaptureFixtur
     assert main(["list", *down]) == 3
     said = capsys.readouterr()
     assert said.out.splitlines() == [
-        "Name            ID  Driver             Build  Verdict      Unplugged                Log",
-        "web-01           7  -                      -  -            -                        ?",
-        "old-win\\x1b[2J   8  xensource-windows  86451  BLACKLISTED  ide-disks,aux-ide-disks  ?",
-        "new              9  -                      -  -            -                        ?",
+        "Name            ID  Driver             Build  Verdict  Unplugged                Log",
+        "web-01           7  -                      -  -        -                        ?",
+        "old-win\\x1b[2J   8  xensource-windows  86451  IGNORED  ide-disks,aux-ide-disks  ?",
+        "new              9  -                      -  -        -                        ?",
     ]
     assert "systemctl start unplugd" in said.err
     assert said.err.endswith("above is what it published in xenstore while it ran\n")

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.lab.host import OTHER_UUID, UUID, Host, host, until
-from unplugd.config.load import Config, LogConfig, PolicyConfig
+from unplugd.config.load import BlacklistConfig, Config, LogConfig, PolicyConfig
+from unplugd.core.blacklist import BlacklistRange
 from unplugd.core.guest import Verdict
-from unplugd.core.protocol import Effect
+from unplugd.core.guestrules import GuestRule, Patterns
+from unplugd.core.protocol import Action, Effect
 from unplugd.domains.domain import Domain
 from unplugd.domains.labels import CHANGES
 from unplugd.domains.records import COMPLAINTS
@@ -22,8 +24,7 @@ from unplugd.sinks.records import Event
 
 def say(domain: Domain, data: bytes) -> None:
     """Log bytes as a connection takes them in."""
-    domain.guest.log.write(data, time.monotonic())
-    domain.guest.grew = True
+    domain.log(data, time.monotonic())
     domain.settle(time.monotonic())
 
 
@@ -92,6 +93,7 @@ def test_records_of_its_own_name_the_guest(tmp_path: Path) -> None:
                 Event.BLACKLISTED,
                 Event.UNDEFINED_BITS,
                 Event.UNPLUGGED,
+                Event.IGNORED,
                 Event.RESET,
             )
         ]
@@ -145,6 +147,7 @@ def test_what_is_published(tmp_path: Path) -> None:
         assert one.published
         assert published(domain) == {
             "product": "3", "product-name": "linux", "build": "1", "blacklisted": "0", "unplugged": "3",
+            "verdict": "allowed",
         }  # fmt: skip
         one.published.clear()
         reset(domain)
@@ -391,5 +394,107 @@ def test_a_reload_changes_rules_and_limits(tmp_path: Path) -> None:
         assert domain.guest.log.bucket.balance <= 500
         announce(domain, 0x777, 1)
         assert (published(domain) or {})["product-name"] == "mine"
+
+    run(tmp_path, main)
+
+
+def follow(one: Host, config: Config, *domains: Domain) -> None:
+    """A reload."""
+    one.settings.configure(config._replace(runtime_dir=one.directory))
+    for domain in domains:
+        domain.configure()
+
+
+WEB = GuestRule(Patterns("web-*"), "observe", allow_unplug=2, rate=7, burst=700, on_limit="delay")
+BY_UUID = GuestRule(Patterns(OTHER_UUID), rate=9)
+
+
+def test_a_table_of_some_guests_replaces_policy_and_limits(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        web, db, other = one.domain(), one.domain(8, "db-01", UUID), one.domain(9, "db-02", OTHER_UUID)
+        limits = web.guest.log.limits
+        assert (limits.rate, limits.burst, limits.delay) == (7, 700, True)
+        assert [unplug(domain) for domain in (web, db, other)] == [2, 3, 3]
+        assert (db.guest.log.limits.rate, other.guest.log.limits.rate) == (256, 9)
+        assert [domain.stance.observe for domain in (web, db, other)] == [True, False, False]
+        assert [describe(domain)["guest_rule"] for domain in (web, db)] == ["[[guest]] web-*", None]
+        assert one.journald.of(Event.POLICY_CHANGED) == []
+
+    run(tmp_path, main, Config(guests=(WEB, BY_UUID)))
+
+
+def test_tables_follow_a_rename_a_uuid_and_a_reload(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain(uuid="")
+        for name in ("web-01--incoming", "web-01", "web-01--migratedaway"):
+            domain.rename(name)
+            assert domain.rule == WEB
+        domain.rename("db-01")
+        assert (domain.rule, domain.guest.log.limits.rate, unplug(domain)) == (None, 256, 3)
+        domain.identify(OTHER_UUID)
+        assert (domain.rule, domain.guest.log.limits.rate) == (BY_UUID, 9)
+        follow(one, Config(), domain)
+        assert domain.rule is None
+        assert [message.partition(": ")[2] for message in one.journald.of(Event.POLICY_CHANGED)] == [
+            "no [[guest]] table counts from now on", f"[[guest]] {OTHER_UUID} counts from now on",
+            "no [[guest]] table counts from now on",
+        ]
+
+    run(tmp_path, main, Config(guests=(WEB, BY_UUID)))
+
+
+def test_what_a_small_default_cuts_a_larger_burst_of_its_own_keeps_over_a_restart(tmp_path: Path) -> None:
+    config = Config(log=LogConfig(burst=1000, rate=1), guests=(GuestRule(Patterns("web-*"), burst=50_000),))
+
+    async def main(one: Host) -> None:
+        first = one.domain()
+        first.stop()
+        assert one.domain().guest.log.bucket.balance > 49_000
+
+    run(tmp_path, main, config)
+
+
+def test_a_reload_says_whether_unplugs_of_a_refused_driver_are_withheld(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        announce(domain, 1, 86451, Verdict(blacklisted=True, by_node=True))
+        follow(one, Config(blacklist=BlacklistConfig(action=Action.WITHHOLD)), domain)
+        assert (unplug(domain), domain.verdict) == (0, "withheld")
+        assert one.journald.of(Event.POLICY_CHANGED) == [
+            'web-01 (domain 7): its driver stays refused; from the next unplug mask on the action is "withhold"']
+        follow(one, Config(blacklist=BlacklistConfig(mode="observe")), domain)
+        assert (unplug(domain), domain.blacklisted) == (0, True), "a verdict that stands is not taken back"
+        follow(one, Config(), domain)
+        assert (unplug(domain), domain.verdict) == (3, "ignored")
+        assert published(domain) == {
+            "product": "1", "product-name": "xensource-windows", "build": "86451", "blacklisted": "1",
+            "unplugged": "3", "verdict": "ignored",
+        }  # fmt: skip
+
+    run(tmp_path, main)
+
+
+def test_a_range_that_is_for_the_new_name_withholds(tmp_path: Path) -> None:
+    ranges = (BlacklistRange("xensource-windows", action=Action.WITHHOLD, guests=Patterns("canary")),)
+
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        announce(domain, 1, 86451, Verdict(blacklisted=True, rule="an entry"))
+        domain.rename("canary")
+        assert unplug(domain) == 0
+        assert describe(domain)["rule"] == "range xensource-windows 0-4294967295 for guests canary (withhold)"
+
+    run(tmp_path, main, Config(blacklist=BlacklistConfig(ranges=ranges)))
+
+
+def test_the_verdict_is_kept_over_a_restart_and_follows_the_configuration_of_the_next_process(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        first = one.domain()
+        announce(first, 1, 86451, Verdict(blacklisted=True, reason="r" * 200, rule="a rule", by_node=True))
+        unplug(first)
+        kept = one.domain()     # as after SIGKILL
+        assert (kept.verdict, kept.guest.rule, kept.guest.reason[:5]) == ("ignored", "a rule", "rrrrr")
+        follow(one, Config(blacklist=BlacklistConfig(action=Action.WITHHOLD)))
+        assert unplug(one.domain()) == 0
 
     run(tmp_path, main)

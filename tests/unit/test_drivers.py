@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from unplugd.core.families import family_of, xenbus_build
 from unplugd.simulator.drivers import (
     BLACKLISTED_MAGIC,
     CHATTY,
@@ -15,9 +16,13 @@ from unplugd.simulator.drivers import (
     LINUX,
     MAGIC,
     PROBE,
+    SLOT,
+    STUBBORN,
     VERDICT,
     VERSION_0_OR_1,
     XENBUS,
+    XENBUS_PROBE,
+    XENBUS_VERSION,
     Driver,
     In,
     Log,
@@ -25,7 +30,6 @@ from unplugd.simulator.drivers import (
     Reset,
     Then,
     device_names,
-    xenbus_build,
 )
 
 
@@ -35,9 +39,22 @@ def writes(guest: Driver) -> list[tuple[int, int, int]]:
 
 EVERY_WRITE = {
     "linux": [(2, 0x12, 3), (4, 0x10, 1), (2, 0x10, 3)],
+    "linux-ide-disks": [(2, 0x12, 3), (4, 0x10, 1), (2, 0x10, 1)],
+    "linux-aux-ide-disks": [(2, 0x12, 3), (4, 0x10, 1), (2, 0x10, 4)],
+    "linux-nics": [(2, 0x12, 3), (4, 0x10, 1), (2, 0x10, 2)],
+    "linux-all": [(2, 0x12, 3), (4, 0x10, 1), (2, 0x10, 7)],
+    "linux-unnecessary": [(2, 0x12, 3), (4, 0x10, 1)],
+    "linux-never": [],
     "xenbus": [(2, 0x12, 0xFFFF), (4, 0x10, 0x090100), (2, 0x10, 1), (2, 0x10, 2)],
+    "xenbus-2026": [(2, 0x12, 0xFFFF), (4, 0x10, 0x09035E), (2, 0x10, 9), (2, 0x10, 2)],
+    "xenbus-boot-emulated": [(2, 0x12, 0xFFFF), (4, 0x10, 0x090100), (2, 0x10, 4), (2, 0x10, 2)],
+    "xenbus-first-boot": [(2, 0x12, 0xFFFF), (4, 0x10, 0x090100)],
+    "xenbus-safe-mode": [(2, 0x12, 0xFFFF), (4, 0x10, 0x090100)],
     "citrix": [(2, 0x12, 1), (4, 0x10, 86451), (2, 0x10, 3)],
     "gplpv": [(2, 0x12, 2), (4, 0x10, 1), (2, 0x10, 3)],
+    "suse-vmdp": [(2, 0x12, 205), (4, 0x10, 20501), (2, 0x10, 7)],
+    "suse-vmdp-disks": [(2, 0x12, 205), (4, 0x10, 20501), (2, 0x10, 5)],
+    "suse-vmdp-nics": [(2, 0x12, 205), (4, 0x10, 20501), (2, 0x10, 2)],
     "freebsd": [(2, 0x10, 3)],
     "openbsd": [(2, 0x10, 3)],
     "suse-legacy": [(4, 0x10004, 1)],
@@ -56,17 +73,32 @@ def test_what_it_writes(name: str) -> None:
     assert writes(DRIVERS[name]) == EVERY_WRITE[name]
 
 
-@pytest.mark.parametrize("name", sorted(set(EVERY_WRITE) - {"suse-legacy", "vmdp"}))
+@pytest.mark.parametrize("name", sorted(set(EVERY_WRITE) - {"suse-legacy", "vmdp", "linux-never"}))
 def test_it_probes_first(name: str) -> None:
-    assert DRIVERS[name].steps[0] == PROBE
+    assert DRIVERS[name].steps[0] == (XENBUS_PROBE if name.startswith("xenbus") else PROBE)
 
 
-def test_xenbus_logs_whole_short_lines_by_string_io() -> None:
-    for guest in (XENBUS, CHATTY):
-        for step in guest.steps:
-            if isinstance(step, Log):
-                assert step.string
-                assert all(line.endswith(b"\r\n") and len(line) <= 256 for line in step.lines)
+def test_xenbus_logs_whole_lines_of_a_slot_by_string_io() -> None:
+    lines = []
+    for step in XENBUS.steps:
+        if isinstance(step, Log):
+            assert step.string
+            lines += [*step.lines, *step.refused]
+    assert all(line.endswith(b"\n") != (len(line) == SLOT) and len(line) <= SLOT for line in lines)
+    assert sum(len(line) == SLOT for line in lines) == 1
+    assert b"UNPLUG: PRE-AMBLE (DRIVERS NOT BLACKLISTED)\n" in lines
+    assert b"UNPLUG: PRE-AMBLE (DRIVERS BLACKLISTED)\n" in lines
+
+
+def test_whether_a_driver_goes_on_is_what_is_known_of_its_family() -> None:
+    for guest in DRIVERS.values():
+        products = [step.value for step in guest.steps if isinstance(step, Out) and (step.size, step.port) == (2, 0x12)]
+        family = family_of(products[0]) if products else None
+        if guest in (CHATTY, STUBBORN) or family is None or family.obeys is None:
+            continue
+        stops = [step for step in guest.steps if isinstance(step, In)
+                 and step.conclude(BLACKLISTED_MAGIC).then is Then.STOP_BLACKLISTED]
+        assert bool(stops) is family.obeys, guest.name
 
 
 def test_chatty_logs_more_than_the_default_limit_takes() -> None:
@@ -86,6 +118,9 @@ def test_chatty_logs_more_than_the_default_limit_takes() -> None:
         (VERSION_0_OR_1, 0, Then.SKIP_TO_UNPLUG),
         (VERSION_0_OR_1, 1, Then.GO_ON),
         (VERSION_0_OR_1, 2, Then.STOP_UNKNOWN_VERSION),
+        (XENBUS_PROBE, BLACKLISTED_MAGIC, Then.SKIP_TO_UNPLUG_DISOBEYING),
+        (XENBUS_VERSION, 0, Then.SKIP_TO_UNPLUG),
+        (XENBUS_VERSION, 2, Then.GO_ON),
         (LINUX.steps[1], 0, Then.STOP_UNKNOWN_VERSION),
     ],
 )

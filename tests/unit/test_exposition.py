@@ -70,7 +70,7 @@ def test_all_series_are_there_at_zero_before_anything_happens(content_type: str)
 
 @BOTH
 def test_every_metric_of_the_catalogue_and_the_process_is_served(content_type: str) -> None:
-    served = names(read(StandInHost([StandInDomain()]), content_type))
+    served = names(read(StandInHost([StandInDomain(verdict="allowed")]), content_type))
     histogram = {f"unplugd_ioreq_duration_seconds{suffix}" for suffix in ("_bucket", "_sum", "_count")}
     expected = {metric.name for metric in CATALOGUE} - {"unplugd_ioreq_duration_seconds"} | histogram
     assert {name for name in served if not name.startswith("process_")} == expected

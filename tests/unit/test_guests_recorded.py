@@ -12,15 +12,16 @@ from unplugd.core.events import (
     Announced,
     Blacklisted,
     BuildWithoutProduct,
+    Ignored,
     Line,
     UndefinedBits,
     UnplugDenied,
     Unplugged,
     WasReset,
 )
-from unplugd.core.protocol import Rules
+from unplugd.core.protocol import Action, Rules
 from unplugd.core.registry import Registry
-from unplugd.core.stream import Dispatch, IoreqStream
+from unplugd.core.stream import IoreqStream
 
 
 def linux(machine: Machine, mask: int = 3) -> int | None:
@@ -200,7 +201,7 @@ def test_freebsd_only_nics_by_policy() -> None:
     machine = Machine(Rules(allow_unplug=2))
     assert machine.inw(0x10) == 0x49D2
     assert machine.outw(0x10, 3) == 2
-    assert machine.said == [UnplugDenied(1, blacklisted=False), Unplugged(2)]
+    assert machine.said == [UnplugDenied(1, withheld=False), Unplugged(2)]
 
 
 @pytest.mark.parametrize(
@@ -240,8 +241,7 @@ def test_vmdp_and_0x12_write_the_same_line() -> None:
 
 
 def test_suse_legacy_of_a_blacklisted_driver_denied() -> None:
-    rules = Rules(blacklisted_unplug=False, legacy_unplug=True)
-    machine = Machine(rules, blacklist={("linux", 1)})
+    machine = Machine(Rules(legacy_unplug=True), blacklist={("linux", 1)}, action=Action.WITHHOLD)
     linux(machine)
     assert machine.outl(BAR + 4, 1) == 0
 
@@ -294,14 +294,14 @@ def test_qemu_traditional_build_from_2_to_the_31_is_not_negative(build: int) -> 
     assert f"build {build}:" in str(machine.said[0])
 
 
-@pytest.mark.parametrize(("policy", "order"), [(True, 3), (False, 0)], ids=["allow", "deny"])
-def test_qemu_traditional_blacklisted_driver_that_unplugs(policy: bool, order: int) -> None:
-    machine = Machine(Rules(blacklisted_unplug=policy), blacklist={("xensource-windows", 86451)})
+@pytest.mark.parametrize(("action", "order"), [(Action.REFUSE, 3), (Action.WITHHOLD, 0)], ids=["refuse", "withhold"])
+def test_qemu_traditional_blacklisted_driver_that_unplugs(action: Action, order: int) -> None:
+    machine = Machine(blacklist={("xensource-windows", 86451)}, action=action)
     assert xenbus(machine, 1, 86451) is None
     assert machine.outw(0x10, 3) == order
     assert machine.guest.platform.unplugged == order
-    expected = Unplugged(3) if policy else UnplugDenied(3, blacklisted=True)
-    assert machine.said[-1] == expected
+    expected = [Unplugged(3), Ignored(3)] if order else [UnplugDenied(3, withheld=True)]
+    assert machine.said[2:] == expected
 
 
 def test_qemu_traditional_blacklisted_until_reset() -> None:
@@ -330,10 +330,39 @@ def test_qemu_traditional_platform_flags() -> None:
 
 def test_qemu_traditional_two_vcpus_share_the_device() -> None:
     machine = Machine()
-    other = IoreqStream(machine.guest, Dispatch(Rules(), delay=False), machine.counters.ioreqs)
+    other = IoreqStream(machine.guest, machine.counters)
     machine.outw(0x12, 3)
     other.receive(frame(0x10, 2, data=2), machine.now)
-    (flags,) = answers(bytes(other.receive(frame(0x10, 1, read=True), machine.now)))
+    (flags,) = answers(other.receive(frame(0x10, 1, read=True), machine.now)[0])
     assert flags.data == 0
     assert machine.guest.platform.product == 3
     assert machine.guest.platform.unplugged == 2
+
+
+SLOT = b"x" * 256
+
+
+def test_xenbus_a_full_slot_is_a_line_of_its_own() -> None:
+    machine = Machine()
+    for line in (b"before\n", SLOT, b"after\n"):
+        machine.outs(0x12, 1, line)
+    assert machine.lines == [b"before", SLOT, b"after"]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [(b"begun ", SLOT), (SLOT[1:],), (SLOT + b"y",), (b"a\n" + SLOT[2:],), (SLOT[:100], SLOT[100:])],
+    ids=["goes on", "shorter", "longer", "with a newline", "in two parts"],
+)  # fmt: skip
+def test_any_other_string_write_without_a_newline_begins_a_line(pieces: tuple[bytes, ...]) -> None:
+    machine = Machine()
+    for piece in pieces:
+        machine.outs(0x12, 1, piece)
+    machine.outs(0x12, 1, b"end\n")
+    assert machine.lines == (b"".join(pieces) + b"end").split(b"\n")
+
+
+def test_256_single_bytes_are_no_slot() -> None:
+    machine = Machine()
+    machine.feed(b"".join(frame(0x12, 1, data=byte) for byte in SLOT + b"y\n"))
+    assert machine.lines == [SLOT + b"y"]

@@ -52,12 +52,12 @@ def test_what_the_api_shows() -> None:
     shown = history.describe(1000.0)
     common = {"time", "last_time", "times", "did"}
     assert [set(step) - common for step in shown] == [
-        {"answer"}, {"answer"}, {"product"}, {"product", "build", "blacklisted", "source", "reason"},
+        {"answer"}, {"answer"}, {"product"}, {"product", "build", "blacklisted", "reported", "source", "reason"},
         {"mask", "order"}, {"build"}, set(), set(),
     ]  # fmt: skip
     assert shown[3] == {
         "time": 1003.0, "last_time": 1003.0, "times": 1, "did": "build", "product": 1, "build": 86451,
-        "blacklisted": True, "source": "xenstore", "reason": "loses data",
+        "blacklisted": True, "reported": False, "source": "xenstore", "reason": "loses data",
     }  # fmt: skip
     assert shown[4]["order"] == ["ide-disks", "nics"]
     assert shown[-1] == {"time": 1007.0, "last_time": 1009.5, "times": 2, "did": "restored"}

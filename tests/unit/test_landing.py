@@ -40,7 +40,7 @@ class Seen(HTMLParser):
 
 
 def test_the_landing_page_takes_nothing_from_elsewhere_and_its_policy_lets_its_style_through() -> None:
-    page = get(StandInHost([StandInDomain(unplugged=3, blacklisted=True, product=3, build=1)]), "/")
+    page = get(StandInHost([StandInDomain(unplugged=3, blacklisted=True, verdict="refused", product=3, build=1)]), "/")
     seen = Seen(body(page))
     assert not {tag for tag, _ in seen.tags} & {"script", "img", "link", "iframe", "object", "base", "form"}
     for _, attributes in seen.tags:
@@ -73,15 +73,16 @@ def test_every_element_is_closed() -> None:
 
 def test_the_guests_are_a_table_in_words() -> None:
     host = StandInHost([
-        StandInDomain(7, product=3, build=1, unplugged=3, log_lines=1),
-        StandInDomain(8, product=4660, build=9, blacklisted=True, dropped_lines={"rate-limit": 2, "sink": 1}),
+        StandInDomain(7, product=3, build=1, verdict="allowed", unplugged=3, log_lines=1),
+        StandInDomain(8, product=4660, build=9, blacklisted=True, verdict="ignored",
+                      dropped_lines={"rate-limit": 2, "sink": 1}),
         StandInDomain(9),
     ])  # fmt: skip
     rows = re.findall(r"<tr>(<td>.*)</tr>", body(get(host, "/")).decode())
     plain = [[re.sub(r"<[^>]*>", "", cell) for cell in row.removeprefix("<td>").split("<td>")] for row in rows]
     assert plain == [
         ["7", "web-01", "linux", "1", "allowed", "ide-disks, nics", "1 line"],
-        ["8", "web-01", "product 4660", "9", "blacklisted", "-", "3 dropped"],
+        ["8", "web-01", "product 4660", "9", "ignored", "-", "3 dropped"],
         ["9", "web-01", "-", "-", "-", "-", "-"],
     ]
     assert "unplugctl list" in body(get(host, "/", everything=False)).decode()

@@ -20,6 +20,7 @@ CONTRACT = {
     "unplugd_connections": (),
     "unplugd_domain_info": ("domid", "uuid", "name", "product", "build"),
     "unplugd_domain_blacklisted": ("domid", "uuid"),
+    "unplugd_domain_verdict": ("domid", "uuid", "verdict"),
     "unplugd_domain_unplugged": ("domid", "uuid", "device"),
     "unplugd_ioreqs_total": ("kind",),
     "unplugd_ioreq_duration_seconds": (),

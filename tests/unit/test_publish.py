@@ -74,7 +74,8 @@ async def world(tmp_path: Path, *, enabled: bool = True, store: EmbeddedStore | 
         await it.publisher.stop()
 
 
-LINUX = {"product": "3", "product-name": "linux", "build": "1", "blacklisted": "0", "unplugged": "3"}
+LINUX = {"product": "3", "product-name": "linux", "build": "1", "blacklisted": "0", "unplugged": "3",
+         "verdict": "allowed"}
 
 
 def test_what_a_toolstack_reads(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_a_blacklisted_driver(tmp_path: Path) -> None:
             it.announce(1, 2**32 - 1, blacklisted=True, unplug=0)
             await it.has({
                 "product": "1", "product-name": "xensource-windows", "build": "4294967295", "blacklisted": "1",
-                "unplugged": "0",
+                "unplugged": "0", "verdict": "refused",
             })  # fmt: skip
 
     asyncio.run(main())
@@ -104,7 +105,7 @@ def test_a_driver_that_nobody_registered_has_no_name(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path) as it:
             it.announce(0x777, 5)
-            await it.has({"product": "1911", "build": "5", "blacklisted": "0", "unplugged": "3"})
+            await it.has({"product": "1911", "build": "5", "blacklisted": "0", "unplugged": "3", "verdict": "allowed"})
 
     asyncio.run(main())
 
@@ -137,7 +138,7 @@ def test_what_no_longer_holds_is_taken_out(tmp_path: Path) -> None:
             it.announce()
             await it.has(LINUX)
             it.announce(0x777, 5)
-            await it.has({"product": "1911", "build": "5", "blacklisted": "0", "unplugged": "3"})
+            await it.has({"product": "1911", "build": "5", "blacklisted": "0", "unplugged": "3", "verdict": "allowed"})
 
     asyncio.run(main())
 

@@ -63,6 +63,28 @@ def test_a_stubborn_guest_unplugs_whatever_the_verdict(path: Path) -> None:
     )
 
 
+def test_xenbus_logs_that_it_is_blacklisted_and_goes_on(path: Path) -> None:
+    xenbus = DRIVERS["xenbus"].announcing(1, 86451)
+    with FakeUnplugd(path, blacklist=CITRIX_86451):
+        for announced in (True, False):     # the second time it reads 0xd249 at once, and announces nothing
+            seen: list[Seen] = []
+            with DeviceModel(path) as device:
+                outcome = play(xenbus, device, seen.append)
+            assert outcome == Outcome(
+                Ending.BLACKLISTED, 3, "blacklisted by host, unplugged disks and NICs all the same")
+            accesses = [one.access for one in seen if one.access is not None]
+            lines = [access.payload for access in accesses if access.string]
+            assert b"UNPLUG: PRE-AMBLE (DRIVERS BLACKLISTED)\n" in lines
+            assert not [line for line in lines if b"NOT BLACKLISTED" in line]
+            assert bool([access for access in accesses if access.size == 4]) is announced
+
+
+@pytest.mark.parametrize("name", ["xenbus-first-boot", "xenbus-safe-mode", "linux-unnecessary"])
+def test_drivers_that_announce_themselves_and_ask_for_nothing(path: Path, name: str) -> None:
+    with FakeUnplugd(path):
+        assert str(played(DRIVERS[name], path)) == "allowed, asked for no unplug: stays with emulated devices"
+
+
 def test_version_0_skips_product_and_build(path: Path) -> None:
     with FakeUnplugd(path, version=0, blacklist=CITRIX_86451) as server:
         assert played(DRIVERS["citrix"], path).order == 3

@@ -13,9 +13,11 @@ import pytest
 
 from tests.lab.host import Host, connected, host, until
 from unplugd.blacklist.verdicts import LOOKUPS_A_SECOND, Blacklist
-from unplugd.config.load import BlacklistConfig
+from unplugd.config.load import BlacklistConfig, Config
 from unplugd.core.blacklist import BlacklistEntry, BlacklistRange
 from unplugd.core.guest import Verdict
+from unplugd.core.guestrules import GuestRule, Patterns
+from unplugd.core.protocol import Action
 from unplugd.core.registry import Registry
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
@@ -26,6 +28,8 @@ from unplugd.xenstore.embedded import EmbeddedStore
 ROOT = "/mh/driver-blacklist"
 CITRIX = f"{ROOT}/xensource-windows/86451"
 ENTRY = BlacklistEntry("xensource-windows", 86451, "loses data")
+BY_HAND = Verdict(blacklisted=True, reason="by hand", source="xenstore",
+                  rule="xenstore's node xensource-windows/86451 (refuse)", by_node=True)
 
 
 class Slow(EmbeddedStore):
@@ -77,6 +81,12 @@ class World:
         return {result: count for result, count in self.host.counters.blacklist_lookups.items() if count}
 
 
+def follow(it: World, config: Config) -> None:
+    """The domain follows another configuration."""
+    it.host.settings.configure(config._replace(runtime_dir=it.host.settings.config.runtime_dir))
+    it.domain.configure()
+
+
 @asynccontextmanager
 async def world(tmp_path: Path, config: BlacklistConfig | None = None) -> AsyncIterator[World]:
     store = Slow()
@@ -90,7 +100,7 @@ def test_a_node_written_by_hand_counts_for_the_next_build_number(tmp_path: Path)
             await it.blacklist.sync()
             assert not (await it.judge(1, 86451)).blacklisted
             await it.store.write(CITRIX, b"by hand")
-            assert await it.judge(1, 86451) == Verdict(blacklisted=True, reason="by hand", source="xenstore")
+            assert await it.judge(1, 86451) == BY_HAND
             await it.store.write(CITRIX, b"")
             assert (await it.judge(1, 86451)).blacklisted, "its existence is what counts"
             await it.store.remove(CITRIX)
@@ -121,9 +131,11 @@ def test_who_is_judged_without_xenstore(tmp_path: Path) -> None:
             await it.blacklist.sync()
             reads = it.store.reads
             assert not (await it.judge(0x777, 1)).blacklisted
-            assert await it.judge(4, 7) == Verdict(blacklisted=True, reason="old", source="configuration")
+            assert await it.judge(4, 7) == Verdict(
+                blacklisted=True, reason="old", source="configuration", rule="entry xenserver-windows-v7.0+ 7 (refuse)")
             assert not (await it.judge(4, 8)).blacklisted
-            assert await it.judge(0xFFFF, 9) == Verdict(blacklisted=True, reason="beta", source="configuration")
+            assert await it.judge(0xFFFF, 9) == Verdict(
+                blacklisted=True, reason="beta", source="configuration", rule="range experimental 5-9 (refuse)")
             assert it.lookups == {"unknown-product": 1, "blacklisted": 2, "allowed": 1}
             assert it.store.reads == reads
 
@@ -431,7 +443,108 @@ def test_who_asks_before_there_was_a_connection_waits_for_it(tmp_path: Path) -> 
             await asyncio.sleep(0.01)
             assert not asked.done()
             await it.blacklist.sync()
-            assert await asked == Verdict(blacklisted=True, reason="by hand", source="xenstore")
+            assert await asked == BY_HAND
             assert it.lookups == {"blacklisted": 1}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("action", "result"),
+    [(Action.REPORT, "reported"), (Action.REFUSE, "blacklisted"), (Action.WITHHOLD, "blacklisted")],
+)
+def test_what_a_node_means_by_default(tmp_path: Path, action: Action, result: str) -> None:
+    async def main() -> None:
+        async with world(tmp_path, BlacklistConfig(action=action)) as it:
+            await it.store.write(CITRIX, b"by hand")
+            await it.blacklist.sync()
+            verdict = await it.judge(1, 86451)
+            assert (verdict.blacklisted, verdict.action, verdict.by_node) == (True, action, True)
+            assert it.lookups == {result: 1}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_entry_that_is_less_strict_than_the_default_does_not_save_from_a_node(tmp_path: Path, there: bool) -> None:
+    config = BlacklistConfig(entries=(ENTRY._replace(action=Action.REPORT),))
+
+    async def main() -> None:
+        async with world(tmp_path, config) as it:
+            if there:
+                await it.store.write(CITRIX, b"by hand")
+            await it.blacklist.sync()
+            verdict = await it.judge(1, 86451)
+            assert verdict.action is (Action.REFUSE if there else Action.REPORT)
+            assert verdict.source == ("xenstore" if there else "configuration")
+            assert verdict.reason == ("by hand" if there else "loses data")
+            assert it.lookups == {"blacklisted" if there else "reported": 1}
+            assert (await it.read(CITRIX) is not None) is there, "unplugd decides it by itself"
+
+    asyncio.run(main())
+
+
+def test_an_entry_that_is_stricter_needs_no_word_of_xenstores(tmp_path: Path) -> None:
+    config = BlacklistConfig(entries=(ENTRY._replace(action=Action.WITHHOLD, guests=Patterns("web-*")),))
+
+    async def main() -> None:
+        async with world(tmp_path, config) as it:
+            await it.blacklist.sync()
+            reads = it.store.reads
+            verdict = await it.judge(1, 86451)
+            assert (verdict.action, verdict.rule) == (
+                Action.WITHHOLD, "entry xensource-windows 86451 for guests web-* (withhold)")
+            assert it.store.reads == reads
+            it.domain.rename("db-01")
+            assert not (await it.judge(1, 86451)).blacklisted
+            it.domain.rename("web-02--incoming")
+            assert (await it.judge(1, 86451)).blacklisted
+
+    asyncio.run(main())
+
+
+def test_observing_makes_every_action_a_report(tmp_path: Path) -> None:
+    config = BlacklistConfig(
+        mode="observe", on_error="deny", ranges=(BlacklistRange("linux", 0, 9, "old", Action.WITHHOLD),),
+    )
+
+    async def main() -> None:
+        async with world(tmp_path, config) as it:
+            follow(it, Config(blacklist=config))
+            await it.store.write(CITRIX, b"by hand")
+            await it.blacklist.sync()
+            for product, build in ((1, 86451), (3, 1)):
+                verdict = await it.judge(product, build)
+                assert (verdict.blacklisted, verdict.action) == (True, Action.REPORT)
+                assert verdict.rule.endswith('; only observed: blacklist.mode = "observe"')
+            it.blacklist.lost()
+            assert (await it.judge(1, 5)).action is Action.REPORT
+            assert it.lookups == {"reported": 2, "fallback": 1}
+
+    asyncio.run(main())
+
+
+def test_an_exempt_guest_is_asked_about_nowhere(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as it:
+            follow(it, Config(guests=(GuestRule(Patterns("web-01"), "exempt"),)))
+            await it.store.write(CITRIX, b"by hand")
+            await it.blacklist.sync()
+            reads = it.store.reads
+            verdict = await it.judge(1, 86451)
+            assert (verdict.blacklisted, verdict.rule) == (False, '[[guest]] web-01, blacklist = "exempt"')
+            assert (it.store.reads, it.lookups) == (reads, {"allowed": 1})
+
+    asyncio.run(main())
+
+
+def test_denied_where_xenstored_is_silent_means_the_default_action(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path, BlacklistConfig(on_error="deny", action=Action.WITHHOLD)) as it:
+            it.blacklist.lost()
+            verdict = await it.judge(3, 1)
+            assert (verdict.blacklisted, verdict.action, verdict.source) == (True, Action.WITHHOLD, "on-error")
+            assert verdict.rule == 'blacklist.on_error = "deny"'
+            assert it.lookups == {"fallback": 1}
 
     asyncio.run(main())

@@ -15,14 +15,16 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from unplugd.blacklist.lookups import Answer, SharedReads
 from unplugd.config.load import BlacklistConfig
-from unplugd.core.blacklist import ROOT, Configured, build_number, node
+from unplugd.core.blacklist import ROOT, Configured, Hit, build_number, for_guest, node, strictest
 from unplugd.core.bucket import TokenBucket
 from unplugd.core.counters import Counters
 from unplugd.core.guest import ALLOWED, Verdict
+from unplugd.core.guestrules import Stance
+from unplugd.core.protocol import Action
 from unplugd.core.registry import Registry
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
@@ -65,6 +67,19 @@ _NOT_MIRRORED = "after a restart without a xenstored nothing is blacklisted by i
 Say = Callable[[Event, str], None]
 
 
+class _Lookup(NamedTuple):
+    """A build number that xenstore is asked about."""
+
+    product: str
+    build: int
+    path: str
+    """Its node."""
+    hit: Hit | None
+    """What configuration itself says of it."""
+    stance: Stance
+    """How the blacklist counts for its guest."""
+
+
 class Blacklist:
     """The verdicts of all domains. Which xenstore is asked, use() says; who asks before that waits for it."""
 
@@ -98,7 +113,7 @@ class Blacklist:
     @staticmethod
     def prepare(config: BlacklistConfig) -> Configured:
         """The long part of configure(), for thousands of entries. Any thread may run it."""
-        return Configured(config.entries, config.ranges)
+        return Configured(config.entries, config.ranges, config.action)
 
     def configure(self, config: BlacklistConfig, registry: Registry, prepared: Configured | None = None) -> None:
         """Use another configuration; xenstore follows with the next put_entries()."""
@@ -118,50 +133,65 @@ class Blacklist:
 
         A future, and no coroutine, so that a guest that boots does not cost a task.
         """
-        product = self._registry.name(need.product)
+        product, stance = self._registry.name(need.product), domain.stance
         if product is None:
             return self._known("unknown-product", Verdict(blacklisted=False, source="unknown-product"))
-        reason = self._configured.decide(product, need.build)
-        if reason is not None:
-            return self._known("blacklisted", Verdict(blacklisted=True, reason=reason, source="configuration"))
+        if stance.exempt:
+            return self._known("allowed", Verdict(blacklisted=False, source="configuration", rule=stance.rule))
+        hit = self._configured.decide(product, need.build, domain.name, domain.uuid)
         path = node(product, need.build)
-        if path is None:
-            return self._known("allowed", Verdict(blacklisted=False, source="configuration"))
+        lookup = _Lookup(product, need.build, path or "", hit, stance)
+        if path is None or (hit is not None and (stance.observe or hit.action >= self._configured.action)):
+            return self._known(*self._conclude(lookup, None, "configuration"))
         if not self._budget(domain).take(1, time.monotonic()):
             # the guest's own doing: what decides when xenstored is silent must not be the guest's to choose
             why = f"it asked more than {LOOKUPS_A_SECOND} times a second"
-            return self._known("fallback", self._by_mirror(path, why))
+            return self._known(*self._by_mirror(lookup, why))
         if not self._tried.is_set():
-            return asyncio.ensure_future(self._judge_later(path, deadline))
-        return self._ask(path, deadline)
+            return asyncio.ensure_future(self._judge_later(lookup, deadline))
+        return self._ask(lookup, deadline)
 
-    async def _judge_later(self, path: str, deadline: float) -> Verdict:
+    async def _judge_later(self, lookup: _Lookup, deadline: float) -> Verdict:
         """A guest may need a verdict right after a restart, before there is a connection."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._tried.wait(), max(LEAST_WAIT, deadline - time.monotonic()))
-        return await self._ask(path, deadline)
+        return await self._ask(lookup, deadline)
 
-    def _ask(self, path: str, deadline: float) -> asyncio.Future[Verdict]:
+    def _ask(self, lookup: _Lookup, deadline: float) -> asyncio.Future[Verdict]:
         """The verdict of xenstore on a node, or of its fallback."""
         if not self.synced:
-            return self._known("fallback", self._fall_back(path, "xenstored is not connected"))
+            return self._known(*self._fall_back(lookup, "xenstored is not connected"))
         verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._lookups.read(path, max(deadline, time.monotonic() + LEAST_WAIT), partial(self._answered, path, verdict))
+        self._lookups.read(lookup.path, max(deadline, time.monotonic() + LEAST_WAIT),
+                           partial(self._answered, lookup, verdict))
         return verdict
 
-    def _answered(self, path: str, verdict: asyncio.Future[Verdict], answer: Answer) -> None:
+    def _answered(self, lookup: _Lookup, verdict: asyncio.Future[Verdict], answer: Answer) -> None:
         if verdict.done():
             return  # the caller does not wait any more
         match answer:
             case NoSuchNode():
-                result, said = "allowed", ALLOWED
+                result, said = self._conclude(lookup, None, "xenstore")
             case StoreError() as error:
-                result, said = "fallback", self._fall_back(path, str(error))
+                result, said = self._fall_back(lookup, str(error))
             case _:
-                reason = answer.decode("utf-8", "replace")[:REASON_LIMIT]
-                result, said = "blacklisted", Verdict(blacklisted=True, reason=reason, source="xenstore")
+                found = self._configured.node_hit(lookup.product, lookup.build, answer.decode("utf-8", "replace"))
+                result, said = self._conclude(lookup, found, "xenstore")
         self._counters.blacklist_lookups[result] += 1
         verdict.set_result(said)
+
+    @staticmethod
+    def _conclude(lookup: _Lookup, found: Hit | None, source: str, fallback: str = "") -> tuple[str, Verdict]:
+        """The verdict, and how it is counted. `found` is the entry of `source`, beside what configuration says."""
+        decided = for_guest(strictest(lookup.hit, found), lookup.stance)
+        if decided is None:
+            said = ALLOWED if source == "xenstore" else Verdict(blacklisted=False, source=source, fallback=fallback)
+            return "fallback" if fallback else "allowed", said
+        if found is None or (lookup.hit is not None and lookup.hit.action >= found.action):
+            source = "configuration"
+        said = Verdict(True, decided.reason[:REASON_LIMIT], source, fallback, decided.action,
+                       decided.rule[:REASON_LIMIT], by_node=found is not None)
+        return "fallback" if fallback else "reported" if decided.action is Action.REPORT else "blacklisted", said
 
     def _known(self, result: str, said: Verdict) -> asyncio.Future[Verdict]:
         """A verdict without a lookup in xenstore."""
@@ -181,20 +211,22 @@ class Blacklist:
         """A domain is gone."""
         self._budgets.pop(domid, None)
 
-    def _fall_back(self, path: str, why: str) -> Verdict:
+    def _fall_back(self, lookup: _Lookup, why: str) -> tuple[str, Verdict]:
         """The verdict without xenstored, according to `blacklist.on_error`."""
         on_error = self._config.on_error
         if on_error == "mirror":
-            return self._by_mirror(path, why)
-        return Verdict(on_error == "deny", "xenstored did not answer" if on_error == "deny" else "", "on-error",
-                       f'{why}; blacklist.on_error = "{on_error}" decided')
+            return self._by_mirror(lookup, why)
+        rule = f'blacklist.on_error = "{on_error}"'
+        denied = Hit(self._configured.action, "xenstored did not answer", rule) if on_error == "deny" else None
+        return self._conclude(lookup, denied, "on-error", f"{why}; {rule} decided")
 
-    def _by_mirror(self, path: str, why: str) -> Verdict:
+    def _by_mirror(self, lookup: _Lookup, why: str) -> tuple[str, Verdict]:
         """The verdict by what xenstore had last."""
+        path, nodes = lookup.path, self._configured.nodes
         # a restarted xenstored may be empty: the configured entries count already
-        configured = not self.synced and path in self._configured.nodes
-        return Verdict(path in self._mirror or configured, self._configured.nodes.get(path, ""), "mirror",
-                       f"{why}; what xenstore had last decided")
+        there = path in self._mirror or (not self.synced and path in nodes)
+        found = self._configured.node_hit(lookup.product, lookup.build, nodes.get(path, "")) if there else None
+        return self._conclude(lookup, found, "mirror", f"{why}; what xenstore had last decided")
 
     # --- what xenstore has
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from unplugd.config.attach import UNREACHABLE
 from unplugd.core.blacklist import LAST_BUILD
-from unplugd.core.protocol import DEVICES
+from unplugd.core.guestrules import Patterns
+from unplugd.core.protocol import ACTIONS, DEVICES, Action
 
 SINKS = ("journal", "file", "stderr")
 _LAST_DOMID = 0x7FEF
@@ -71,6 +72,17 @@ def _one_of(*words: str) -> Check:
         return value
 
     return check
+
+
+def _action(value: Any) -> Action:
+    return ACTIONS[_one_of(*ACTIONS)(value)]
+
+
+def _patterns(value: Any) -> Patterns:
+    if not isinstance(value, list) or not value or not all(
+            isinstance(item, str) and item and item.isprintable() for item in value):
+        raise Wrong("a list of patterns of guests' names, or whole uuids; at least one")
+    return Patterns(*value)
 
 
 def _some_of(*words: str) -> Check:
@@ -182,6 +194,8 @@ KEYS: Mapping[str, Check] = {  # in the order of contract section 5
     "protocol_version": integer(0, 1),
     "xenstore.backend": _one_of("auto", "socket", "xenbus", "embedded"),
     "xenstore.socket": _socket_path,
+    "blacklist.mode": _one_of("enforce", "observe"),
+    "blacklist.action": _action,
     "blacklist.lookup_timeout": _number(0.001, 60, "seconds"),
     "blacklist.on_error": _one_of("mirror", "allow", "deny"),
     "policy.allow_unplug": _devices,
@@ -205,12 +219,18 @@ KEYS: Mapping[str, Check] = {  # in the order of contract section 5
 TABLE_LISTS: Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]] = {
     "xenstore.domain": ({"domid": integer(1, _LAST_DOMID), "name": _domain_name, "uuid": _domain_uuid}, ("domid",)),
     "blacklist.entry": (
-        {"product": _text, "build": integer(0, LAST_BUILD), "reason": _text},
+        {"product": _text, "build": integer(0, LAST_BUILD), "reason": _text, "action": _action, "guests": _patterns},
         ("product", "build"),
     ),
     "blacklist.range": (
-        {"product": _text, "from": integer(0, LAST_BUILD), "to": integer(0, LAST_BUILD), "reason": _text},
+        {"product": _text, "from": integer(0, LAST_BUILD), "to": integer(0, LAST_BUILD), "reason": _text,
+         "action": _action, "guests": _patterns},
         ("product",),
+    ),
+    "guest": (
+        {"match": _patterns, "blacklist": _one_of("enforce", "observe", "exempt"), "allow_unplug": _devices,
+         "rate": KEYS["log.rate"], "burst": KEYS["log.burst"], "on_limit": KEYS["log.on_limit"]},
+        ("match",),
     ),
 }
 """Lists of tables: their keys, and which of these are needed."""

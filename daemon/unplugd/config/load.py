@@ -2,7 +2,7 @@
 
 `load()` reads `unplugd.toml` and the files of its drop-in directory in lexical order. Every value is checked in the
 file that it stands in, so that an error names file, key and what is allowed. Later files replace single values; the
-lists of tables (`blacklist.entry`, `blacklist.range`, `xenstore.domain`) and `[products]` add up.
+lists of tables (`blacklist.entry`, `blacklist.range`, `guest`, `xenstore.domain`) and `[products]` add up.
 
 Source: contract section 5. Nothing here is applied: that is service.py's.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,9 +21,14 @@ from unplugd.config.attach import AttachConfig
 from unplugd.config.files import limited, paths, read, refusing
 from unplugd.config.keys import KEYS, SECTIONS, TABLE_LISTS, Check, Wrong, integer
 from unplugd.core.blacklist import LAST_BUILD, BlacklistEntry, BlacklistRange
-from unplugd.core.protocol import ALL_DEVICES
+from unplugd.core.guestrules import GuestRule
+from unplugd.core.protocol import ALL_DEVICES, Action
 from unplugd.core.registry import PUBLIC
 from unplugd.errors import ConfigError
+
+REPLACED: Mapping[str, Action] = {"allow": Action.REFUSE, "deny": Action.WITHHOLD}
+"""What `policy.blacklisted_unplug` means in the words of `blacklist.action`."""
+
 
 
 class EmbeddedDomain(NamedTuple):
@@ -43,8 +48,10 @@ class XenstoreConfig(NamedTuple):
 
 
 class BlacklistConfig(NamedTuple):
-    """`[blacklist]`"""
+    """`[blacklist]`; `action` is what counts, also where `policy.blacklisted_unplug` said it."""
 
+    mode: str = "enforce"
+    action: Action = Action.REFUSE
     lookup_timeout: float = 1.0
     on_error: str = "mirror"
     entries: tuple[BlacklistEntry, ...] = ()
@@ -52,7 +59,7 @@ class BlacklistConfig(NamedTuple):
 
 
 class PolicyConfig(NamedTuple):
-    """`[policy]`; `allow_unplug` as a mask of unplug bits."""
+    """`[policy]`; `allow_unplug` as a mask of unplug bits. `blacklisted_unplug` is deprecated: see BlacklistConfig."""
 
     allow_unplug: int = ALL_DEVICES
     blacklisted_unplug: str = "allow"
@@ -93,11 +100,15 @@ class Config(NamedTuple):
     blacklist: BlacklistConfig = BlacklistConfig()
     products: Mapping[str, int] = MappingProxyType({})
     policy: PolicyConfig = PolicyConfig()
+    guests: tuple[GuestRule, ...] = ()
+    """`[[guest]]`"""
     socket: SocketConfig = SocketConfig()
     log: LogConfig = LogConfig()
     http: HttpConfig = HttpConfig()
     attach: AttachConfig = AttachConfig()
     """For unplugd-attach, which reads the same files; unplugd only checks it."""
+    warnings: tuple[str, ...] = ()
+    """What can be used, but should be said in another way: file, key and how."""
 
 
 class _Reader:
@@ -113,6 +124,8 @@ class _Reader:
         for name, value in document.items():
             if name == "products":
                 self._products(where, value)
+            elif name in TABLE_LISTS:
+                self._table_list(where, name, value)
             elif name in SECTIONS:
                 self._section(where, name, value)
             else:
@@ -174,17 +187,33 @@ class _Reader:
         if log.on_limit == "delay" and log.rate < 1:
             where = self.values["log.rate"][0]
             raise ConfigError(where, "log.rate", 'is at least 1 with log.on_limit = "delay", or guests would hang')
+        blacklist = BlacklistConfig(**self._values("blacklist"), entries=self._entries(), ranges=self._ranges())
+        policy = PolicyConfig(**self._values("policy"))
+        if "blacklist.action" not in self.values:
+            blacklist = blacklist._replace(action=REPLACED[policy.blacklisted_unplug])
         return Config(
             **self._values(""),
             xenstore=XenstoreConfig(**self._values("xenstore"), domains=self._domains()),
-            blacklist=BlacklistConfig(**self._values("blacklist"), entries=self._entries(), ranges=self._ranges()),
+            blacklist=blacklist,
             products=products,
-            policy=PolicyConfig(**self._values("policy")),
+            policy=policy,
+            guests=self._guests(log),
             socket=SocketConfig(**self._values("socket")),
             log=log,
             http=HttpConfig(**self._values("http")),
             attach=AttachConfig(**self._values("attach")),
+            warnings=tuple(self._warnings()),
         )
+
+    def _warnings(self) -> Iterator[str]:
+        key = "policy.blacklisted_unplug"
+        if key in self.values:
+            where, value = self.values[key]
+            if "blacklist.action" in self.values:
+                yield f"{where}: {key}: does nothing beside blacklist.action; take it out"
+            else:
+                action = REPLACED[value].name.lower()
+                yield f'{where}: {key}: is deprecated; write blacklist.action = "{action}" instead'
 
     def _values(self, section: str) -> dict[str, Any]:
         return {
@@ -209,6 +238,18 @@ class _Reader:
             domains[table["domid"]] = EmbeddedDomain(**table)
         return tuple(domains.values())
 
+    def _guests(self, log: LogConfig) -> tuple[GuestRule, ...]:
+        rules = []
+        for where, place, table in self.tables["guest"]:
+            rule = GuestRule(**table)
+            rate = log.rate if rule.rate is None else rule.rate
+            if (rule.on_limit or log.on_limit) == "delay" and rate < 1:
+                key = "on_limit" if rule.rate is None else "rate"
+                raise ConfigError(where, f"{place}.{key}",
+                                  'a rate is at least 1 with on_limit = "delay", or guests would hang')
+            rules.append(rule)
+        return tuple(rules)
+
     def _entries(self) -> tuple[BlacklistEntry, ...]:
         return tuple(BlacklistEntry(**table) for _, _, table in self.tables["blacklist.entry"])
 
@@ -216,7 +257,7 @@ class _Reader:
         ranges = []
         for where, place, table in self.tables["blacklist.range"]:
             one = BlacklistRange(table["product"], table.get("from", 0), table.get("to", LAST_BUILD),
-                                 table.get("reason", ""))
+                                 table.get("reason", ""), table.get("action"), table.get("guests"))
             if one.first > one.last:
                 raise ConfigError(where, f"{place}.from", f"{one.first} is after `to`, {one.last}")
             ranges.append(one)
@@ -246,13 +287,19 @@ def _known(key: str) -> str:
     return "there are " + ", ".join(names) + " and the tables " + ", ".join(f"[{name}]" for name in SECTIONS)
 
 
-def load(path: Path | None = None) -> Config:
+def load(path: Path | None = None, candidate: Path | None = None) -> Config:
     """The configuration of `path` and `path.d/*.toml`; without a path, of /etc/unplugd and its conf.d.
 
+    With a `candidate`, as if that file were among them: in the place of the one of the same name, else last.
     Raises ConfigError, and nothing else, whatever the files are. /etc/unplugd/unplugd.toml need not be there: then the
     defaults hold.
     """
-    return _load(files(path))
+    names = files(path)
+    if candidate is not None:
+        names = [candidate if file.name == candidate.name else file for file in names]
+        if candidate not in names:
+            names.append(candidate)
+    return _load(names)
 
 
 def _load(paths: Sequence[Path]) -> Config:

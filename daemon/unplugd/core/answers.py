@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from unplugd.core.counters import KINDS
+from unplugd.core.guestlog import SLOT
 from unplugd.core.protocol import Effect, Platform
 
 
@@ -23,6 +24,8 @@ class Answer(NamedTuple):
     """What a read answers; None for a write whose byte is appended to the guest's log and answered with 0."""
     kind: int
     """Its place in KINDS: the counter, and the bit in `Table.seen`."""
+    left: int = 0
+    """A string of so many elements is left to the protocol (core.guestlog.SLOT); 0: none is."""
 
 
 def answers(platform: Platform, *, delay: bool) -> tuple[Answer, ...]:
@@ -34,7 +37,7 @@ def answers(platform: Platform, *, delay: bool) -> tuple[Answer, ...]:
             case Effect.MAGIC | Effect.VERSION | Effect.FLAGS_READ:
                 rows.append(Answer(True, row.addr, row.size, platform.read(row.effect, row.size), kind))
             case Effect.LOG if not delay:
-                rows.append(Answer(False, row.addr, row.size, None, kind))
+                rows.append(Answer(False, row.addr, row.size, None, kind, SLOT))
     return tuple(rows)
 
 

@@ -1,6 +1,9 @@
-"""What configuration alone says about build numbers: ranges, and exact numbers that xenstore cannot hold.
+"""What configuration alone says about build numbers: which are listed, for which guests, and what that means.
 
-xenstore itself (`/mh/driver-blacklist/<product>/<build>`) is asked elsewhere; here is the part that needs no asking.
+xenstore itself (`/mh/driver-blacklist/<product>/<build>`) is asked elsewhere. Decided here is what xenstore cannot
+express: ranges, some guests only, another action than `blacklist.action`, and names that a path cannot have.
+
+Source: contract section 2, "Actions".
 """
 
 from __future__ import annotations
@@ -8,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from unplugd.core.guestrules import Patterns, Stance
+from unplugd.core.protocol import Action
 from unplugd.core.registry import fits_xenstore
 
 ROOT = "/mh/driver-blacklist"
@@ -22,11 +27,20 @@ class BlacklistEntry(NamedTuple):
     product: str
     build: int
     reason: str = ""
+    action: Action | None = None
+    """None: `blacklist.action` counts."""
+    guests: Patterns | None = None
+    """Whom it is for; None: all guests."""
 
     @property
-    def path(self) -> str | None:
-        """Its node in xenstore; None where a path cannot have the product's name."""
-        return node(self.product, self.build)
+    def first(self) -> int:
+        """As of a range."""
+        return self.build
+
+    @property
+    def last(self) -> int:
+        """As of a range."""
+        return self.build
 
 
 class BlacklistRange(NamedTuple):
@@ -36,6 +50,19 @@ class BlacklistRange(NamedTuple):
     first: int = 0
     last: int = LAST_BUILD
     reason: str = ""
+    action: Action | None = None
+    guests: Patterns | None = None
+
+
+class Hit(NamedTuple):
+    """A build number is listed for a guest."""
+
+    action: Action
+    """Never Action.NONE."""
+    reason: str = ""
+    """Why, in an administrator's words; "" if nobody said."""
+    rule: str = ""
+    """What decided, in words."""
 
 
 def node(product: str, build: int) -> str | None:
@@ -51,28 +78,61 @@ def build_number(name: str) -> int | None:
     return None
 
 
-class Configured:
-    """The configured blacklist, ready to be asked."""
+def strictest(*hits: Hit | None) -> Hit | None:
+    """The one that counts of several: the strictest, of equals the first."""
+    return max((hit for hit in hits if hit is not None), key=lambda hit: hit.action, default=None)
 
-    def __init__(self, entries: Iterable[BlacklistEntry] = (), ranges: Iterable[BlacklistRange] = ()) -> None:
+
+def for_guest(hit: Hit | None, stance: Stance) -> Hit | None:
+    """What counts for a guest of this stance."""
+    if hit is None or not (stance.observe or stance.exempt):
+        return hit
+    if stance.exempt:
+        return None
+    return hit._replace(action=Action.REPORT, rule=f"{hit.rule}; only observed: {stance.rule}")
+
+
+class Configured:
+    """The configured blacklist, ready to be asked. `action` is `blacklist.action`."""
+
+    def __init__(self, entries: Iterable[BlacklistEntry] = (), ranges: Iterable[BlacklistRange] = (),
+                 action: Action = Action.REFUSE) -> None:
+        self.action = action
         self.nodes: dict[str, str] = {}
         """Node to reason: what belongs into xenstore."""
-        self._exact: dict[tuple[str, int], str] = {}
+        self._exact: dict[tuple[str, int], list[BlacklistEntry]] = {}
         self._ranges: dict[str, list[BlacklistRange]] = {}
         for entry in entries:
-            if (path := entry.path) is None:
-                self._exact[entry.product, entry.build] = entry.reason
+            path = node(entry.product, entry.build)
+            if path is None or entry.guests is not None or entry.action not in (None, action):
+                self._exact.setdefault((entry.product, entry.build), []).append(entry)
             else:
                 self.nodes[path] = entry.reason
         for one in ranges:
             self._ranges.setdefault(one.product, []).append(one)
 
-    def decide(self, product: str, build: int) -> str | None:
-        """The reason for which configuration itself blacklists this build; None where it doesn't."""
-        exact = self._exact.get((product, build))
-        if exact is not None:
-            return exact
-        for one in self._ranges.get(product, ()):
-            if one.first <= build <= one.last:
-                return one.reason
-        return None
+    def decide(self, product: str, build: int, name: str = "", uuid: str = "") -> Hit | None:
+        """What configuration itself says of this build in a guest of this name and uuid; None where it isn't listed."""
+        found: list[BlacklistEntry | BlacklistRange] = []
+        found += self._exact.get((product, build), ())
+        found += (one for one in self._ranges.get(product, ()) if one.first <= build <= one.last)
+        return strictest(*(self._hit(one) for one in found if one.guests is None or one.guests.match(name, uuid)))
+
+    def node_hit(self, product: str, build: int, reason: str) -> Hit:
+        """What a node of xenstore says, or what stands in for it."""
+        return Hit(self.action, reason, f"xenstore's node {product}/{build}{said(self.action, None)}")
+
+    def _hit(self, one: BlacklistEntry | BlacklistRange) -> Hit:
+        return Hit(one.action or self.action, one.reason, describe(one, self.action))
+
+
+def describe(one: BlacklistEntry | BlacklistRange, action: Action) -> str:
+    """An entry or range in words; `action` is what counts where it names none."""
+    builds = f"{one.first}" if isinstance(one, BlacklistEntry) else f"{one.first}-{one.last}"
+    kind = "entry" if isinstance(one, BlacklistEntry) else "range"
+    return f"{kind} {one.product} {builds}{said(one.action or action, one.guests)}"
+
+
+def said(action: Action, guests: Patterns | None) -> str:
+    """How a rule ends: whom it is for, and its action."""
+    return ("" if guests is None else f" for guests {guests}") + f" ({action.name.lower()})"

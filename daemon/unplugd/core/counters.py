@@ -11,7 +11,7 @@ from bisect import bisect_left
 KINDS = ("magic", "version", "product", "build", "unplug", "log", "flags", "other", "reset")
 """Label `kind` of unplugd_ioreqs_total: what a frame did."""
 
-LOOKUPS = ("allowed", "blacklisted", "unknown-product", "fallback")
+LOOKUPS = ("allowed", "blacklisted", "reported", "unknown-product", "fallback")
 """Label `result` of unplugd_blacklist_lookups_total."""
 
 DROPS = ("rate-limit", "sink")

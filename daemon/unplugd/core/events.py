@@ -59,6 +59,29 @@ class Blacklisted(NamedTuple):
         return f"PV driver {self.product_name} build {self.build} is blacklisted{because}"
 
 
+class Reported(NamedTuple):
+    """The driver is on the blacklist with the action `report`: the guest was not told."""
+
+    product: int
+    product_name: str | None
+    build: int
+    reason: str
+
+    def __str__(self) -> str:
+        because = f": {self.reason}" if self.reason else ""
+        return f"PV driver {self.product_name} build {self.build} is on the blacklist and only reported{because}"
+
+
+class Ignored(NamedTuple):
+    """A driver that was refused had devices unplugged all the same (action `refuse`)."""
+
+    mask: int
+    """The order."""
+
+    def __str__(self) -> str:
+        return f"refused, and unplugs {device_names(self.mask)} all the same: its driver ignores the blacklist"
+
+
 class VerdictFallback(NamedTuple):
     """A build number was judged without xenstored's word."""
 
@@ -83,12 +106,13 @@ class UnplugDenied(NamedTuple):
     """Policy refused devices that the driver asked to have unplugged."""
 
     mask: int
-    blacklisted: bool
-    """True where it was refused because the driver is blacklisted."""
+    withheld: bool
+    """True where it was refused because the driver is blacklisted with the action `withhold`."""
 
     def __str__(self) -> str:
-        key = "policy.blacklisted_unplug" if self.blacklisted else "policy.allow_unplug"
-        return f"unplug of {device_names(self.mask)} refused by {key}"
+        if self.withheld:
+            return f"unplug of {device_names(self.mask)} withheld: the driver is blacklisted"
+        return f"unplug of {device_names(self.mask)} refused by policy.allow_unplug"
 
 
 class UndefinedBits(NamedTuple):
@@ -133,6 +157,6 @@ class Resumed(NamedTuple):
 
 
 Event = (
-    Line | LinesDropped | Announced | Blacklisted | VerdictFallback | Unplugged | UnplugDenied | UndefinedBits
-    | BuildWithoutProduct | WasReset | Throttled | Resumed
+    Line | LinesDropped | Announced | Blacklisted | Reported | Ignored | VerdictFallback | Unplugged | UnplugDenied
+    | UndefinedBits | BuildWithoutProduct | WasReset | Throttled | Resumed
 )

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from unplugd.core.blacklist import Hit
 from unplugd.core.counters import KINDS
 from unplugd.core.events import (
     Announced,
     Blacklisted,
     BuildWithoutProduct,
     Event,
+    Ignored,
+    Reported,
     UndefinedBits,
     UnplugDenied,
     Unplugged,
@@ -22,7 +25,7 @@ from unplugd.core.events import (
 )
 from unplugd.core.guestlog import GuestLog, Limits
 from unplugd.core.history import Did, History, Step
-from unplugd.core.protocol import Effect, Platform, Rules
+from unplugd.core.protocol import Action, Effect, Platform, Rules
 from unplugd.core.registry import Registry
 
 _MAGIC_READ, _VERSION_READ = (1 << KINDS.index(kind) for kind in ("magic", "version"))
@@ -32,12 +35,19 @@ class Verdict(NamedTuple):
     """What came of looking a build number up."""
 
     blacklisted: bool
+    """Whether it is listed for this guest."""
     reason: str = ""
     """Why, in an administrator's words; "" if unknown."""
     source: str = ""
     """Who said so: "xenstore", "configuration", "mirror", "on-error" or "unknown-product"."""
     fallback: str = ""
     """Why xenstored itself was not asked, or did not answer, and what decided instead; "" where it answered."""
+    action: Action = Action.REFUSE
+    """What being listed means for this guest; counts where it is `blacklisted`."""
+    rule: str = ""
+    """What decided, in words; "" where nothing did."""
+    by_node: bool = False
+    """Whether xenstore's node decided, or what stood in for it, so that `blacklist.action` says what that means."""
 
 
 ALLOWED = Verdict(blacklisted=False, source="xenstore")
@@ -49,7 +59,14 @@ class Snapshot(NamedTuple):
 
     product: int | None
     build: int | None
-    blacklisted: bool
+    action: int
+    """As Platform.action."""
+    asked: bool
+    """As Platform.asked."""
+    ignored: bool
+    """As Platform.ignored."""
+    by_node: bool
+    """As Guest.by_node."""
     unplugged: int
     flags: int
     balance: float
@@ -61,14 +78,21 @@ class Snapshot(NamedTuple):
     throttled: bool
     reason: str
     """As Guest.reason."""
+    rule: str
+    """As Guest.rule."""
+
+    @property
+    def blacklisted(self) -> bool:
+        """As Platform.blacklisted."""
+        return self.action >= Action.REFUSE
 
 
 class Guest:
     """The state of one domain and the events that it caused, oldest first, in `events` (the caller takes them)."""
 
     __slots__ = (
-        "_announced", "_read_magic", "_told", "changed", "events", "history", "log", "platform", "reason",
-        "registry", "resets",
+        "_announced", "_read_magic", "_told", "by_node", "changed", "events", "history", "log", "platform", "reason",
+        "registry", "resets", "rule",
     )
 
     def __init__(self, rules: Rules, limits: Limits, registry: Registry, now: float,
@@ -82,10 +106,14 @@ class Guest:
         """Set by everything that changes a Snapshot, but for log bytes; cleared when it is kept."""
         self.reason = ""
         """Why the driver is blacklisted; "" where it isn't or nobody said."""
+        self.rule = ""
+        """Which rule decided the standing verdict, in words; "" where none did."""
+        self.by_node = False
+        """Whether it was xenstore's node, as Verdict.by_node."""
         self._read_magic: bool | None = None
         self.resets = 0
         """How often the platform device was reset: a verdict that was asked for before one counts no more."""
-        self._announced: tuple[int, int, bool] | None = None
+        self._announced: tuple[int, int, Action] | None = None
         self._told: set[object] = set()
 
     def reset(self, now: float) -> None:
@@ -96,7 +124,8 @@ class Guest:
         self._read_magic = None
         self.platform.reset()
         self.resets += 1
-        self.reason = ""
+        self.reason = self.rule = ""
+        self.by_node = False
         self.log.product = (None, None)
         self._announced = None
         self._told.clear()
@@ -155,33 +184,57 @@ class Guest:
         self.changed = True
         platform = self.platform
         before = platform.blacklisted
-        platform.judge(build, verdict.blacklisted)
-        if verdict.blacklisted:
-            self.reason = verdict.reason
+        action = verdict.action if verdict.blacklisted else Action.NONE
+        if platform.judge(build, action):
+            self.reason = verdict.reason if verdict.blacklisted else ""
+            self.rule, self.by_node = verdict.rule, verdict.by_node
         self.history.note(Step(Did.BUILD, number=build, product=product, blacklisted=platform.blacklisted,
-                               source=verdict.source, reason=verdict.reason), now)
+                               reported=platform.action is Action.REPORT, source=verdict.source,
+                               reason=verdict.reason), now)
         if verdict.fallback:
             self.log.record(VerdictFallback(build, verdict.fallback), now)
         self._identify()
         name = self.registry.name(product)
-        announced = product, build, platform.blacklisted
+        announced = product, build, platform.action
         if announced != self._announced:
             self._announced = announced
             self.log.record(Announced(product, name, build, platform.blacklisted, verdict.reason), now)
+            if platform.action is Action.REPORT:
+                self.log.record(Reported(product, name, build, verdict.reason), now)
         if platform.blacklisted and not before:
             self.log.record(Blacklisted(product, name, build, verdict.reason), now)
 
+    def follow(self, hit: Hit | None, action: Action) -> bool:
+        """Follow another configuration, or another name; says whether anything has changed.
+
+        `hit` is what configuration says now of the driver, `action` what a node of xenstore means. Whether the orders
+        of a refused driver are withheld follows; that it was refused stands until reset.
+        """
+        platform = self.platform
+        said = Action.NONE if hit is None else hit.action
+        new = max(said, action) if self.by_node else said
+        if not platform.blacklisted or new < Action.REFUSE or new is platform.action:
+            return False
+        platform.action = new
+        if hit is not None and said is new:
+            self.rule = hit.rule
+        self.changed = True
+        return True
+
     def _unplug(self, mask: int, now: float) -> int:
         self.changed = True
+        ignored = self.platform.ignored
         ordered = self.platform.unplug(mask)
         self.history.note(Step(Did.UNPLUG, number=mask, answer=ordered.order), now)
         if ordered.undefined:
             self._tell_once(UndefinedBits(ordered.undefined), UndefinedBits, now)
         if ordered.refused:
-            denied = UnplugDenied(ordered.refused, self.platform.blacklisted)
+            denied = UnplugDenied(ordered.refused, self.platform.action is Action.WITHHOLD)
             self._tell_once(denied, denied, now)
         if ordered.added:
             self.log.record(Unplugged(ordered.order), now)
+        if self.platform.ignored and not ignored:
+            self.log.record(Ignored(ordered.order), now)
         return ordered.order
 
     def _tell_once(self, event: Event, key: object, now: float) -> None:
@@ -202,19 +255,20 @@ class Guest:
     def snapshot(self) -> Snapshot:
         """What must be kept."""
         platform, log = self.platform, self.log
-        return Snapshot(platform.product, platform.build, platform.blacklisted, platform.unplugged, platform.flags,
-                        log.bucket.balance, log.bucket.at, log.charged, log.unsaid_lines, log.unsaid_bytes,
-                        log.throttled, self.reason)
+        return Snapshot(platform.product, platform.build, platform.action, platform.asked, platform.ignored,
+                        self.by_node, platform.unplugged, platform.flags, log.bucket.balance, log.bucket.at,
+                        log.charged, log.unsaid_lines, log.unsaid_bytes, log.throttled, self.reason, self.rule)
 
     def restore(self, kept: Snapshot, now: float) -> None:
         """Go on where an earlier process stopped. The log text that it had not recorded is written to the log after that."""
         platform, log = self.platform, self.log
         platform.product, platform.build = kept.product, kept.build
-        platform.blacklisted, platform.unplugged, platform.flags = kept.blacklisted, kept.unplugged, kept.flags
+        platform.action, platform.asked, platform.ignored = Action(kept.action), kept.asked, kept.ignored
+        platform.unplugged, platform.flags = kept.unplugged, kept.flags
         log.bucket.restore(kept.balance, kept.balance_at, now)
         log.charged = kept.charged
         log.unsaid_lines, log.unsaid_bytes, log.throttled = kept.unsaid_lines, kept.unsaid_bytes, kept.throttled
-        self.reason = kept.reason
+        self.reason, self.rule, self.by_node = kept.reason, kept.rule, kept.by_node
         self._identify()
         log.begin_anew(now)
         self.history.note(Step(Did.RESTORED), now)

@@ -17,6 +17,9 @@ from unplugd.core.events import Event, Line, LinesDropped, Resumed, Throttled
 LINE_LIMIT = 4095
 """Bytes at which a line is cut and goes on as the next one (qemu-traditional's buffer)."""
 
+SLOT = 256
+"""Bytes that XENBUS has for a line. A string write of so many bytes without a newline, which begins a line, is a line."""
+
 RECORD_COST = 64
 """The least that a record costs, so that a flood of short lines is bounded too."""
 

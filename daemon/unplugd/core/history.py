@@ -48,7 +48,9 @@ class Step(NamedTuple):
     answer: int | None = None
     """What was read, or the order."""
     blacklisted: bool | None = None
-    """The verdict on this build."""
+    """Whether the guest was refused, then or before."""
+    reported: bool = False
+    """Whether the build is on the blacklist with the action `report`."""
     source: str = ""
     """Who gave the verdict: "xenstore", "configuration", "mirror", "on-error" or "unknown-product"."""
     reason: str = ""
@@ -120,7 +122,7 @@ def _described(noted: Noted, offset: float) -> dict[str, object]:
             shown["product"] = step.number
         case Did.BUILD:
             shown |= {"product": step.product, "build": step.number, "blacklisted": step.blacklisted,
-                      "source": step.source, "reason": step.reason}
+                      "reported": step.reported, "source": step.source, "reason": step.reason}
         case Did.IGNORED_BUILD:
             shown["build"] = step.number
         case Did.UNPLUG:

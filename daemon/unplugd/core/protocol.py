@@ -15,7 +15,7 @@ No I/O and no clock here; who looks a build number up is the caller's business.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from enum import Enum, IntFlag
+from enum import Enum, IntEnum, IntFlag
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -52,6 +52,26 @@ DEVICES: Mapping[str, int] = {
 """The bits under their names in configuration, metrics and output; plain numbers, since a flag's `&` is slow."""
 
 ALL_DEVICES = 15
+
+
+class Action(IntEnum):
+    """What being on the blacklist means for a guest; the stricter, the higher (contract section 2)."""
+
+    NONE = 0
+    """It is not on the blacklist."""
+    REPORT = 1
+    """The guest sees nothing of it; it is recorded, counted and published."""
+    REFUSE = 2
+    """The magic number reads 0xd249; what the driver asks for all the same is ordered."""
+    WITHHOLD = 3
+    """The magic number reads 0xd249, and nothing that the driver asks for is unplugged."""
+
+
+ACTIONS: Mapping[str, Action] = {"report": Action.REPORT, "refuse": Action.REFUSE, "withhold": Action.WITHHOLD}
+"""The actions under their names in the configuration."""
+
+VERDICTS = ("allowed", "reported", "refused", "ignored", "withheld")
+"""What Platform.verdict can be."""
 
 
 def device_names(mask: int) -> str:
@@ -127,14 +147,8 @@ class Rules(NamedTuple):
     """What VERSION reads as; with 0 a driver sends no product and build, and any that come are ignored."""
     allow_unplug: int = ALL_DEVICES
     """Mask of what may be unplugged at all."""
-    blacklisted_unplug: bool = True
-    """Whether a blacklisted driver that unplugs all the same is obeyed, as qemu-traditional did."""
     legacy_unplug: bool = False
     """Whether LEGACY_TABLE is served."""
-
-    def allowed(self, *, blacklisted: bool) -> int:
-        """Mask of what a guest may have unplugged."""
-        return 0 if blacklisted and not self.blacklisted_unplug else self.allow_unplug
 
     def rows(self) -> Iterator[Row]:
         """The accesses that have an effect under these rules."""
@@ -165,7 +179,7 @@ class Ordered(NamedTuple):
 class Platform:
     """The state of one guest's platform device, from reset to reset."""
 
-    __slots__ = ("blacklisted", "build", "flags", "product", "rules", "unplugged")
+    __slots__ = ("action", "asked", "build", "flags", "ignored", "product", "rules", "unplugged")
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -175,9 +189,28 @@ class Platform:
         """As after power-on: nothing was announced, nothing is unplugged."""
         self.product: int | None = None
         self.build: int | None = None
-        self.blacklisted = False
+        self.action = Action.NONE
+        """What the standing verdict means: of the last build number, or of the one for which the guest was refused."""
+        self.asked = False
+        """Whether the driver asked to have devices unplugged after it was refused."""
+        self.ignored = False
+        """Whether devices were ordered to be unplugged for it then."""
         self.unplugged = 0
         self.flags = 0
+
+    @property
+    def blacklisted(self) -> bool:
+        """Whether the guest was told that its driver is blacklisted: the magic number then reads 0xd249."""
+        return self.action >= Action.REFUSE
+
+    @property
+    def verdict(self) -> str | None:
+        """What became of the driver, one of VERDICTS; None until a build number was judged."""
+        if self.blacklisted:
+            return "ignored" if self.ignored else "withheld" if self.asked else "refused"
+        if self.build is None:
+            return None
+        return "reported" if self.action is Action.REPORT else "allowed"
 
     def read(self, effect: Effect, size: int) -> int:
         """What a read of `size` bytes with this effect answers."""
@@ -197,18 +230,27 @@ class Platform:
             self.product = number or None
             self.build = None
 
-    def judge(self, build: int, blacklisted: bool) -> None:
-        """[4] A build number with its verdict. A guest once blacklisted stays so until reset."""
+    def judge(self, build: int, action: Action) -> bool:
+        """[4] A build number with its verdict. A guest once refused stays so until reset.
+
+        False where an earlier verdict, which is stricter, still stands.
+        """
         self.build = build
-        self.blacklisted = self.blacklisted or blacklisted
+        if self.blacklisted and action < self.action:
+            return False
+        self.action = action
+        return True
 
     def unplug(self, mask: int) -> Ordered:
         """[6] An unplug mask. The same mask gets the same order again: device models treat it as idempotent."""
         defined = mask & ALL_DEVICES
-        allowed = self.rules.allowed(blacklisted=self.blacklisted)
+        allowed = 0 if self.action is Action.WITHHOLD else self.rules.allow_unplug
         order = defined & allowed
         added = order & ~self.unplugged
         self.unplugged |= order
+        if self.blacklisted:
+            self.asked = self.asked or defined != 0
+            self.ignored = self.ignored or order != 0
         return Ordered(order, added, mask & ~ALL_DEVICES, defined & ~allowed)
 
     def write_flags(self, value: int) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from unplugd.core.counters import KINDS, Counters
 from unplugd.core.guest import Guest, Verdict
+from unplugd.core.guestlog import SLOT
 from unplugd.core.ioreq import FRAME_SIZE, Request, decode, response
 from unplugd.core.protocol import LEGACY_MASKS, Effect, effects
 from unplugd.errors import ClientFault
@@ -175,7 +176,7 @@ class IoreqStream:
                 return response(request, 0, answer.to_bytes(request.size, "little") * request.count)
             return response(request, answer)
         if effect is Effect.LOG:
-            yield from self._log(payload if request.string else bytes((request.data,)))
+            yield from self._log(payload if request.string else bytes((request.data,)), string=request.string)
             return response(request, 0)
         order = 0
         for value in _elements(request, payload):
@@ -188,12 +189,16 @@ class IoreqStream:
                 order |= guest.write(effect, value, self._now)
         return response(request, order)
 
-    def _log(self, data: bytes) -> Generator[Waiting, Verdict | None, None]:
+    def _log(self, data: bytes, *, string: bool) -> Generator[Waiting, Verdict | None, None]:
         log = self._guest.log
+        whole = string and len(data) == SLOT and not log.partial and b"\n" not in data
         if log.limits.delay:
             self._guest.changed = True
             log.charge_frame(len(data), self._now)
         self._backing.log(data, self._now)
+        if whole:  # a line of XENBUS's that was cut
+            self._guest.changed = True
+            log.cut(self._now)
         while seconds := log.hold(self._now):
             self._guest.changed = True
             yield NeedTokens(seconds)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unplugd.config.load import Config, load
-from unplugd.core.blacklist import LAST_BUILD, ROOT, build_number, node
+from unplugd.core.blacklist import LAST_BUILD, ROOT, build_number, node, said
+from unplugd.core.families import effect, family_of
+from unplugd.core.guestrules import Patterns
+from unplugd.core.protocol import ACTIONS, Action
 from unplugd.core.registry import Registry
 from unplugd.ctl import persist, show
+from unplugd.ctl.arguments import computed, parse_build, parse_product
 from unplugd.ctl.control import Control
 from unplugd.ctl.failure import DECLINED, FAILED, NO, NOT_FOUND, OK, USAGE, Failure
 from unplugd.ctl.store import add_node, read_blacklist, read_node, remove_node, with_store
@@ -27,60 +30,24 @@ from unplugd.xenstore.store import Store
 if TYPE_CHECKING:
     from argparse import Namespace
 
-HEADS = ("Product", "Build", "Where", "Guests", "Reason")
+HEADS = ("Product", "Build", "Where", "Guests", "Action", "For", "Reason")
 
 RELOAD_PATIENCE = 5.0
 """Seconds that a running unplugd has to put a new entry into xenstore, before unplugctl does it."""
 
 LINUX_BUILD = 1
-_DOTTED = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
 def _path(options: Namespace) -> Path | None:
     return Path(options.config) if options.config else None
 
 
-def _load(options: Namespace) -> Config:
+def load_config(options: Namespace) -> Config:
+    """The configuration of the command line. Raises Failure."""
     try:
         return load(_path(options))
     except ConfigError as error:
         raise Failure(USAGE, str(error), "unplugctl config check") from None
-
-
-def parse_build(text: str) -> int:
-    """A build number: decimal, 0x..., or XENBUS's three numbers (9.0.4 is 0x090004). Raises Failure."""
-    dotted = _DOTTED.fullmatch(text)
-    try:
-        if dotted:
-            major, minor, micro = (int(part) for part in dotted.groups())
-            if major > 0xFFFF or minor > 0xFF or micro > 0xFF:
-                raise ValueError
-            number = major << 16 | minor << 8 | micro
-        else:
-            hexadecimal = text[:2].lower() == "0x"
-            number = int(text, 16 if hexadecimal else 10) if text.isascii() and text.isalnum() else -1
-    except ValueError:
-        number = -1
-    if not 0 <= number <= LAST_BUILD:
-        raise Failure(USAGE, f"{show.safe(text)} is no build number",
-                      f"a number from 0 to {LAST_BUILD}, 0x..., or three numbers as 9.0.4")
-    return number
-
-
-def parse_product(text: str, registry: Registry) -> str:
-    """The name of a product that was given by name or number. Raises Failure."""
-    if text in registry.numbers:
-        return text
-    try:
-        number = int(text, 0)
-    except ValueError:
-        number = -1
-    name = registry.name(number)
-    if name is None:
-        raise Failure(USAGE, f"{show.safe(text)} is not a product that unplugd knows",
-                      "products: " + ", ".join(f"{name} ({number})" for name, number in registry.numbers.items())
-                      + "\nanother one gets a name in configuration: [products]")
-    return name
 
 
 def _running(options: Namespace) -> list[dict[str, Any]] | None:
@@ -91,10 +58,13 @@ def _running(options: Namespace) -> list[dict[str, Any]] | None:
         return None
 
 
-def _driven(domains: list[dict[str, Any]] | None, product: str, first: int, last: int) -> list[dict[str, Any]]:
-    """The running guests whose driver announced a build of this range."""
+def _driven(domains: list[dict[str, Any]] | None, product: str, first: int, last: int,
+            guests: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
+    """The running guests whose driver announced a build of this range, of those that patterns mean."""
+    meant = None if guests is None else Patterns(*guests)
     return [domain for domain in domains or () if domain["product_name"] == product and domain["build"] is not None
-            and first <= domain["build"] <= last]
+            and first <= domain["build"] <= last
+            and (meant is None or meant.match(domain["name"], domain["uuid"]))]
 
 
 def _names(domains: list[dict[str, Any]]) -> str:
@@ -107,13 +77,13 @@ def _names(domains: list[dict[str, Any]]) -> str:
 
 def list_entries(options: Namespace) -> int:
     """`unplugctl blacklist list`."""
-    config = _load(options)
+    config = load_config(options)
     registry = Registry(config.products)
     in_xenstore = None
     if config.xenstore.backend != "embedded":
         in_xenstore = with_store(config.xenstore, read_blacklist)
     domains = _running(options)
-    rows = gather(in_xenstore, persist.configured(_path(options)), registry, domains)
+    rows = gather(in_xenstore, persist.configured(_path(options)), registry, domains, config.blacklist.action)
     malformed = sorted(f"{ROOT}/{product}/{build}" for product, build in in_xenstore or {}
                        if build_number(build) is None)
     if options.json:
@@ -125,10 +95,13 @@ def list_entries(options: Namespace) -> int:
         print("No driver build is blacklisted.")
         return OK
     cells = [(show.cut(show.safe(row["product"]), 32), _span(row), _where(row),
-              "?" if row["guests"] is None else str(len(row["guests"])), show.safe(row["reason"]) or "-")
-             for row in rows]
+              "?" if row["guests"] is None else str(len(row["guests"])), row["action"],
+              "all" if row["for"] is None else show.cut(show.safe(", ".join(row["for"])), 32),
+              show.safe(row["reason"]) or "-") for row in rows]
     for line in show.table(HEADS, cells, right=(3,)):
         print(line)
+    if config.blacklist.mode == "observe":
+        print(show.paint('blacklist.mode is "observe": every action is report', show.YELLOW))
     for row in rows:
         if row["problem"]:
             print(show.paint(f"{show.safe(row['product'])} {_span(row)}: {row['problem']}", show.YELLOW))
@@ -136,15 +109,21 @@ def list_entries(options: Namespace) -> int:
 
 
 def gather(in_xenstore: dict[tuple[str, str], str] | None, configured: list[persist.ConfiguredEntry],
-           registry: Registry, domains: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """All blacklisted builds, as rows with the keys of --json. `in_xenstore` is None if there is no xenstore."""
-    rows: dict[tuple[str, int, int], dict[str, Any]] = {}
+           registry: Registry, domains: list[dict[str, Any]] | None,
+           default: Action = Action.REFUSE) -> list[dict[str, Any]]:
+    """All blacklisted builds, as rows with the keys of --json. `in_xenstore` is None if there is no xenstore.
 
-    def row(product: str, first: int, last: int) -> dict[str, Any]:
-        return rows.setdefault((product, first, last), {
-            "product": product, "from": first, "to": last, "xenstore": False, "files": [], "reason": "",
-            "guests": None if domains is None else [one["domid"] for one in _driven(domains, product, first, last)],
-            "problem": "",
+    `default` is `blacklist.action`.
+    """
+    rows: dict[tuple[str, int, int, Action, tuple[str, ...]], dict[str, Any]] = {}
+
+    def row(product: str, first: int, last: int, action: Action = default,
+            guests: tuple[str, ...] | None = None) -> dict[str, Any]:
+        hit = None if domains is None else [one["domid"] for one in _driven(domains, product, first, last, guests)]
+        return rows.setdefault((product, first, last, action, guests or ()), {
+            "product": product, "from": first, "to": last, "action": action.name.lower(),
+            "for": None if guests is None else list(guests), "xenstore": False, "files": [], "reason": "",
+            "guests": hit, "problem": "",
         })
 
     for (product, build), reason in (in_xenstore or {}).items():
@@ -156,10 +135,11 @@ def gather(in_xenstore: dict[tuple[str, str], str] | None, configured: list[pers
         if product not in registry.numbers:
             one["problem"] = "no driver has this product name, so it blacklists nothing"
     for entry in configured:
-        one = row(entry.product, entry.first, entry.last)
+        one = row(entry.product, entry.first, entry.last, entry.action or default, entry.guests)
         one["files"].append(str(entry.file))
         one["reason"] = one["reason"] or entry.reason
-        if not entry.is_range and not one["xenstore"] and node(entry.product, entry.first) and in_xenstore is not None:
+        belongs = not entry.is_range and entry.guests is None and entry.action in (None, default)
+        if belongs and not one["xenstore"] and node(entry.product, entry.first) and in_xenstore is not None:
             one["problem"] = "configured, but not in xenstore: unplugd does not run, or has not been reloaded"
     return [rows[key] for key in sorted(rows)]
 
@@ -177,9 +157,11 @@ def _where(row: dict[str, Any]) -> str:
 
 def check(options: Namespace) -> int:
     """`unplugctl blacklist check PRODUCT BUILD`."""
-    config = _load(options)
-    product = parse_product(options.product, Registry(config.products))
-    build = parse_build(options.build)
+    config = load_config(options)
+    registry = Registry(config.products)
+    product = parse_product(options.product, registry)
+    build = parse_build(options.build, registry.number(product))
+    default = config.blacklist.action
     path = node(product, build)
     reason = None
     if path is not None and config.xenstore.backend != "embedded":
@@ -188,21 +170,34 @@ def check(options: Namespace) -> int:
                if one.product == product and one.first <= build <= one.last]
     domains = _driven(_running(options), product, build, build)
     blacklisted = reason is not None or bool(holders)
-    why = [f"xenstore node {path}" + (f": {show.safe(reason)}" if reason else "")] if reason is not None else []
+    actions = [*([default] if reason is not None else []), *(one.action or default for one in holders)]
+    why = [f"xenstore node {path}" + (f": {show.safe(reason)}" if reason else "") + said(default, None)
+           ] if reason is not None else []
     why += [f"{one.file}" + (f", range {one.first}-{one.last}" if one.is_range else "")
-            + (f": {show.safe(one.reason)}" if one.reason else "") for one in holders]
+            + (f": {show.safe(one.reason)}" if one.reason else "")
+            + show.safe(said(one.action or default, None if one.guests is None else Patterns(*one.guests)))
+            for one in holders]
+    family = family_of(registry.number(product))
     if options.json:
         show.print_json({
             "product": product, "build": build, "blacklisted": blacklisted, "xenstore": reason is not None,
             "files": [str(one.file) for one in holders],
             "reason": reason or next((one.reason for one in holders if one.reason), ""),
+            "action": max(actions).name.lower() if actions else None, "mode": config.blacklist.mode,
+            "family": None if family is None else family.name,
             "guests": [domain["domid"] for domain in domains],
         })
         return NO if blacklisted else OK
     state = show.paint("BLACKLISTED", show.RED) if blacklisted else show.paint("not blacklisted", show.GREEN)
     print(f"{product} build {build}: {state}")
+    if note := computed(options.build, build):
+        print(f"  {note}")
     for line in why:
         print(f"  by {line}")
+    if blacklisted and config.blacklist.mode == "observe":
+        print('  blacklist.mode is "observe": it is only reported')
+    for action in sorted(set(actions)):
+        print(f"  {action.name.lower()}: {effect(action, family)}")
     if domains:
         print(f"  running guests with this driver: {_names(domains)}")
     return NO if blacklisted else OK
@@ -213,23 +208,21 @@ def check(options: Namespace) -> int:
 
 def add(options: Namespace) -> int:
     """`unplugctl blacklist add PRODUCT BUILD`."""
-    config = _load(options)
-    product = parse_product(options.product, Registry(config.products))
-    build = parse_build(options.build)
+    config = load_config(options)
+    registry = Registry(config.products)
+    product = parse_product(options.product, registry)
+    build = parse_build(options.build, registry.number(product))
     reason = _text(options.reason or "")
     if any(ord(character) < 0x20 or ord(character) == 0x7F for character in reason):
         raise Failure(USAGE, "a reason is one line without control characters")
-    path = node(product, build)
-    embedded = config.xenstore.backend == "embedded"
-    if not options.persist and (path is None or embedded):
-        why = ('xenstore.backend is "embedded": there is no xenstore to write to' if embedded
-               else f"a path in xenstore cannot hold the name {product}")
-        raise Failure(USAGE, why, "unplugctl blacklist add --persist  writes it into configuration instead")
+    path = _node_for(options, config, product, build)
     _confirm_linux(options, product, build)
-    file = persist.add(_path(options), product, build, reason) if options.persist else None
+    file = None
+    if options.persist:
+        file = persist.add(_path(options), product, build, reason, options.action, options.guests)
     told = options.persist and _reload(options)
     written = False
-    if path is not None and not embedded:
+    if path is not None:
         try:
             written = with_store(config.xenstore, lambda store: _ensure(store, path, reason, wait=bool(told)))
         except Failure as failure:
@@ -239,13 +232,15 @@ def add(options: Namespace) -> int:
                                      " connected") from None
             raise
     domains = _running(options)
-    hit = _driven(domains, product, build, build)
+    hit = _driven(domains, product, build, build, tuple(options.guests) if options.guests else None)
     if options.json:
-        show.print_json({"product": product, "build": build, "xenstore": path is not None and not embedded,
+        show.print_json({"product": product, "build": build, "xenstore": path is not None,
                          "file": str(file) if file else None, "reloaded": bool(told),
                          "guests": None if domains is None else [domain["domid"] for domain in hit]})
         return OK
     print(f"{product} build {build} is blacklisted" + ("" if written or file else ", as it was before"))
+    if note := computed(options.build, build):
+        print(f"  {note}")
     if file:
         print(f"  kept in {file}")
         if not told:
@@ -254,6 +249,10 @@ def add(options: Namespace) -> int:
         print("  configuration had it already")
     elif path is not None:
         print(f"  in xenstore only, until dom0 reboots: {path}   (--persist keeps it)")
+    action = ACTIONS[options.action] if options.action else config.blacklist.action
+    print(f"  {action.name.lower()}: {effect(action, family_of(registry.number(product)))}")
+    if config.blacklist.mode == "observe":
+        print('  blacklist.mode is "observe": it is only reported')
     if hit:
         print(f"  running guests with this driver: {_names(hit)}")
         print("  their verdicts change when their drivers announce themselves again: at the next start of the guest")
@@ -270,6 +269,17 @@ def _text(argument: str) -> str:
         return os.fsencode(argument).decode("utf-8")
     except UnicodeDecodeError:
         raise Failure(USAGE, f"{show.safe(argument)} is not text, neither in this locale nor as UTF-8") from None
+def _node_for(options: Namespace, config: Config, product: str, build: int) -> str | None:
+    """The node of xenstore that a new entry gets; None where it is configuration's alone. Raises Failure."""
+    if options.guests or options.action not in (None, config.blacklist.action.name.lower()):
+        path, why = None, "xenstore cannot express --guests, or another action than blacklist.action"
+    elif config.xenstore.backend == "embedded":
+        path, why = None, 'xenstore.backend is "embedded": there is no xenstore to write to'
+    else:
+        path, why = node(product, build), f"a path in xenstore cannot hold the name {product}"
+    if path is None and not options.persist:
+        raise Failure(USAGE, why, "unplugctl blacklist add --persist  writes it into configuration instead")
+    return path
 
 
 async def _ensure(store: Store, path: str, reason: str, *, wait: bool) -> bool:
@@ -287,9 +297,10 @@ async def _ensure(store: Store, path: str, reason: str, *, wait: bool) -> bool:
 
 def remove(options: Namespace) -> int:
     """`unplugctl blacklist remove PRODUCT BUILD`."""
-    config = _load(options)
-    product = parse_product(options.product, Registry(config.products))
-    build = parse_build(options.build)
+    config = load_config(options)
+    registry = Registry(config.products)
+    product = parse_product(options.product, registry)
+    build = parse_build(options.build, registry.number(product))
     path = node(product, build)
     removed: list[Path] = []
     left = [one.file for one in persist.configured(_path(options))

@@ -21,7 +21,7 @@ from unplugd.ctl.failure import EXITS, FAILED, OK, USAGE, Failure, tell
 
 DOMAIN = "a domain's name, domid or uuid"
 PRODUCT = "a product's name or number: linux, 3, xensource-windows, ..."
-BUILD = "its build number: decimal, 0x..., or XENBUS's three numbers as 9.0.4"
+BUILD = "its build number: decimal, 0x..., or a version of XENBUS's as 9.0.4"
 
 EPILOG = "\n".join(["Exit status:", *(f"  {number}  {meaning}" for number, meaning in EXITS)])
 
@@ -180,11 +180,23 @@ def _blacklist(commands: Any) -> None:
                        "Shows whether a build is blacklisted, where it is listed, and which running guests have it. The"
                        " exit status is 1 if it is blacklisted.")
     _build(checked)
+    impact = _command(actions, "impact", "impact:impact", "which running guests it would hit, if it were enforced",
+                      "Says which running guests the blacklist would hit if it were enforced, by which rule, and what"
+                      " that does to their drivers. Nothing changes. The exit status is 1 if any guest would be"
+                      " refused.")
+    _json(impact)
+    file = impact.add_argument("-f", "--file", metavar="FILE",
+                               help="as if this file were in conf.d too, in the place of the one of the same name")
+    file.complete = "file"  # type: ignore[attr-defined] # read by completion.py
     added = _command(actions, "add", "blacklist:add", "blacklist a build",
                      "Blacklists a build of a product. It counts for drivers that announce themselves later. Running"
                      " guests are not affected; those with this driver are listed.")
     _build(added)
     added.add_argument("-r", "--reason", metavar="TEXT", help="the reason; `show` and the records repeat it")
+    added.add_argument("-a", "--action", metavar="ACTION", choices=("report", "refuse", "withhold"),
+                       help="report, refuse or withhold, if not what blacklist.action says; with --persist")
+    added.add_argument("-g", "--guests", metavar="PATTERN", action="append",
+                       help="only for guests with this name (with *, ?) or uuid; may be repeated; with --persist")
     added.add_argument("-y", "--yes", action="store_true", help="do not ask, even if the entry hits every Linux guest")
     removed = _command(actions, "remove", "blacklist:remove", "remove a build from the blacklist",
                        "Removes a build from the blacklist. A guest whose driver is blacklisted keeps this verdict"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from unplugd.config.files import read
 from unplugd.config.load import Config, files, load
+from unplugd.core.blacklist import BlacklistEntry, BlacklistRange
+from unplugd.core.guestrules import GuestRule
 from unplugd.core.protocol import DEVICES
 from unplugd.ctl import show
 from unplugd.ctl.control import Control
@@ -92,17 +94,38 @@ def effective(config: Config) -> dict[str, Any]:
     document["products"] = dict(config.products)
     xenstore, blacklist = document["xenstore"], document["blacklist"]
     xenstore["domain"] = [domain._asdict() for domain in xenstore.pop("domains")]
-    blacklist["entry"] = [entry._asdict() for entry in blacklist.pop("entries")]
-    blacklist["range"] = [{"product": one.product, "from": one.first, "to": one.last, "reason": one.reason}
-                          for one in blacklist.pop("ranges")]
-    mask = config.policy.allow_unplug
-    document["policy"]["allow_unplug"] = [name for name, bit in DEVICES.items() if mask & bit]
+    blacklist["action"] = config.blacklist.action.name.lower()
+    blacklist["entry"] = [{"product": one.product, "build": one.build, "reason": one.reason, **_meant(one)}
+                          for one in blacklist.pop("entries")]
+    blacklist["range"] = [{"product": one.product, "from": one.first, "to": one.last, "reason": one.reason,
+                           **_meant(one)} for one in blacklist.pop("ranges")]
+    document["guest"] = [_guest(rule) for rule in document.pop("guests")]
+    del document["warnings"], document["policy"]["blacklisted_unplug"]      # blacklist.action has it
+    document["policy"]["allow_unplug"] = _devices(config.policy.allow_unplug)
     uids = config.socket.device_model_uids
     document["socket"]["device_model_uids"] = "auto" if uids is None else list(uids)
     document["log"]["sinks"] = list(config.log.sinks)
     document["log"]["directory"] = str(config.log.directory)
     document["http"]["listen"] = _address(config.http.listen)
     return document
+
+
+def _meant(one: BlacklistEntry | BlacklistRange) -> dict[str, Any]:
+    """What an entry or range says beside builds and reason."""
+    return {**({} if one.action is None else {"action": one.action.name.lower()}),
+            **({} if one.guests is None else {"guests": list(one.guests.patterns)})}
+
+
+def _guest(rule: GuestRule) -> dict[str, Any]:
+    said = {key: value for key, value in rule._asdict().items() if value is not None}
+    said["match"] = list(rule.match.patterns)
+    if rule.allow_unplug is not None:
+        said["allow_unplug"] = _devices(rule.allow_unplug)
+    return said
+
+
+def _devices(mask: int) -> list[str]:
+    return [name for name, bit in DEVICES.items() if mask & bit]
 
 
 def _address(listen: tuple[str, int] | None) -> str:
@@ -114,7 +137,9 @@ def _address(listen: tuple[str, int] | None) -> str:
 
 def toml(document: dict[str, Any]) -> str:
     """The document as TOML that unplugd reads as the same configuration."""
-    lines = [f"{key} = {_value(value)}" for key, value in document.items() if not isinstance(value, dict)]
+    guests: list[dict[str, Any]] = document["guest"]
+    lines = [f"{key} = {_value(value)}" for key, value in document.items()
+             if key != "guest" and not isinstance(value, dict)]
     for section, table in document.items():
         if not isinstance(table, dict):
             continue
@@ -126,6 +151,8 @@ def toml(document: dict[str, Any]) -> str:
             for one in tables:
                 lines += ["", f"[[{section}.{key}]]"]
                 lines += [f"{name} = {_value(value)}" for name, value in one.items()]
+    for one in guests:
+        lines += ["", "[[guest]]", *(f"{name} = {_value(value)}" for name, value in one.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -17,8 +17,8 @@ DECLINED = 6
 FAILED = 7
 
 EXITS: tuple[tuple[int, str], ...] = (
-    (OK, "done; of `status`: ready; of `blacklist check`: not blacklisted"),
-    (NO, "the answer is no; of `status`: not ready; of `blacklist check`: blacklisted"),
+    (OK, "done; of `status`: ready; of `blacklist check`: not blacklisted; `impact`: no guest is hit"),
+    (NO, "the answer is no; of `status`: not ready; of `blacklist check`: blacklisted; `impact`: guests are hit"),
     (USAGE, "wrong arguments, or an invalid configuration"),
     (NOT_RUNNING, "unplugd does not run or does not answer, or permission for its control socket is denied"),
     (NOT_FOUND, "no such domain, or no such blacklist entry"),

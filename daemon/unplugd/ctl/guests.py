@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from unplugd.core.escape import escape_text, utf8
+from unplugd.core.families import effect, family_of, in_words
+from unplugd.core.protocol import Action
 from unplugd.ctl import show
 from unplugd.ctl.control import Control
 from unplugd.ctl.failure import NOT_FOUND, OK, Failure, tell
@@ -20,8 +23,9 @@ if TYPE_CHECKING:
 
 HEADS = ("Name", "ID", "Driver", "Build", "Verdict", "Unplugged", "Log")
 
-NUMBERED_OTHERWISE = (0, 1, 2, 3)
-"""Products whose build number is one number: XenServer's old drivers, GPLPV, Linux."""
+SHOWN = {"allowed": "allowed", "reported": "reported", "refused": "BLACKLISTED", "ignored": "IGNORED",
+         "withheld": "WITHHELD"}
+"""A verdict as `list` shows it."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -112,7 +116,12 @@ def colours(domain: dict[str, Any]) -> tuple[str, ...]:
     """The colours of that line."""
     log = domain["log"]
     losing = log is not None and (log["throttled"] or any(log["dropped_lines"].values()))
-    return ("", "", "", "", show.RED if domain["blacklisted"] else "", "", show.YELLOW if losing else "")
+    return ("", "", "", "", colour(domain), "", show.YELLOW if losing else "")
+
+
+def colour(domain: dict[str, Any]) -> str:
+    """The colour of a verdict."""
+    return show.RED if domain["blacklisted"] else show.YELLOW if judged(domain) == "reported" else ""
 
 
 def driver(domain: dict[str, Any]) -> str:
@@ -123,10 +132,17 @@ def driver(domain: dict[str, Any]) -> str:
 
 
 def verdict(domain: dict[str, Any]) -> str:
-    """What was decided about the driver; `-` while it has announced none."""
+    """What became of the driver; `-` while it has announced none."""
+    return SHOWN.get(judged(domain) or "", "-")
+
+
+def judged(domain: dict[str, Any]) -> str | None:
+    """The verdict; of an unplugd that is older than this unplugctl, worked out from what it says."""
+    if domain.get("verdict") is not None:
+        return str(domain["verdict"])
     if domain["blacklisted"]:
-        return "BLACKLISTED"
-    return "-" if domain["build"] is None else "allowed"
+        return "ignored" if domain["unplugged"] else "refused"
+    return None if domain["build"] is None else "allowed"
 
 
 def log_state(domain: dict[str, Any]) -> str:
@@ -181,18 +197,20 @@ def summary(domain: dict[str, Any]) -> list[str]:
             "ask this host when they start whether they may. The build that is installed in this guest may not:",
             f"{told} is on this host's blacklist{because}.",
             "",
+            *_refused(domain),
         ]
-        if domain["unplugged"]:
-            lines += ["It has unplugged the emulated " + " and ".join(domain["unplugged"]) + " all the same: this"
-                      " driver does not look at the answer."]
-        else:
-            lines += ["The guest runs all the same, with the disks and network cards that QEMU emulates: slower."]
         listed = f"{show.safe(domain['product_name'] or domain['product'])} {domain['build']}"
         return [*lines,
                 "To change that: install another build of the drivers in the guest, or take this one off the list,",
                 f"  unplugctl blacklist check {listed}     who listed it, and why",
                 f"  unplugctl blacklist remove {listed}    allow it again",
                 "and restart the guest then: it keeps its verdict until it is reset."]
+    if judged(domain) == "reported":
+        because = f" ({show.safe(domain['blacklist_reason'])})" if domain["blacklist_reason"] else ""
+        return [f"Its PV driver announced itself as {told}. It is on this host's blacklist{because}, but only",
+                "reported: the guest was not told, and runs with it. What enforcing would do to it:",
+                *_both(domain),
+                "All guests that would be hit:  unplugctl blacklist impact"]
     if domain["build"] is not None:
         return [f"Its PV driver announced itself as {told} and is allowed."
                 + ("" if domain["unplugged"] else " It has unplugged nothing yet.")]
@@ -205,18 +223,48 @@ def summary(domain: dict[str, Any]) -> list[str]:
     return ["No PV driver has announced itself: the guest is still starting, or it has none."]
 
 
+def _refused(domain: dict[str, Any]) -> list[str]:
+    """What a refused driver did, and what it got."""
+    devices = " and ".join(domain["unplugged"])
+    family = family_of(domain["product"])
+    whose = "This driver" if family is None else f"A driver of this family ({family.name})"
+    match judged(domain):
+        case "ignored":
+            return [f"It has unplugged the emulated {devices} all the same, and runs: this driver does not look at the",
+                    f"answer. The action \"withhold\" would keep its emulated devices. {whose}, withheld:",
+                    *_wrapped(effect(Action.WITHHOLD, family))]
+        case "withheld":
+            return ["It asked to have its emulated devices unplugged all the same, and got nothing: the action is",
+                    f"\"withhold\". {whose}, withheld:", *_wrapped(effect(Action.WITHHOLD, family))]
+    if domain["unplugged"]:
+        return [f"It had the emulated {devices} unplugged before it was refused."]
+    return ["The guest runs all the same, with the disks and network cards that QEMU emulates: slower."]
+
+
+def _both(domain: dict[str, Any]) -> list[str]:
+    family = family_of(domain["product"])
+    return [line for action in (Action.REFUSE, Action.WITHHOLD)
+            for line in _wrapped(f"{action.name.lower()}: {effect(action, family)}")]
+
+
+def _wrapped(sentence: str) -> list[str]:
+    return textwrap.wrap(sentence, 100, initial_indent="  ", subsequent_indent="  ")
+
+
 def facts(domain: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known, line by line."""
     product = "none" if domain["product"] is None else f"{driver(domain)} (product {domain['product']})"
     build = "" if domain["build"] is None else f", build {domain['build']}{dotted(domain)}"
     said = verdict(domain)
-    if domain["blacklisted"]:
-        said = show.paint(said, show.RED) + (
+    if colour(domain):
+        said = show.paint(said, colour(domain)) + (
             f": {show.safe(domain['blacklist_reason'])}" if domain["blacklist_reason"] else "")
     log = domain["log"]
     known = [
         ("Driver", product + build),
         ("Verdict", "nothing announced yet" if said == "-" else said),
+        *([("Decided by", show.safe(domain["rule"]))] if domain.get("rule") else []),
+        *([("Guest rule", show.safe(domain["guest_rule"]))] if domain.get("guest_rule") else []),
         ("Unplugged", ", ".join(domain["unplugged"]) or "nothing"),
     ]
     if log is None:
@@ -238,10 +286,9 @@ def facts(domain: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def dotted(domain: dict[str, Any]) -> str:
-    """A build number as the three numbers that XENBUS and its kin make it of, where it looks like that."""
-    build = domain["build"]
-    theirs = (domain["product"] or 0) not in NUMBERED_OTHERWISE and 0xFFFF < build <= 0xFFFFFF
-    return f" ({build >> 16}.{build >> 8 & 0xFF}.{build & 0xFF})" if theirs else ""
+    """The versions that announce this build number, where its family numbers so."""
+    words = in_words(domain["product"], domain["build"])
+    return f" ({words})" if words else ""
 
 
 def history(domain: dict[str, Any]) -> list[str]:
@@ -276,7 +323,8 @@ def told(step: dict[str, Any]) -> str:
         case "build":
             because = f", {show.safe(step['reason'])}" if step["reason"] else ""
             by = _SOURCES.get(step["source"], show.safe(step["source"]))
-            said = show.paint("blacklisted", show.RED) if step["blacklisted"] else "allowed"
+            said = show.paint("blacklisted", show.RED) if step["blacklisted"] else (
+                show.paint("on the blacklist, only reported", show.YELLOW) if step.get("reported") else "allowed")
             return f"gave build number {step['build']}: {said}" + (f" by {by}" if by else "") + because
         case "ignored-build":
             return f"gave build number {step['build']} without a product number: ignored"

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from unplugd.config.files import DEFAULT_DROP_INS, document, read
 from unplugd.config.load import files, load
+from unplugd.core.protocol import ACTIONS, Action
 from unplugd.ctl.failure import FAILED, USAGE, Failure
 from unplugd.errors import ConfigError
 
@@ -40,6 +41,10 @@ class ConfiguredEntry(NamedTuple):
     last: int
     reason: str
     is_range: bool
+    action: Action | None = None
+    """None: `blacklist.action` counts."""
+    guests: tuple[str, ...] | None = None
+    """Patterns of the guests that it is for; None: all."""
 
 
 def drop_ins(config: Path | None) -> Path:
@@ -57,32 +62,39 @@ def configured(config: Path | None) -> list[ConfiguredEntry]:
     found = []
     for path, said in documents.items():
         blacklist = said.get("blacklist", {})
-        found += [ConfiguredEntry(path, one["product"], one["build"], one["build"], one.get("reason", ""), False)
-                  for one in blacklist.get("entry", [])]
+        found += [ConfiguredEntry(path, one["product"], one["build"], one["build"], one.get("reason", ""), False,
+                                  *_meant(one)) for one in blacklist.get("entry", [])]
         found += [ConfiguredEntry(path, one["product"], one.get("from", 0), one.get("to", 0xFFFFFFFF),
-                                  one.get("reason", ""), True) for one in blacklist.get("range", [])]
+                                  one.get("reason", ""), True, *_meant(one)) for one in blacklist.get("range", [])]
     return found
 
 
-def add(config: Path | None, product: str, build: int, reason: str) -> Path | None:
-    """Add an entry to our file; None where some file has it already. Raises Failure."""
+def _meant(one: dict[str, Any]) -> tuple[Action | None, tuple[str, ...] | None]:
+    """What an entry or range says beside builds and reason."""
+    return ACTIONS[one["action"]] if "action" in one else None, tuple(one["guests"]) if "guests" in one else None
+
+
+def add(config: Path | None, product: str, build: int, reason: str, action: str | None = None,
+        guests: list[str] | None = None) -> Path | None:
+    """Add an entry to our file; None where some file has the same already. Raises Failure."""
     directory = drop_ins(config)
     try:
         directory.mkdir(mode=0o755, exist_ok=True)
     except OSError as error:
         raise _cannot(directory, error) from None
     with _locked(directory):
-        if any(not one.is_range and (one.product, one.first) == (product, build) for one in configured(config)):
+        meant = ACTIONS[action] if action else None, tuple(guests) if guests else None
+        if any(not one.is_range and (one.product, one.first, one.action, one.guests) == (product, build, *meant)
+               for one in configured(config)):
             return None
         path = directory / FILE
         text = _text(path) if path.exists() else _HEADER
-        block = f"\n[[blacklist.entry]]\nproduct = {_quoted(product)}\nbuild = {build}\n"
-        if reason:
-            block += f"reason = {_quoted(reason)}\n"
+        entry: dict[str, Any] = {"product": product, "build": build}
+        entry |= {key: value for key, value in (("reason", reason), ("action", action), ("guests", guests)) if value}
+        block = "\n[[blacklist.entry]]\n" + "".join(f"{key} = {_quoted(value)}\n" for key, value in entry.items())
         new = text + ("" if not text or text.endswith("\n") else "\n") + block
         wanted = tomllib.loads(text)
-        wanted.setdefault("blacklist", {}).setdefault("entry", []).append(
-            {"product": product, "build": build, **({"reason": reason} if reason else {})})
+        wanted.setdefault("blacklist", {}).setdefault("entry", []).append(entry)
         _replace(config, path, new, wanted)
     return path
 
@@ -130,9 +142,9 @@ def _without(text: str, product: str, build: int) -> str:
     return "".join(lines)
 
 
-def _quoted(text: str) -> str:
-    """A TOML basic string; JSON's is one."""
-    return json.dumps(text, ensure_ascii=False)
+def _quoted(value: str | int | list[str]) -> str:
+    """A TOML value; JSON's strings, numbers and lists of strings are such."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _text(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unplugd.config.load import load
 from unplugd.core.blacklist import node
-from unplugd.core.protocol import DEVICES
+from unplugd.core.protocol import DEVICES, VERDICTS
 from unplugd.ctl.control import START_HINT
 from unplugd.ctl.failure import NOT_RUNNING, Failure
 from unplugd.ctl.store import read_node, with_store
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DOMAINS = "/local/domain"
 LEAVES = ("name", "vm", "unplug/product", "unplug/product-name", "unplug/build", "unplug/blacklisted",
-          "unplug/unplugged")
+          "unplug/unplugged", "unplug/verdict")
 
 
 def domains(options: Namespace, failure: Failure) -> list[dict[str, Any]]:
@@ -61,12 +61,14 @@ async def _domain(store: Store, domid: int) -> dict[str, Any] | None:
     if not await store.is_introduced(domid):
         return None
     values = await asyncio.gather(*(read_node(store, f"{DOMAINS}/{domid}/{leaf}") for leaf in LEAVES))
-    name, vm, product, product_name, build, blacklisted, unplugged = values
+    name, vm, product, product_name, build, blacklisted, unplugged, verdict = values
     mask, number = _number(unplugged) or 0, _number(build)
     described: dict[str, Any] = {
         "domid": domid, "name": name or f"dom{domid}", "uuid": (vm or "").rpartition("/")[2],
         "product": _number(product), "product_name": product_name, "build": number,
         "blacklisted": blacklisted == "1", "blacklist_reason": "",
+        "verdict": verdict if verdict in VERDICTS else None,
+        "rule": None, "guest_rule": None,
         "unplugged": [device for device, bit in DEVICES.items() if mask & bit], "unplugged_mask": mask,
         "connections": None, "log": None, "history": None,
     }

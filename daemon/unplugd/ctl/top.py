@@ -91,7 +91,7 @@ def lines(rows: list[dict[str, Any]], name_width: int = show.NAME_WIDTH) -> list
         for row in rows
     ]
     colours = [
-        ("",) * 9 + (show.YELLOW if row["throttled"] else "", "", show.RED if row["verdict"] == "BLACKLISTED" else "")
+        ("",) * 9 + (show.YELLOW if row["throttled"] else "", "", show.RED if row["verdict"].isupper() else "")
         for row in rows
     ]
     return show.table(HEADS, cells, right=RIGHT, colours=colours)

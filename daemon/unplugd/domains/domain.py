@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 
+from unplugd.core.blacklist import for_guest
 from unplugd.core.events import Event as CoreEvent
 from unplugd.core.events import Line, LinesDropped
 from unplugd.core.guest import Guest
 from unplugd.core.guestlog import LINE_LIMIT
+from unplugd.core.guestrules import stance
+from unplugd.core.protocol import Action
 from unplugd.domains.labels import Labels
 from unplugd.domains.records import DomainRecords
 from unplugd.domains.settings import Settings
@@ -47,8 +50,11 @@ class Domain:
         self._closed = False
         self.records = DomainRecords(domid, settings.delivery)
         now = time.monotonic()
-        self._guest = Guest(settings.rules, settings.limits(unlimited=False), settings.registry, now,
-                           settings.delivery.cost)
+        self.rule = settings.rule_of(self.name, uuid)
+        """The `[[guest]]` table that counts for it."""
+        self.stance = stance(self.rule, settings.config.blacklist.mode)
+        self._guest = Guest(settings.rules_of(self.rule), settings.limits_of(self.rule, unlimited=False),
+                            settings.registry, now, settings.delivery.cost)
         self._identify_records()
         self._kept_uuid = ""
         self.state = self._open_state(uuid, now)
@@ -57,7 +63,8 @@ class Domain:
         self.table.place(*self.state.place)
         self._rows: Rows | None = None
         platform = self._guest.platform
-        self._compared: object = platform.product, platform.build, platform.blacklisted, platform.unplugged
+        self._follow_blacklist()
+        self._compared: object = platform.product, platform.build, platform.verdict, platform.unplugged
         self._labels.follow(platform.product, platform.build)
         self.catch_up()
         self.settle(now)
@@ -93,8 +100,8 @@ class Domain:
         if name == self._name:
             return
         before, self._name = self.name, name
-        self._identify_records()
         self.settings.delivery.rename(self.outbox, self.name)
+        self.configure()
         if before != f"dom{self.domid}":
             self.records.own(Event.RENAMED, f"renamed from {before}")
 
@@ -107,7 +114,7 @@ class Domain:
             self.uuid = uuid
             self.state.own(uuid)
             self.state.commit(self.guest)
-            self._identify_records()
+            self.configure()
         return True
 
     # --- what metrics and the API show
@@ -144,6 +151,11 @@ class Domain:
     def blacklisted(self) -> bool:
         """Whether the driver is blacklisted, until reset."""
         return self.guest.platform.blacklisted
+
+    @property
+    def verdict(self) -> str | None:
+        """What became of the driver, one of VERDICTS; None until a build number was judged."""
+        return self.guest.platform.verdict
 
     @property
     def unplugged(self) -> int:
@@ -304,7 +316,7 @@ class Domain:
     def _compare(self) -> None:
         """Labels and published nodes follow the state itself: a record of its change may have been suppressed."""
         platform = self._guest.platform
-        state = platform.product, platform.build, platform.blacklisted, platform.unplugged
+        state = platform.product, platform.build, platform.verdict, platform.unplugged
         if state != self._compared:
             self._compared = state
             self._labels.follow(platform.product, platform.build)
@@ -335,17 +347,36 @@ class Domain:
         self.settle(now)
 
     def configure(self) -> None:
-        """Follow a reload, or a change of `unlimited`."""
+        """Follow a reload, another name or uuid, or a change of `unlimited`."""
         settings = self.settings
         guest = self.guest
-        guest.platform.rules = settings.rules
         guest.registry = settings.registry
         self._identify_records()
+        before, self.rule = self.rule, settings.rule_of(self.name, self.uuid)
+        self.stance = stance(self.rule, settings.config.blacklist.mode)
+        if self.rule != before:
+            self.records.own(Event.POLICY_CHANGED, f"{self.rule or 'no [[guest]] table'} counts from now on")
+        guest.platform.rules = settings.rules_of(self.rule)
         now = time.monotonic()
-        guest.log.configure(settings.limits(unlimited=self.unlimited), now)
+        guest.log.configure(settings.limits_of(self.rule, unlimited=self.unlimited), now)
+        self._follow_blacklist()
         self._arm(now)
         self._use_rows()
-        self._look_ahead(now)
+        self.settle(now)
+
+    def _follow_blacklist(self) -> None:
+        """Withhold the orders of a refused driver, or no longer, as the configuration says now."""
+        guest, settings = self._guest, self.settings
+        platform = guest.platform
+        product = settings.registry.name(platform.product)
+        hit = None
+        if product is not None and platform.build is not None:
+            hit = for_guest(settings.blacklist.decide(product, platform.build, self.name, self.uuid), self.stance)
+        enforced = not (self.stance.observe or self.stance.exempt)
+        if guest.follow(hit, settings.blacklist.action if enforced else Action.NONE):
+            action = platform.action.name.lower()
+            self.records.own(Event.POLICY_CHANGED,
+                             f'its driver stays refused; from the next unplug mask on the action is "{action}"')
 
     def limit(self, *, unlimited: bool) -> None:
         """The toolstack switched the rate limit of the guest's log off or on."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unplugd.core.guest import Snapshot
+from unplugd.core.protocol import Action
 from unplugd.host.ownfiles import open_file
 
 _HEADER = struct.Struct("<8sQ16s64sqqqqqddqqqq128sqq")
@@ -29,10 +30,16 @@ def snapshot(fields: Sequence[Any]) -> Snapshot:
     product, build, blacklisted, unplugged, flags, balance, at, charged, lines, size, throttled, reason = fields
     if balance != balance:
         balance = 0.0
+    action = Action.REFUSE if blacklisted else Action.NONE  # and what blacklist.action says, where that is stricter
     return Snapshot(
-        None if product < 0 else product, None if build < 0 else build, bool(blacklisted), unplugged, flags, balance, at,
-        charged, lines, size, bool(throttled), reason.rstrip(b"\0").decode("utf-8", "ignore"),
+        None if product < 0 else product, None if build < 0 else build, action, False, False, bool(blacklisted),
+        unplugged, flags, balance, at, charged, lines, size, bool(throttled), text(reason), "",
     )
+
+
+def text(raw: bytes) -> str:
+    """A text that was cut to its field."""
+    return raw.rstrip(b"\0").decode("utf-8", "ignore")
 
 
 def read(path: Path, boot: bytes) -> tuple[bytes, Snapshot, bytes] | None:

@@ -30,7 +30,7 @@ _AT_A_TIME = 64
 ATTEMPTS = 10
 """How often a transaction that met somebody else's write is tried again."""
 
-NODES = ("product", "product-name", "build", "blacklisted", "unplugged")
+NODES = ("product", "product-name", "build", "blacklisted", "unplugged", "verdict")
 
 
 class _Replaced(Exception):

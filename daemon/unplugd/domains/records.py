@@ -13,6 +13,8 @@ from unplugd.core.events import (
     Announced,
     Blacklisted,
     BuildWithoutProduct,
+    Ignored,
+    Reported,
     Resumed,
     Throttled,
     UndefinedBits,
@@ -36,6 +38,8 @@ Fields = tuple[tuple[str, str], ...]
 _KINDS: Mapping[type[CoreEvent], Event] = {
     Announced: Event.ANNOUNCED,
     Blacklisted: Event.BLACKLISTED,
+    Reported: Event.REPORTED,
+    Ignored: Event.IGNORED,
     VerdictFallback: Event.VERDICT_FALLBACK,
     Unplugged: Event.UNPLUGGED,
     UnplugDenied: Event.UNPLUG_DENIED,

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from unplugd.config.load import Config
 from unplugd.core.answers import answers, state_of
+from unplugd.core.blacklist import Configured
 from unplugd.core.counters import Counters
 from unplugd.core.guestlog import Limits
+from unplugd.core.guestrules import GuestRule, first_match
 from unplugd.core.protocol import Platform, Rules
 from unplugd.core.registry import Registry
 from unplugd.domains import table
@@ -47,15 +49,31 @@ class Settings:
         self.rules = Rules(
             config.protocol_version,
             config.policy.allow_unplug,
-            config.policy.blacklisted_unplug == "allow",
             config.policy.legacy_unplug,
         )
+        blacklist = config.blacklist
+        self.blacklist = Configured(blacklist.entries, blacklist.ranges, blacklist.action)
         self._rows: dict[tuple[object, ...], table.Rows] = {}
 
-    def limits(self, *, unlimited: bool) -> Limits:
-        """The limits of a guest's log."""
+    def rule_of(self, name: str, uuid: str) -> GuestRule | None:
+        """The `[[guest]]` table that counts for a guest."""
+        return first_match(self.config.guests, name, uuid)
+
+    def rules_of(self, rule: GuestRule | None) -> Rules:
+        """What the configuration decides about the protocol for a guest with this table."""
+        if rule is None or rule.allow_unplug is None:
+            return self.rules
+        return self.rules._replace(allow_unplug=rule.allow_unplug)
+
+    def limits_of(self, rule: GuestRule | None, *, unlimited: bool) -> Limits:
+        """The limits of the log of a guest with this table."""
         log = self.config.log
-        return Limits(log.rate, log.burst, log.on_limit == "delay", unlimited, log.flush_after)
+        rate, burst, on_limit = log.rate, log.burst, log.on_limit
+        if rule is not None:
+            rate = rate if rule.rate is None else rule.rate
+            burst = burst if rule.burst is None else rule.burst
+            on_limit = rule.on_limit or on_limit
+        return Limits(rate, burst, on_limit == "delay", unlimited, log.flush_after)
 
     def rows(self, platform: Platform, *, delay: bool) -> table.Rows:
         """The rows of a guest in this state: the same object for all guests whose rows are equal."""

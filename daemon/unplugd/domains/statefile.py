@@ -22,11 +22,14 @@ import mmap
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from unplugd.core.guest import Guest, Snapshot
 from unplugd.core.guestlog import LINE_LIMIT
 from unplugd.core.ioreq import PAYLOAD_LIMIT
+from unplugd.core.protocol import Action
 from unplugd.domains import oldstate
 from unplugd.host.ownfiles import open_file
 
@@ -46,9 +49,10 @@ _NOTE = 4 * _SLOT
 NOTE_LIMIT = _PAGE - _NOTE - 8
 """Bytes that a note may have."""
 
-_HEADER = struct.Struct("<8sQ16s64sqqqqqddqqqq128sQqqq")
-"""magic, sequence, boot id, uuid; then a Snapshot: product, build, blacklisted, unplugged, flags, balance, its time,
-charged, unsaid lines, unsaid bytes, throttled, reason; then generation, area, position, length of the text."""
+_HEADER = struct.Struct("<8sQ16s64sqqqqqqqqddqqqq128s120sQqqq")
+"""magic, sequence, boot id, uuid; then a Snapshot: product, build, action, asked, ignored, by node, unplugged,
+flags, balance, its time, charged, unsaid lines, unsaid bytes, throttled, reason, rule; then generation, area, position,
+length of the text."""
 _CHECKSUM = struct.Struct("<I")
 _NOTE_HEADER = struct.Struct("<II")
 """length, checksum of boot id and note."""
@@ -84,6 +88,15 @@ def read_note(directory: Path, domid: int, boot: bytes) -> bytes | None:
     length, checksum = _NOTE_HEADER.unpack_from(raw)
     note = raw[_NOTE_HEADER.size:_NOTE_HEADER.size + length]
     return note if 0 < length == len(note) and zlib.crc32(boot + note) == checksum else None
+
+
+def _snapshot(fields: Sequence[Any]) -> Snapshot:
+    """The guest's part of a header. An unknown action counts as the strictest: another version may have more."""
+    product, build, action, asked, ignored, by_node, *others, reason, rule = fields
+    kept = oldstate.snapshot([product, build, 0, *others, reason])
+    known = Action(min(max(Action.NONE, action), Action.WITHHOLD))
+    return kept._replace(action=known, asked=bool(asked), ignored=bool(ignored), by_node=bool(by_node),
+                         rule=oldstate.text(rule))
 
 
 class StateFile:
@@ -156,7 +169,7 @@ class StateFile:
             return
         if area not in (0, 1) or not 0 <= position <= length <= AREA:
             return
-        self.kept = oldstate.snapshot(fields)
+        self.kept = _snapshot(fields)
         self._sequence, self.generation, self._area = sequence, generation, area
         self.recorded, self.length = position, length
         self._uuid = uuid.rstrip(b"\0")
@@ -199,10 +212,11 @@ class StateFile:
     def commit(self, guest: Guest) -> None:
         """Keep the guest as it is now. What it has said must be recorded before: this says that it is."""
         self._sequence += 1
-        product, build, *others, reason = guest.snapshot()
+        product, build, *others, reason, rule = guest.snapshot()
         raw = _HEADER.pack(
             _MAGIC, self._sequence, self._boot, self._uuid, -1 if product is None else product,
             -1 if build is None else build, *others, reason.encode("utf-8", "replace"),
+            rule.encode("utf-8", "replace"),
             self.generation, self._area, self.recorded - len(guest.log.partial), self.recorded,
         )
         at = (self._sequence & 1) * _SLOT

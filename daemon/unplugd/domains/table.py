@@ -39,14 +39,14 @@ class Rows:
         self.counts = counts
         self.single: dict[_Shape, tuple[int, int, bool]] = {}
         """By shape: kind, `data` of the answer, and whether the byte is appended."""
-        self.string: dict[tuple[int, int, int], int] = {}
-        """Strings that are appended, by addr, flags and type: their kind."""
+        self.string: dict[tuple[int, int, int], tuple[int, int]] = {}
+        """Strings that are appended, by addr, flags and type: their kind, and which length is left to the protocol."""
         for row in rows:
             addr, shape, flags, type_ = _SHAPE.unpack(pio(row.addr, size=row.size, read=row.read))
             for echoed in _ECHOED:
                 self.single[addr, shape, flags | echoed, type_] = row.kind, row.value or 0, row.value is None
                 if row.value is None:
-                    self.string[addr, flags | echoed | _STRING, type_] = row.kind
+                    self.string[addr, flags | echoed | _STRING, type_] = row.kind, row.left
 
 
 class Table:
@@ -185,13 +185,13 @@ def _answer_single(
     return bytes(words[:word])
 
 
-def _string(string: Mapping[tuple[int, int, int], int], data: bytes, at: int) -> tuple[int, bytes]:
+def _string(string: Mapping[tuple[int, int, int], tuple[int, int]], data: bytes, at: int) -> tuple[int, bytes]:
     """Kind and payload of a string at `at` that is appended; no payload for any other frame, and where it is not all there."""
     begin = at + FRAME_SIZE
     if begin > len(data):
         return 0, b""
     addr, shape, flags, type_ = _SHAPE.unpack_from(data, at)
-    kind, count = string.get((addr, flags, type_)), shape - _SIZE_1
-    if kind is None or not 1 <= count <= PAYLOAD_LIMIT or begin + count > len(data):
+    found, count = string.get((addr, flags, type_)), shape - _SIZE_1
+    if found is None or not 1 <= count <= PAYLOAD_LIMIT or count == found[1] or begin + count > len(data):
         return 0, b""
-    return kind, data[begin:begin + count]
+    return found[0], data[begin:begin + count]

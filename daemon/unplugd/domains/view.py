@@ -20,6 +20,9 @@ def describe(domain: Domain) -> dict[str, object]:
         "build": domain.build,
         "blacklisted": domain.blacklisted,
         "blacklist_reason": domain.guest.reason,
+        "verdict": domain.verdict,
+        "rule": domain.guest.rule or None,
+        "guest_rule": str(domain.rule) if domain.rule is not None else None,
         "unplugged": [name for name, bit in DEVICES.items() if domain.unplugged & bit],
         "unplugged_mask": domain.unplugged,
         "connections": domain.connections,
@@ -56,4 +59,6 @@ def published(domain: Domain) -> dict[str, str] | None:
         nodes["build"] = str(platform.build)
     nodes["blacklisted"] = str(int(platform.blacklisted))
     nodes["unplugged"] = str(platform.unplugged)
+    if platform.verdict is not None:
+        nodes["verdict"] = platform.verdict
     return nodes

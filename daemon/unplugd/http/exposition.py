@@ -152,6 +152,7 @@ class _Sample(NamedTuple):
     driver: str
     """Those of its name and driver."""
     blacklisted: int
+    verdict: str | None
     unplugged: int
     lines: int
     size: int
@@ -166,7 +167,8 @@ def _sample(domain: DomainView) -> _Sample:
               f'build="{escape(domain.label_build)}"')
     lines, size = domain.dropped_lines, domain.dropped_bytes
     limit, sink = DROPS
-    return _Sample(ids, driver, 1 if domain.blacklisted else 0, domain.unplugged, domain.log_lines, domain.log_bytes,
+    return _Sample(ids, driver, 1 if domain.blacklisted else 0, domain.verdict, domain.unplugged,
+                   domain.log_lines, domain.log_bytes,
                    (ids, lines.get(limit, 0), ids, lines.get(sink, 0)),
                    (ids, size.get(limit, 0), ids, size.get(sink, 0)))
 
@@ -181,6 +183,8 @@ _DROPPED_BYTES = _by_reason("unplugd_log_dropped_bytes_total")
 _DOMAIN: dict[str, Callable[[_Sample], str]] = {
     "unplugd_domain_info": lambda it: f"unplugd_domain_info{{{it.ids},{it.driver}}} 1\n",
     "unplugd_domain_blacklisted": lambda it: f"unplugd_domain_blacklisted{{{it.ids}}} {it.blacklisted}\n",
+    "unplugd_domain_verdict": lambda it: (
+        "" if it.verdict is None else f'unplugd_domain_verdict{{{it.ids},verdict="{it.verdict}"}} 1\n'),
     "unplugd_domain_unplugged": lambda it: _devices(it.ids, it.unplugged),
     "unplugd_log_lines_total": lambda it: f"unplugd_log_lines_total{{{it.ids}}} {it.lines}\n",
     "unplugd_log_bytes_total": lambda it: f"unplugd_log_bytes_total{{{it.ids}}} {it.size}\n",

@@ -54,9 +54,9 @@ def _row(host: HostView, domid: int) -> str:
     name = domain["product_name"] or f"product {domain['product']}"
     driver = "-" if domain["product"] is None else name
     build = "-" if domain["build"] is None else str(domain["build"])
-    verdict = "-" if domain["build"] is None else "allowed"
+    verdict = _text(domain["verdict"] or "-")
     if domain["blacklisted"]:
-        verdict = '<b class="bad">blacklisted</b>'
+        verdict = f'<b class="bad">{verdict.replace("refused", "blacklisted")}</b>'
     cells = (f'<a href="/api/v1/domains/{domid}">{domid}</a>', _text(domain["name"]), _text(driver), build, verdict,
              _text(", ".join(domain["unplugged"]) or "-"), _log(domain["log"]))
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"

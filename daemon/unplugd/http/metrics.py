@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from unplugd.core.counters import DROPS, KINDS, LOOKUPS, PROTOCOL_ERRORS, Counters
-from unplugd.core.protocol import DEVICES
+from unplugd.core.protocol import DEVICES, VERDICTS
 from unplugd.host.status import ServiceStatus
 
 
@@ -80,6 +80,7 @@ CATALOGUE: tuple[Metric, ...] = (
            ("result",), {"result": LOOKUPS},
            "`fallback`: xenstored did not answer in time and `blacklist.on_error` decided, or a domain announced itself"
            " too often and the mirror decided."
+           " `reported`: the driver is on the blacklist, with the action `report`."
            " `unknown-product`: the product number has no name, so it cannot be blacklisted."),
     Metric("unplugd_protocol_errors_total", Type.COUNTER,
            "Connections closed because the device model sent an invalid frame.",
@@ -94,6 +95,12 @@ CATALOGUE: tuple[Metric, ...] = (
            note="`product` and `build` are decimal numbers, empty until the driver announces them, and `other`"
                 " after 8 changes. Join on `domid` and `uuid` for the name."),
     Metric("unplugd_domain_blacklisted", Type.GAUGE, "Whether the domain's driver is blacklisted: 1 or 0.", DOMAIN),
+    Metric("unplugd_domain_verdict", Type.GAUGE, "What became of the domain's driver: 1 for the verdict that holds.",
+           (*DOMAIN, "verdict"),
+           note="One series a domain, none until a build number was judged. `verdict` is one of "
+                + ", ".join(f"`{verdict}`" for verdict in VERDICTS)
+                + ". `ignored`: the driver was refused, and devices were unplugged for it all the same. `withheld`: it"
+                  " was refused, and got nothing of what it asked for."),
     Metric("unplugd_domain_unplugged", Type.GAUGE,
            "Whether the device class was ordered to be unplugged since the domain's last reset: 1 or 0.",
            (*DOMAIN, "device"), {"device": tuple(DEVICES)}),
@@ -135,6 +142,9 @@ class DomainView(Protocol):
     @property
     def blacklisted(self) -> bool:
         """The verdict on its driver, until reset."""
+    @property
+    def verdict(self) -> str | None:
+        """What became of its driver, one of core.protocol.VERDICTS; None until a build number was judged."""
     @property
     def unplugged(self) -> int:
         """Mask of all that was ordered since the last reset (core.protocol.Unplug)."""

@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -24,7 +24,19 @@ from unplugd.simulator.devicemodel import (
     PortAccess,
     hexadecimal,
 )
-from unplugd.simulator.drivers import DRIVERS, LOG, Driver, In, Log, Out, Reset, Step, Then, device_names
+from unplugd.simulator.drivers import (
+    DRIVERS,
+    LOG,
+    SLOT,
+    Driver,
+    In,
+    Log,
+    Out,
+    Reset,
+    Step,
+    Then,
+    device_names,
+)
 
 __all__ = ["DeviceModel", "DeviceModelError", "Ending", "Outcome", "Seen", "main", "parse", "play"]
 
@@ -74,8 +86,10 @@ def play(guest: Driver, device: DeviceModel, observe: Callable[[Seen], None] | N
     order = 0
     for step in guest.steps:
         if skipping and not (isinstance(step, Out) and step.is_unplug):
-            continue
-        skipping = False
+            if not (disobeying and isinstance(step, Log)):
+                continue
+        else:
+            skipping = False
         match step:
             case Reset():
                 device.reset()
@@ -87,8 +101,8 @@ def play(guest: Driver, device: DeviceModel, observe: Callable[[Seen], None] | N
                 tell(Seen(access, answer, conclusion.says))
                 if stop := _STOPS.get(conclusion.then):
                     return Outcome(stop, order, f"{stop.value}: stays with emulated devices")
-                skipping = conclusion.then is Then.SKIP_TO_UNPLUG
-                disobeying |= conclusion.then is Then.GO_ON_DISOBEYING
+                skipping = conclusion.then in (Then.SKIP_TO_UNPLUG, Then.SKIP_TO_UNPLUG_DISOBEYING)
+                disobeying |= conclusion.then in (Then.GO_ON_DISOBEYING, Then.SKIP_TO_UNPLUG_DISOBEYING)
             case Out():
                 access = PortAccess(step.port, step.size, read=False, data=step.value)
                 answer = device.access(access)
@@ -98,7 +112,8 @@ def play(guest: Driver, device: DeviceModel, observe: Callable[[Seen], None] | N
                 ordered = f": the host orders {device_names(answer.data)}" if step.is_unplug else ""
                 tell(Seen(access, answer, step.says + ordered))
             case Log():
-                for access in _log_accesses(step):
+                lines = step.refused if disobeying and step.refused else step.lines
+                for access in _log_accesses(replace(step, lines=lines)):
                     tell(Seen(access, device.access(access), ""))
     return _conclude(order, asked=asked, announced=announced, blacklisted=disobeying)
 
@@ -164,7 +179,7 @@ class Transcript:
     def _log(self, access: PortAccess) -> None:
         self._line += access.payload if access.string else bytes([access.data & 0xFF])
         self._accesses += 1
-        if self._line.endswith(b"\n"):
+        if self._line.endswith(b"\n") or len(access.payload) == SLOT:
             self._end_line(string=access.string)
 
     def _end_line(self, *, string: bool = False) -> None:
@@ -216,8 +231,8 @@ def parse(script: Iterable[str]) -> Driver:
 _EPILOG = """\
 guests:
 {guests}
-  -            accesses from standard input, one per line:
-               inw 0x10 | outw 0x12 0xffff | outl 0x10 86451 | log TEXT | reset   (# begins a comment)
+  -                    accesses from standard input, one per line:
+                       inw 0x10 | outw 0x12 0xffff | outl 0x10 86451 | log TEXT | reset   (# begins a comment)
 
 exit status:
   0  devices were unplugged, or the accesses from standard input were all made
@@ -250,7 +265,7 @@ _number.__name__ = "number"  # what argparse calls it in its messages
 
 
 def _parser() -> argparse.ArgumentParser:
-    guests = "\n".join(f"  {guest.name:<12} {guest.title}" for guest in DRIVERS.values())
+    guests = "\n".join(f"  {guest.name:<20} {guest.title}" for guest in DRIVERS.values())
     parser = argparse.ArgumentParser(
         prog="python3 -m unplugd.simulator",
         description="Simulate a guest's PV driver: send its accesses to unplugd, as the domain's device model does.",

@@ -25,14 +25,30 @@ from pathlib import Path
 from types import FrameType
 
 from unplugd import __version__
+from unplugd.core.families import xenbus_build
 from unplugd.errors import UnplugdError
 from unplugd.simulator.cli import Ending, Outcome, Transcript, play
 from unplugd.simulator.devicemodel import DeviceModel
-from unplugd.simulator.drivers import CHATTY, CITRIX, FREEBSD, LINUX, XENBUS, Driver, Log
+from unplugd.simulator.drivers import (
+    CHATTY,
+    CITRIX,
+    DISKS,
+    FREEBSD,
+    LINUX,
+    NICS,
+    NVME,
+    XENBUS,
+    XENBUS_2026,
+    Driver,
+    Log,
+)
 from unplugd.simulator.privatedaemon import PrivateDaemon, fetch
 from unplugd.simulator.stage import ClaimFailed, Stage
 
 JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
+
+WIDTH = 110
+"""Columns of a line of a guest's log that are shown."""
 
 EVIL = b"login: \x1b[2J\x1b[31mroot\x07\t\\o/ \xff\r\n"
 """A log line that would affect the reader's terminal if it were not escaped."""
@@ -49,6 +65,17 @@ backend = "embedded"            # no Xen here: these domains exist
 product = "xensource-windows"
 build = 86451
 reason = "loses data on resume"
+
+[[blacklist.entry]]             # these drivers do not obey: refused, they go on all the same,
+product = "experimental"
+build = 0x09035e
+reason = "9.2.350 hangs at resume"
+
+[[blacklist.entry]]             # but where nothing is unplugged for them, they stay away
+product = "experimental"
+build = 0x09035f
+reason = "9.2.351 hangs at resume"
+action = "withhold"
 
 [socket]
 device_model_uids = [{uid}]     # who plays the device model here
@@ -141,6 +168,7 @@ class Demo:
             self._own_records()
             self._metrics(chatty)
             self._api()
+            self._refusals()
             if stay:
                 self._stay()
             stage.headline("SIGTERM")
@@ -203,7 +231,7 @@ class Demo:
                 continue
             self.stage.row(f"guest-{domain.name}.log, {len(lines)} lines")
             for line in lines[:2] if domain.name == "chatty" else lines:
-                self.stage.row(f"  {line}")
+                self.stage.row(f"  {line if len(line) <= WIDTH else line[:WIDTH - 3] + '...'}")
         self.stage.claim(
             [line.split(" ", 1)[1] for line in evil] == [EVIL_ESCAPED],
             "what was meant for the reader's terminal is escaped",
@@ -287,6 +315,26 @@ class Demo:
         self.stage.claim(names == [one.name for one in self.domains], "all of its guests are there", names)
         judged = [one.get("name") for one in described if one.get("blacklisted")]
         self.stage.claim(judged == ["old-win"], "old-win alone is blacklisted", judged)
+
+    def _refusals(self) -> None:
+        """A driver that does not obey: what `refuse` and `withhold` come to."""
+        domain = self.domains[1]
+        for version, verdict, order, what in (
+            ((9, 2, 350), "ignored", DISKS | NICS | NVME, "refused: it unplugs all the same, and runs"),
+            ((9, 2, 351), "withheld", 0, "withheld: nothing is unplugged, and it stays with its emulated devices"),
+        ):
+            name = ".".join(map(str, version))
+            self.stage.headline(f"{domain.name} with XENBUS {name}, which is blacklisted and does not obey")
+            guest = XENBUS_2026.announcing(build=xenbus_build(*version)).after_reset()
+            transcript = Transcript(self.stage.row, shown=0)
+            with DeviceModel(self._socket(domain)) as device:
+                outcome = play(guest, device, transcript)
+            transcript.finish()
+            self.stage.row(str(outcome))
+            _, text = fetch(self.run / "control.sock", f"/api/v1/domains/{domain.domid}")
+            described = json.loads(text)
+            self.stage.row(f"verdict {described['verdict']}, by {described['rule']}")
+            self.stage.claim((outcome.order, described["verdict"]) == (order, verdict), what, (outcome, described))
 
     def _stay(self) -> None:
         try:

@@ -3,14 +3,19 @@
 This room knows drivers: which port they read, what they make of the answer, what they write next. How a step
 gets to unplugd is the business of devicemodel.py; what unplugd makes of it is the core's.
 
-Sources: arch/x86/xen/platform-pci-unplug.c (Linux), win-xenbus (XENBUS), win-pvdrivers (GPLPV),
-sys/x86/xen/hvm.c (FreeBSD), sys/dev/pv/xen.c (OpenBSD), docs/misc/hvm-emulated-unplug.pandoc (all).
+Whether a family obeys is in core/families.py, with what a refusal does to it.
+
+Sources: arch/x86/xen/platform-pci-unplug.c (Linux), win-xenbus, src/xen/{unplug,log,module}.c (XENBUS), win-pvdrivers
+(GPLPV), vmdp (SUSE VMDP), sys/x86/xen/hvm.c (FreeBSD), sys/dev/pv/xen.c (OpenBSD), docs/misc/hvm-emulated-unplug.pandoc
+(all).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+
+from unplugd.core.families import xenbus_build
 
 BASE = 0x10
 """Magic number, build number, unplug mask, platform flags (by size and direction)."""
@@ -32,6 +37,7 @@ class Then(Enum):
     GO_ON = "goes on"
     GO_ON_DISOBEYING = "goes on all the same"
     SKIP_TO_UNPLUG = "skips product and build"  # protocol version 0
+    SKIP_TO_UNPLUG_DISOBEYING = "skips product and build, and goes on all the same"
     STOP_BLACKLISTED = "blacklisted by host"
     STOP_NO_PROTOCOL = "no unplug protocol"
     STOP_UNKNOWN_VERSION = "unknown protocol version"
@@ -81,11 +87,15 @@ class Out:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """The driver logs `lines` (bytes with their line ends): one `rep outsb` a line, or one `outb` a byte."""
+    """The driver logs `lines` (bytes with their line ends): one `rep outsb` a line, or one `outb` a byte.
+
+    `refused` is what it logs in their place once it knows that it is blacklisted, if that is something else.
+    """
 
     lines: tuple[bytes, ...]
     string: bool = True
     port: int = LOG
+    refused: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,25 +216,75 @@ def unplug(mask: int) -> Out:
     return Out(2, BASE, mask, f"asks to unplug {device_names(mask)}")
 
 
-def xenbus_build(major: int, minor: int, micro: int) -> int:
-    """The build number that XENBUS makes of its three version numbers."""
-    return major << 16 | minor << 8 | micro
+def linux(name: str, option: str, mask: int | None) -> Driver:
+    """Linux with this `xen_emul_unplug`; a `mask` of None asks for nothing."""
+    return Driver(name, f"Linux, xen_emul_unplug={option}", (
+        PROBE, ONLY_VERSION_1, *announce(3, 1), VERDICT, *(() if mask is None else (unplug(mask),)),
+    ))  # fmt: skip
 
 
-LINUX = Driver("linux", "Linux 2.6.37 and later", (
-    PROBE, ONLY_VERSION_1, *announce(3, 1), VERDICT, unplug(DISKS | NICS),
+LINUX = replace(linux("linux", "", DISKS | NICS), title="Linux 2.6.37 and later")
+LINUX_VARIANTS = (
+    linux("linux-ide-disks", "ide-disks", DISKS),
+    linux("linux-aux-ide-disks", "aux-ide-disks", AUX_DISKS),
+    linux("linux-nics", "nics", NICS),
+    linux("linux-all", "all", DISKS | NICS | AUX_DISKS),
+    linux("linux-unnecessary", "unnecessary", None),
+    Driver("linux-never", "Linux, xen_emul_unplug=never", ()),
+)
+
+SLOT = 256
+"""Bytes of a line of XENBUS's: what is longer is cut there, and has no newline then."""
+
+
+def slot(line: bytes) -> bytes:
+    """A line as XENBUS logs it."""
+    return (line + b"\n")[:SLOT]
+
+
+MODULES = tuple(slot(line) for line in (
+    b"xen|ModuleAdd: FFFFF80214E00000 - FFFFF80215E46FFF [ntoskrnl.exe]",
+    b"xen|ModuleAdd: FFFFF80214400000 - FFFFF802144AEFFF [hal.dll]",
+    b"xen|ModuleAdd: FFFFF80218B00000 - FFFFF80218B2CFFF [xenfilt.sys]",
 ))  # fmt: skip
+"""A part of the list of kernel modules that XENBUS logs when it starts: 10 to 20 KB in all."""
+TOO_LONG = slot(b"xen|ModuleAdd: FFFFF80218A00000 - FFFFF80218A3FFFF [" + b"a-driver-with-a-long-name-" * 9 + b".sys]")
 
-XENBUS = Driver("xenbus", "Windows, XENBUS 9.1.0", (
-    PROBE, VERSION_0_OR_1, *announce(0xFFFF, xenbus_build(9, 1, 0)), VERDICT,
-    Log((
-        b"XENBUS|UnplugInitialize: ====>\r\n",
-        b"XENBUS|UnplugRequest: DISKS (requested)\r\n",
-        b"XENBUS|UnplugRequest: NICS (requested)\r\n",
-    )),
-    unplug(DISKS), unplug(NICS),
-    Log((b"XENVBD|FrontendConnect: Target[0] connected\r\n", b"XENVIF|FrontendConnect: 0/0 connected\r\n")),
-))  # fmt: skip
+XENBUS_PROBE = In(
+    2, BASE,
+    ((MAGIC, PRESENT), (BLACKLISTED_MAGIC, Conclusion("blacklisted before it began", Then.SKIP_TO_UNPLUG_DISOBEYING))),
+    otherwise=ABSENT,
+)  # fmt: skip
+XENBUS_VERSION = In(
+    1, LOG, ((0, Conclusion("protocol version 0: no blacklist", Then.SKIP_TO_UNPLUG)),),
+    otherwise=Conclusion("a protocol version with a blacklist"),
+)  # fmt: skip
+_PREAMBLE = b"UNPLUG: PRE-AMBLE (DRIVERS %sBLACKLISTED)"
+_UNPLUG_LINES = {
+    DISKS: b"UNPLUG: DISKS", DISKS | NVME: b"UNPLUG: DISKS", AUX_DISKS: b"UNPLUG: AUX DISKS", NICS: b"UNPLUG: NICS",
+}  # fmt: skip
+
+
+def xenbus(name: str, title: str, version: tuple[int, int, int], *masks: int) -> Driver:
+    """A Windows guest with XENBUS of this version, which asks for these masks. It logs its verdict, and goes on."""
+    requests = tuple(slot(b"xen|UnplugSetRequest: %s (1)" % (b"NICS" if mask == NICS else b"DISKS")) for mask in masks)
+    unplugs = tuple(step for mask in masks for step in (unplug(mask), Log((slot(_UNPLUG_LINES[mask]),))))
+    return Driver(name, title, (
+        XENBUS_PROBE, XENBUS_VERSION, *announce(0xFFFF, xenbus_build(*version)), IGNORED_VERDICT,
+        Log((*MODULES, slot(b"XENBUS|UnplugInitialize: ====>"), TOO_LONG, *requests)),
+        Log((slot(_PREAMBLE % b"NOT "),), refused=(slot(_PREAMBLE % b""),)),
+        *unplugs,
+    ))  # fmt: skip
+
+
+XENBUS = xenbus("xenbus", "Windows, XENBUS 9.1.0 (2015 to 2025)", (9, 1, 0), DISKS, NICS)
+XENBUS_2026 = xenbus("xenbus-2026", "Windows, XENBUS 9.2.350 (since February 2026)", (9, 2, 350), DISKS | NVME, NICS)
+XENBUS_VARIANTS = (
+    XENBUS_2026,
+    xenbus("xenbus-boot-emulated", "Windows, XENBUS 9.1.0, XEN:BOOT_EMULATED=TRUE", (9, 1, 0), AUX_DISKS, NICS),
+    xenbus("xenbus-first-boot", "Windows, XENBUS 9.1.0, first boot after its installation", (9, 1, 0)),
+    xenbus("xenbus-safe-mode", "Windows, XENBUS 9.1.0, safe mode", (9, 1, 0)),
+)
 
 CITRIX = Driver("citrix", "Windows, XenServer's old drivers", (
     PROBE, VERSION_0_OR_1, *announce(1, 86451), VERDICT,
@@ -249,6 +309,20 @@ VMDP = Driver("vmdp", "Windows, Novell VMDP", (
     Out(4, PLATFORM_BAR + 8, 2, "asks to unplug NICs (platform BAR)"),
 ))  # fmt: skip
 
+
+def suse_vmdp(name: str, what: str, mask: int) -> Driver:
+    """A Windows guest with SUSE's VMDP: its product number follows its version, its build number is its own."""
+    return Driver(name, f"Windows, SUSE VMDP, {what}", (
+        PROBE, VERSION_0_OR_1, *announce(205, 20501), VERDICT, unplug(mask),
+    ))  # fmt: skip
+
+
+VMDP_VARIANTS = (
+    suse_vmdp("suse-vmdp", "all devices", DISKS | NICS | AUX_DISKS),
+    suse_vmdp("suse-vmdp-disks", "disks", DISKS | AUX_DISKS),
+    suse_vmdp("suse-vmdp-nics", "network cards", NICS),
+)
+
 STUBBORN = Driver("stubborn", "a driver that unplugs whatever the verdict is", (
     PROBE, VERSION_0_OR_1, *announce(1, 86451), IGNORED_VERDICT, unplug(DISKS | NICS),
 ))  # fmt: skip
@@ -261,7 +335,8 @@ CHATTY = Driver("chatty", "a driver that logs without end", (
 DRIVERS: dict[str, Driver] = {
     guest.name: guest
     for guest in (
-        LINUX, XENBUS, CITRIX, GPLPV, FREEBSD, OPENBSD, SUSE_LEGACY, VMDP, STUBBORN, CHATTY,
+        LINUX, *LINUX_VARIANTS, XENBUS, *XENBUS_VARIANTS, CITRIX, GPLPV, *VMDP_VARIANTS, FREEBSD, OPENBSD, SUSE_LEGACY,
+        VMDP, STUBBORN, CHATTY,
     )
 }  # fmt: skip
 """Every guest by its name on the command line."""
