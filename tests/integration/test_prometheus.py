@@ -11,6 +11,7 @@ import pytest
 
 from tests.lab.hostview import StandInDomain, StandInHost, many
 from tests.lab.prometheus import PATIENCE, Prometheus, lint
+from unplugd.core.counters import KINDS
 from unplugd.http.exposition import OPENMETRICS, TEXT
 from unplugd.http.server import HttpServer
 
@@ -88,7 +89,7 @@ def test_prometheus_sees_what_happens(serve: Serve, prometheus: Scrape) -> None:
     assert server.value('unplugd_build_info{version="0.1.0"}') == 1
 
     def announce() -> None:
-        host.counters.ioreqs["build"] += 1
+        host.counters.frames[KINDS.index("build")] += 1
         host.counters.blacklist_lookups["blacklisted"] += 1
         host.counters.observe(30e-6)
         domain.product, domain.build, domain.blacklisted = 1, 86451, True

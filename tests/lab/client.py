@@ -24,9 +24,11 @@ from unplugd.sockets.listener import Listener
 PATIENCE = 30.0
 
 
-async def allowed(domain: Domain, need: NeedVerdict, deadline: float) -> Verdict:
+def allowed(_domain: Domain, _need: NeedVerdict, _deadline: float) -> asyncio.Future[Verdict]:
     """Everybody is welcome."""
-    return Verdict(blacklisted=False)
+    verdict = asyncio.get_running_loop().create_future()
+    verdict.set_result(Verdict(blacklisted=False))
+    return verdict
 
 
 class Client:
@@ -90,7 +92,7 @@ async def served(
     """A domain's socket, for a while."""
     # root may always; anybody else who runs the tests is the device model
     own = ConnectionPolicy(None if os.geteuid() == 0 else [os.geteuid()])
-    listener = Listener(domain, one.directory, access or own, judge)
+    listener = Listener(domain, one.directory, access or own, judge, one.poller)
     listener.start(None, {})
     try:
         yield listener

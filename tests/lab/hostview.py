@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tests.lab.control import domain as described
@@ -47,20 +47,13 @@ class StandInHost:
         self.awaited = ""
         self.problem = ""
         self.standing = ServiceStatus()
-        self.caught_up = 0
-        """How often somebody wanted all to be counted."""
-
     async def check_configuration(self) -> dict[str, object]:
         """A configuration that is valid."""
         return {"configured": "", "valid": True, "files": []}
+
     def denied(self, pid: int, uid: int) -> None:
         """Somebody was turned away."""
         self.counters.denied_connections += 1
-
-    def catch_up(self) -> Iterator[None]:
-        """Two slices of guests' work that is not counted yet."""
-        self.caught_up += 1
-        yield from (None, None)
 
     def describe_history(self, domid: int) -> list[dict[str, object]]:
         """A driver that did nothing yet."""

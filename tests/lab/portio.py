@@ -16,7 +16,7 @@ from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import Limits
 from unplugd.core.protocol import Action, Rules
 from unplugd.core.registry import Registry
-from unplugd.core.stream import IoreqStream, NeedTokens, NeedVerdict
+from unplugd.core.stream import Backing, IoreqStream, NeedTokens, NeedVerdict
 
 BAR = 0x10000
 LAYOUT = struct.Struct("<QQIIIHBB")
@@ -73,11 +73,16 @@ class Machine:
         self.action = action
         self.guest = Guest(rules, limits, self.registry, self.now)
         self.counters = Counters()
-        self.stream = IoreqStream(self.guest, self.counters)
+        self.stream = self.connect()
         self.rest = b""
+        """The beginning of a frame."""
         self.looked_up: list[tuple[int, int]] = []
         self.waited = 0.0
         self.said: list[Event] = []
+
+    def connect(self, backing: Backing | None = None) -> IoreqStream:
+        """Another connection to this guest."""
+        return IoreqStream(self.guest, self.counters, backing)
 
     def verdict(self, need: NeedVerdict) -> Verdict:
         """What xenstore says: the node exists or not; a product without a name has none."""
@@ -87,9 +92,8 @@ class Machine:
 
     def feed(self, data: bytes) -> bytes:
         """Bytes in, bytes out, whatever must be waited for in between."""
-        self.rest += data
-        out, more = b"", True
-        while more:
+        out = self.receive(data)
+        while True:
             match self.stream.waiting:
                 case NeedVerdict() as need:
                     out += self.stream.resume(self.verdict(need), self.now)
@@ -98,11 +102,18 @@ class Machine:
                     self.now += seconds
                     self.waited += seconds
                     out += self.stream.resume(None, self.now)
-                case None:
-                    answers, used = self.stream.receive(self.rest, self.now)
-                    out, self.rest = out + answers, self.rest[used:]
-                    more = self.stream.stopped or self.stream.waiting is not None
+            if self.stream.waiting is None:
+                before = len(self.rest)
+                out += self.receive(b"")
+                if self.stream.waiting is None and len(self.rest) == before:
+                    break
         self.said += self.guest.take_events()
+        return out
+
+    def receive(self, data: bytes) -> bytes:
+        """Bytes in, bytes out, up to what must be waited for or a limit."""
+        out, used = self.stream.receive(self.rest + data, self.now)
+        self.rest = (self.rest + data)[used:]
         return out
 
     def ask(self, request: bytes) -> Answer:

@@ -11,12 +11,13 @@ import time
 
 from tests.lab.bystander import Bystander
 from tests.lab.daemon import Daemon, embedded, frame, outs
+from unplugd.core.counters import Counters
 from unplugd.core.events import LinesDropped
 from unplugd.core.guest import Guest
 from unplugd.core.guestlog import Limits
 from unplugd.core.protocol import Rules
 from unplugd.core.registry import Registry
-from unplugd.core.stream import Dispatch, IoreqStream
+from unplugd.core.stream import IoreqStream
 
 BURST, RATE, LEAST = 131072, 256, 64
 """The contract's figures: bytes at once, bytes a second, what a record costs at least."""
@@ -98,10 +99,8 @@ def virtual() -> tuple[dict[str, str], list[str]]:
 
 
 def _virtual(data: bytes, *, single: bool) -> tuple[int, int]:
-    rules = Rules()
-    guest = Guest(rules, Limits(RATE, BURST), Registry(), 0.0)
-    tally = dict.fromkeys(("magic", "version", "product", "build", "unplug", "log", "flags", "other", "reset"), 0)
-    stream = IoreqStream(guest, Dispatch(rules, delay=False), tally)
+    guest = Guest(Rules(), Limits(RATE, BURST), Registry(), 0.0)
+    stream = IoreqStream(guest, Counters())
     if single:
         turn = b"".join(frame(0x12, 1, byte) for byte in (data * 1024)[:1024])
     else:
@@ -110,7 +109,9 @@ def _virtual(data: bytes, *, single: bool) -> tuple[int, int]:
     now = 0.0
     while now < 60 * MINUTES:
         now += TURN
-        stream.receive(turn, now)
+        at = 0
+        while at < len(turn):
+            at += stream.receive(turn[at:], now)[1]
         guest.log.tick(now)
         for event in guest.take_events():
             if isinstance(event, LinesDropped):

@@ -10,10 +10,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from unplugd.sockets.wire import HIGH, LOW, Wire
 
 from tests.lab.host import until
 from unplugd.sockets import pureloop
-from unplugd.sockets.wire import HIGH, LOW, Wire
 
 Loops = Callable[[], asyncio.AbstractEventLoop]
 LOOPS = pytest.mark.parametrize("loops", [asyncio.SelectorEventLoop, pureloop.Loop])

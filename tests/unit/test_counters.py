@@ -47,11 +47,11 @@ def test_buckets_reach_from_ten_microseconds_to_a_second() -> None:
     assert list(DURATION_BOUNDS) == sorted(set(DURATION_BOUNDS))
 
 
-@given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 1000))))
-def test_a_bucket_counts_what_is_not_over_its_bound(observed: list[tuple[float, int]]) -> None:
+@given(st.lists(st.floats(0, 100)))
+def test_a_bucket_counts_what_is_not_over_its_bound(observed: list[float]) -> None:
     counters = Counters()
-    for seconds, frames in observed:
-        counters.observe(seconds, frames)
+    for seconds in observed:
+        counters.observe(seconds)
     for bound, count in zip((*DURATION_BOUNDS, float("inf")), accumulate(counters.duration_counts), strict=True):
-        assert count == sum(frames for seconds, frames in observed if seconds <= bound)
-    assert counters.duration_sum == pytest.approx(sum(seconds * frames for seconds, frames in observed))
+        assert count == sum(seconds <= bound for seconds in observed)
+    assert counters.duration_sum == pytest.approx(sum(observed), abs=1e-9 * (1 + len(observed)))

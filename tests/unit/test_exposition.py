@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.lab.hostview import StandInDomain, StandInHost, many
-from unplugd.core.counters import DURATION_BOUNDS
+from unplugd.core.counters import DURATION_BOUNDS, KINDS
 from unplugd.core.escape import visible
 from unplugd.http.exposition import OPENMETRICS, SLICE, TEXT, Exposition, choose
 from unplugd.http.metrics import CATALOGUE
@@ -88,7 +88,7 @@ def test_what_is_counted_is_what_is_read(content_type: str) -> None:
             log_lines=5, log_bytes=500, dropped_lines={"sink": 2}, dropped_bytes={"rate-limit": 70, "sink": 20},
         )
     ])  # fmt: skip
-    host.counters.ioreqs["magic"] += 2
+    host.counters.frames[KINDS.index("magic")] += 2
     host.counters.blacklist_lookups["unknown-product"] += 1
     host.counters.protocol_errors["bad-size"] += 4
     host.counters.denied_connections += 6
@@ -120,7 +120,8 @@ def test_what_is_counted_is_what_is_read(content_type: str) -> None:
 @BOTH
 def test_the_histogram_is_cumulated(content_type: str) -> None:
     host = StandInHost()
-    host.counters.observe(20e-6, 3)
+    for _ in range(3):
+        host.counters.observe(20e-6)
     host.counters.observe(0.75)
     host.counters.observe(4.0)
     series = read(host, content_type)

@@ -14,8 +14,8 @@ from unplugd.config.load import EmbeddedDomain
 from unplugd.domains.follow import DomainFollower
 from unplugd.domains.nodes import DomainNodes
 from unplugd.errors import StoreUnavailable
+from unplugd.host import longwork
 from unplugd.sinks.records import Event
-from unplugd.sockets import longwork
 from unplugd.xenstore.embedded import EmbeddedStore
 from unplugd.xenstore.store import INTRODUCE_DOMAIN, RELEASE_DOMAIN
 

@@ -22,7 +22,7 @@ class Log:
 
     def say(self, data: bytes) -> None:
         """The guest writes."""
-        self.log.write(data, self.now)
+        self.log.write_all(data, self.now)
 
     def later(self, seconds: float) -> None:
         """Time passes, with every tick that was asked for, as a timer would."""
@@ -119,16 +119,22 @@ def test_a_partial_line_is_flushed_after_its_time_without_a_byte() -> None:
 def test_a_partial_line_of_before_the_restart_counts_anew() -> None:
     log = Log(Limits(flush_after=5.0))
     log.now += 1000
-    log.log.restore_partial(b"kept", log.now)
+    log.log.begin_anew(log.now)
+    log.say(b"kept")
     log.later(4.9)
     assert log.lines == []
     log.later(0.2)
     assert log.lines == [b"kept"]
 
 
-def test_lines_that_an_earlier_process_left_are_recorded_and_charged() -> None:
+def test_bytes_are_taken_up_to_the_first_event() -> None:
     log = Log(Limits(rate=0, burst=1000))
-    log.log.restore_partial(b"one\n" + b"x" * 100 + b"\nhalf", log.now)
+    data = b"\n\none\n\n" + b"x" * 100 + b"\nhalf"
+    taken = []
+    while sum(taken) < len(data):
+        taken.append(log.log.write(data[sum(taken):], log.now))
+        assert len(log.events) == min(len(taken), 2)
+    assert taken == [6, 102, 4]
     assert log.lines == [b"one", b"x" * 100]
     assert log.log.partial == b"half"
     assert log.log.bucket.balance == 1000 - RECORD_COST - 100
@@ -481,49 +487,12 @@ def test_a_flood_of_long_lines_is_dropped_at_once_where_a_short_one_could_pass()
     it.say((b"x" * 99 + b"\n") * 5)
     it.now += 1.3  # one of 64 could pass, with the record before it
     before = it.log.line_number
-    it.log.write((b"y" * 200 + b"\n") * 3, it.now)
+    it.say((b"y" * 200 + b"\n") * 3)
     assert it.log.line_number == before + 3
     assert len(it.lines) == 4
     it.say(b"short\n")
     assert it.lines[-1] == b"short"
     assert it.of(LinesDropped) == [LinesDropped(4, 699)]
-
-
-def test_lines_pass_elsewhere_only_where_there_is_nothing_else_to_say() -> None:
-    it = Log(Limits(rate=100, burst=300))
-    seen = [it.log.passes]
-    it.say((b"x" * 99 + b"\n") * 4)
-    seen.append(it.log.passes)
-    it.later(30)
-    seen.append(it.log.passes)
-    assert seen == [True, False, True]
-    assert not Log(Limits(delay=True)).log.passes
-    assert Log(UNLIMITED).log.passes
-
-
-def test_lines_that_were_dropped_elsewhere_are_counted_and_said() -> None:
-    it = Log(Limits(rate=100, burst=300))
-    it.say((b"x" * 99 + b"\n") * 4)
-    numbered = it.log.line_number
-    it.log.caught_up(it.now, 3, 2, 40, it.now)
-    assert it.log.line_number == numbered + 3
-    assert (it.log.dropped_lines, it.log.dropped_bytes) == (3, 139)
-    it.later(11)
-    assert it.of(LinesDropped) == [LinesDropped(3, 139)]
-
-
-def test_empty_lines_and_bytes_elsewhere_drop_nothing() -> None:
-    it = Log(Limits(flush_after=5))
-    it.log.caught_up(0.0, 0, 0, 0, 0.0)
-    it.log.caught_up(it.now, 1, 0, 0, 0.0)
-    it.log.partial += b"half"
-    it.now += 3
-    it.log.caught_up(it.now, 0, 0, 0, 0.0)
-    assert (it.log.dropped_lines, it.log.line_number) == (0, 1)
-    it.later(4)
-    assert it.lines == []
-    it.later(2)
-    assert it.lines == [b"half"]
 
 
 @given(

@@ -21,7 +21,6 @@ from unplugd.core.events import (
 )
 from unplugd.core.protocol import Action, Rules
 from unplugd.core.registry import Registry
-from unplugd.core.stream import IoreqStream
 
 
 def linux(machine: Machine, mask: int = 3) -> int | None:
@@ -330,7 +329,7 @@ def test_qemu_traditional_platform_flags() -> None:
 
 def test_qemu_traditional_two_vcpus_share_the_device() -> None:
     machine = Machine()
-    other = IoreqStream(machine.guest, machine.counters)
+    other = machine.connect()
     machine.outw(0x12, 3)
     other.receive(frame(0x10, 2, data=2), machine.now)
     (flags,) = answers(other.receive(frame(0x10, 1, read=True), machine.now)[0])

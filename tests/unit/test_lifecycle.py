@@ -11,23 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.client import allowed
 from tests.lab.host import OTHER_UUID, UUID, Host, host, until
 from unplugd import lifecycle
-from unplugd.core.guest import ALLOWED, Verdict
-from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain
 from unplugd.domains.nodes import DomainNodes
 from unplugd.domains.statefile import read_note
+from unplugd.host import longwork
 from unplugd.lifecycle import Domains
 from unplugd.sinks.records import Event
-from unplugd.sockets import longwork
 from unplugd.sockets.access import ConnectionPolicy
 
 FACTS = DomainNodes("web-01", UUID)
-
-
-async def judge(domain: Domain, need: NeedVerdict, deadline: float) -> Verdict:
-    return ALLOWED
 
 
 class World:
@@ -41,7 +36,7 @@ class World:
         self.numbers: list[int] = []
         self.calm = asyncio.Event()
         self.served = Domains(
-            one.settings, ConnectionPolicy([os.geteuid()]), judge, {}, self.spawn,
+            one.settings, ConnectionPolicy([os.geteuid()]), allowed, one.poller, {}, self.spawn,
             gone=self.forget, quiet=self.calm.wait, verify=self.verified.append)
         self.served.changed_number = lambda: self.numbers.append(len(self.served.domains))
 
@@ -49,7 +44,6 @@ class World:
         self.tasks.append(asyncio.get_running_loop().create_task(work))
 
     def forget(self, domain: Domain) -> None:
-        assert domain.state.durable
         self.gone.append(domain.domid)
 
     def path(self, domid: int) -> Path:
@@ -80,7 +74,7 @@ def test_a_domain_comes_and_goes(tmp_path: Path) -> None:
             assert stat.S_ISSOCK(status.st_mode)
             assert stat.S_IMODE(status.st_mode) == 0o600
             assert it.said(Event.INTRODUCED) == [f"web-01 (domain 7): served at {it.path(7)}"]
-            note = read_note(tmp_path / "state" / "dom7", it.one.settings.boot)
+            note = read_note(tmp_path / "state", 7, it.one.settings.boot)
             assert note is not None
             assert DomainNodes.unpack(note) == FACTS
             it.served.released(7)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from unplugd.sockets import longwork
-from unplugd.sockets.longwork import LongWork
+from unplugd.host import longwork
+from unplugd.host.longwork import LongWork
 
 
 class World:
@@ -23,8 +23,8 @@ class World:
         self.served = 0
         self.turns = 0
         monkeypatch.setattr(longwork, "serve_guests", self.serve)
-        monkeypatch.setattr("unplugd.sockets.longwork.time.monotonic", lambda: self.now)
-        monkeypatch.setattr("unplugd.sockets.longwork.asyncio.sleep", self.turn)
+        monkeypatch.setattr("unplugd.host.longwork.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("unplugd.host.longwork.asyncio.sleep", self.turn)
 
     def serve(self) -> bool:
         self.served += 1

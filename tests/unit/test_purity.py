@@ -14,8 +14,8 @@ CORE = Path(unplugd.__file__).parent / "core"
 
 # No time, os, socket, asyncio, logging, random, pathlib: a core that needs one of these has grown a shell.
 ALLOWED = {
-    "__future__", "bisect", "collections", "collections.abc", "dataclasses", "enum", "fnmatch", "math", "re", "struct",
-    "types", "typing", "zlib", "unplugd.core", "unplugd.errors",
+    "__future__", "array", "bisect", "collections", "collections.abc", "dataclasses", "enum", "fnmatch", "functools",
+    "math", "re", "struct", "types", "typing", "zlib", "unplugd.core", "unplugd.errors",
 }  # fmt: skip
 
 # Builtins that reach outside the process or around the imports.

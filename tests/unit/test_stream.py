@@ -11,10 +11,10 @@ from unplugd.core.events import Event
 from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import Limits
 from unplugd.core.protocol import Rules
-from unplugd.core.registry import Registry
-from unplugd.core.stream import OUTPUT_LIMIT, SEEN_LIMIT, Dispatch, IoreqStream, NeedTokens, NeedVerdict
+from unplugd.core.stream import FRAMES_LIMIT, OUTPUT_LIMIT, Alone, NeedTokens, NeedVerdict
 
 LEGACY = Rules(legacy_unplug=True)
+MAGIC = frame(0x10, 2, read=True)
 TIGHT_DELAY = Limits(rate=100, burst=300, delay=True)
 
 
@@ -91,12 +91,12 @@ def test_one_response_for_each_request_in_order_with_all_opaque_fields(sent: lis
 @given(raw=st.binary(min_size=32, max_size=32), after=st.binary(max_size=80))
 def test_any_bytes_set_a_fault_or_are_served_and_never_raise(raw: bytes, after: bytes) -> None:
     stream = Machine().stream
-    out = bytes(stream.receive(raw, 1.0))
+    out, used = stream.receive(raw, 1.0)
     if stream.fault is not None:
         assert stream.fault.reason
-        assert out == b""
-    if stream.waiting is None and not stream.stopped:
-        stream.receive(after, 2.0)
+        assert (out, used) == (b"", 0)
+    if stream.waiting is None:
+        stream.receive(raw[used:] + after, 2.0)
 
 
 @settings(max_examples=80)
@@ -127,8 +127,8 @@ def test_a_fault_changes_nothing() -> None:
     machine.outw(0x12, 3)
     before = machine.guest.snapshot()
     for bad in (frame(0x12, 1, count=9), frame(0x12, 3), frame(0x10, 2, kind=1)):
-        one = IoreqStream(machine.guest, Dispatch(Rules(), delay=False), machine.counters.ioreqs)
-        assert one.receive(bad, machine.now) == b""
+        one = machine.connect()
+        assert one.receive(bad, machine.now) == (b"", 0)
         assert one.fault is not None
     assert machine.guest.snapshot() == before
 
@@ -138,11 +138,14 @@ def test_a_frame_waits_for_its_verdict_and_what_follows_waits_too() -> None:
     machine.outw(0x12, 3)
     stream = machine.stream
     build, magic = frame(0x10, 4, data=1), frame(0x10, 2, read=True)
-    assert stream.receive(magic + build + magic, machine.now) != b""
+    out, used = stream.receive(magic + build + magic, machine.now)
+    assert ([answer.data for answer in answers(out)], used) == ([0x49D2], 64)
     assert stream.waiting == NeedVerdict(3, 1, first=True)
-    out = bytes(stream.resume(Verdict(blacklisted=True), machine.now))
-    assert [answer.data for answer in answers(out)] == [0, 0xD249]
+    out = stream.resume(Verdict(blacklisted=True), machine.now)
+    assert [answer.data for answer in answers(out)] == [0]
     assert stream.waiting is None
+    out, used = stream.receive(magic, machine.now)
+    assert ([answer.data for answer in answers(out)], used) == ([0xD249], 32)
 
 
 def test_no_verdict_is_an_allowed_one() -> None:
@@ -158,10 +161,10 @@ def test_string_of_build_numbers_is_looked_up_one_by_one_and_only_the_first_says
     machine.outw(0x12, 3)
     stream = machine.stream
     firsts = []
-    out = bytes(stream.receive(frame(0x10, 4, count=3, string=True) + b"\1\0\0\0\2\0\0\0\3\0\0\0", machine.now))
+    stream.receive(frame(0x10, 4, count=3, string=True) + b"\1\0\0\0\2\0\0\0\3\0\0\0", machine.now)
     while isinstance(stream.waiting, NeedVerdict):
         firsts.append((stream.waiting.build, stream.waiting.first))
-        out = bytes(stream.resume(Verdict(blacklisted=False), machine.now))
+        out = (stream.resume(Verdict(blacklisted=False), machine.now))
     assert firsts == [(1, True), (2, False), (3, False)]
     assert len(out) == 32
     machine.stream.receive(frame(0x10, 4, data=9), machine.now)
@@ -231,7 +234,7 @@ def test_delay_holds_the_response_until_the_balance_is_not_negative() -> None:
     machine.outs(0x12, 1, b"x" * 900 + b"\n")
     assert machine.waited == 0
     stream = machine.stream
-    assert stream.receive(frame(0x12, 1, string=True, count=600) + b"y" * 600, machine.now) == b""
+    assert stream.receive(frame(0x12, 1, string=True, count=600) + b"y" * 600, machine.now) == (b"", 632)
     assert isinstance(stream.waiting, NeedTokens)
     assert stream.waiting.seconds == pytest.approx(5.01, abs=0.02)
     assert stream.resume(None, machine.now + 1) == b"", "too early: it goes on waiting"
@@ -259,9 +262,12 @@ def test_responses_to_string_reads_stop_at_a_limit_and_go_on() -> None:
     machine = Machine()
     stream = machine.stream
     read = frame(0x10, 2, read=True, string=True, count=2048)
-    pieces = [bytes(stream.receive(read * 100, machine.now))]
-    while stream.stopped:
-        pieces.append(bytes(stream.proceed(machine.now)))
+    pieces, rest = [], read * 100
+    while rest:
+        piece, used = stream.receive(rest, machine.now)
+        pieces.append(piece)
+        rest = rest[used:]
+        assert stream.stopped == bool(rest)
     assert len(answers(b"".join(pieces))) == 100
     assert all(OUTPUT_LIMIT <= len(piece) < OUTPUT_LIMIT + 5000 for piece in pieces[:-1])
     assert len(pieces) > 5
@@ -270,28 +276,54 @@ def test_responses_to_string_reads_stop_at_a_limit_and_go_on() -> None:
 def test_other_rules_from_the_next_frame_on() -> None:
     machine = Machine()
     assert machine.outl(BAR + 4, 1) == 0
-    machine.stream.use(Dispatch(LEGACY, delay=False))
     machine.guest.platform.rules = LEGACY
     assert machine.outl(BAR + 4, 1) == 3
 
 
-def test_frames_of_all_kinds_beyond_what_is_remembered() -> None:
+def test_frames_without_a_row_stop_at_a_limit_and_go_on() -> None:
     machine = Machine()
-    for eport in range(SEEN_LIMIT + 100):
-        for _ in range(3):  # the second time it is remembered
-            answer = machine.ask(frame(0x10, 2, read=True, eport=eport))
-            assert (answer.data, answer.eport) == (0x49D2, eport)
-    assert machine.counters.ioreqs["magic"] == 3 * (SEEN_LIMIT + 100)
+    whole = frame(0x10, 2, read=True) * (2 * FRAMES_LIMIT + 1)
+    served = []
+    while whole:
+        _, used = machine.stream.receive(whole, machine.now)
+        served.append(used // 32)
+        whole = whole[used:]
+    assert served == [FRAMES_LIMIT, FRAMES_LIMIT, 1]
 
 
-def test_a_frame_that_does_not_come_again_is_not_remembered() -> None:
-    dispatch = Dispatch(Rules(), delay=False)
-    for eport in range(1000):
-        assert dispatch.recognize(frame(0x12, 1, data=65, eport=eport)) is not None
-    assert len(dispatch.seen) < 100
-    often = frame(0x12, 1, data=66)
-    first, second = dispatch.recognize(often), dispatch.recognize(often)
-    assert first == second == dispatch.seen[often]
+class Rows(Alone):
+    """Rows that answer each magic read with 7."""
+
+    def __init__(self, guest: Guest) -> None:
+        super().__init__(guest)
+        self.did: list[str] = []
+
+    def answer(self, data: bytes, at: int) -> tuple[bytes, int]:
+        size = 0
+        while data[at + size:at + size + 32] == MAGIC:
+            size += 32
+        self.did += ["rows"] if size else []
+        return b"7" * size, size
+
+    def catch_up(self) -> None:
+        self.did.append("catch up")
+
+    def log(self, data: bytes, now: float) -> None:
+        self.did.append("log")
+        super().log(data, now)
+
+
+def test_what_rows_answer_comes_before_every_frame_and_the_guest_catches_up_with_it() -> None:
+    machine = Machine()
+    rows = Rows(machine.guest)
+    stream = machine.connect(rows)
+    product, log = frame(0x12, 2, data=3), frame(0x12, 1, data=65)
+    out, used = stream.receive(MAGIC * 2 + product + MAGIC + log + product + MAGIC[:9], 1.0)
+    assert used == 6 * 32
+    assert [out[at:at + 1] == b"7" for at in range(0, len(out), 32)] == [True, True, False, True, False, False]
+    assert rows.did == ["rows", "catch up", "rows", "catch up", "log", "catch up"]
+    assert (machine.counters.ioreqs["product"], machine.counters.ioreqs["magic"]) == (2, 0), "rows count for themselves"
+    assert machine.guest.log.partial == b"A"
 
 
 @pytest.mark.parametrize("blacklisted", [False, True])
@@ -346,29 +378,11 @@ def test_what_a_frame_waits_for_is_frozen() -> None:
 
 
 def test_a_verdict_for_one_connection_does_not_hold_up_another() -> None:
-    guest = Guest(Rules(), UNLIMITED, Registry(), 0.0)
-    tally = Machine().counters.ioreqs
-    dispatch = Dispatch(Rules(), delay=False)
-    one, other = IoreqStream(guest, dispatch, tally), IoreqStream(guest, dispatch, tally)
+    machine = Machine()
+    one, other = machine.connect(), machine.connect()
     one.receive(frame(0x12, 2, data=3) + frame(0x10, 4, data=1), 0.0)
     assert one.waiting is not None
-    assert len(other.receive(frame(0x10, 2, read=True), 0.0)) == 32
+    assert len(other.receive(MAGIC, 0.0)[0]) == 32
     one.resume(Verdict(blacklisted=True), 0.0)
-    (answer,) = answers(bytes(other.receive(frame(0x10, 2, read=True), 0.0)))
+    (answer,) = answers(other.receive(MAGIC, 0.0)[0])
     assert answer.data == 0xD249
-
-
-def test_idle_is_between_two_frames() -> None:
-    machine = Machine()
-
-    def idle() -> bool:
-        return machine.stream.idle
-
-    assert idle()
-    machine.stream.receive(frame(0x10, 2, read=True)[:20], 1.0)
-    assert not idle()
-    machine.stream.receive(frame(0x10, 2, read=True)[20:], 1.0)
-    assert idle()
-    machine.stream.receive(frame(0x12, 2, data=3) + frame(0x10, 4, data=1), 1.0)
-    assert isinstance(machine.stream.waiting, NeedVerdict)
-    assert not idle()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from unplugd.sockets.turns import BUDGET, Turns
+from unplugd.domains.turns import BUDGET, Turns
 
 
 def test_a_domain_that_does_little_never_waits() -> None:

@@ -38,7 +38,7 @@ AREA = 2 * _PAGE
 """Bytes of log text: an open line, and the longest string write behind it."""
 COMPACT_OVER = AREA - PAYLOAD_LIMIT
 """Bytes of text over which a string write may find no room."""
-assert LINE_LIMIT <= COMPACT_OVER, "an open line leaves room for a string write"  # noqa: S101
+assert LINE_LIMIT <= COMPACT_OVER, "an open line leaves room for a string write"  # noqa: S101 - constants
 
 _SLOT = 512
 _AREAS = (_PAGE, _PAGE + AREA)
