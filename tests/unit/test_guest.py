@@ -178,6 +178,25 @@ def test_a_snapshot_brings_another_process_to_the_same_state() -> None:
     assert other.changed
 
 
+def test_an_open_line_is_charged_once_whatever_restarts() -> None:
+    """With `delay` a line's bytes are charged by frames, and the rest of its least cost when it ends."""
+    limits = Limits(rate=0, burst=1000, delay=True)
+    balances = []
+    for restarts in range(3):
+        one = guest(Rules(), limits)
+        one.log.charge_frame(30, 0.0)
+        one.log.write(b"x" * 30, 0.0)
+        for _ in range(restarts):
+            other = guest(Rules(), limits)
+            other.restore(one.snapshot(), 0.0)
+            other.log.write(bytes(one.log.partial), 0.0)
+            one = other
+        one.log.charge_frame(1, 0.0)
+        one.log.write(b"\n", 0.0)
+        balances.append(one.log.bucket.balance)
+    assert balances == [1000 - 64] * 3
+
+
 def test_what_needs_nobodys_word_orders_nothing_but_by_unplug() -> None:
     one = guest()
     assert one.write(Effect.PRODUCT, 3, 0.0) == 0

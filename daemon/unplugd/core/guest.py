@@ -266,7 +266,7 @@ class Guest:
         platform.action, platform.asked, platform.ignored = Action(kept.action), kept.asked, kept.ignored
         platform.unplugged, platform.flags = kept.unplugged, kept.flags
         log.bucket.restore(kept.balance, kept.balance_at, now)
-        log.charged = kept.charged
+        log.charged = 0  # the open line is written to the log again, which counts its bytes
         log.unsaid_lines, log.unsaid_bytes, log.throttled = kept.unsaid_lines, kept.unsaid_bytes, kept.throttled
         self.reason, self.rule, self.by_node = kept.reason, kept.rule, kept.by_node
         self._identify()
