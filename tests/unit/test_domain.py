@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -10,22 +11,46 @@ from pathlib import Path
 import pytest
 
 from tests.lab.host import OTHER_UUID, UUID, Host, host, until
+from tests.lab.portio import frame
 from unplugd.config.load import BlacklistConfig, Config, LogConfig, PolicyConfig
 from unplugd.core.blacklist import BlacklistRange
 from unplugd.core.guest import Verdict
 from unplugd.core.guestrules import GuestRule, Patterns
 from unplugd.core.protocol import Action, Effect
+from unplugd.core.stream import IoreqStream
 from unplugd.domains.domain import Domain
 from unplugd.domains.labels import CHANGES
 from unplugd.domains.records import COMPLAINTS
 from unplugd.domains.view import describe, published
 from unplugd.sinks.records import Event
+from unplugd.sockets import loop as eventloop
+
+
+TABLES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"pure": asyncio.SelectorEventLoop}
+with contextlib.suppress(ImportError):
+    from unplugd.sockets._fastpath import Poller
+
+    TABLES["compiled"] = lambda: eventloop.Loop(Poller)
 
 
 def say(domain: Domain, data: bytes) -> None:
-    """Log bytes as a connection takes them in."""
-    domain.log(data, time.monotonic())
-    domain.settle(time.monotonic())
+    """Log bytes as a connection takes them in, of which rows answer what they can."""
+    send(domain, *(data[at:at + 4096] for at in range(0, len(data), 4096)))
+
+
+def send(domain: Domain, *strings: bytes) -> None:
+    frames = b"".join(frame(0x12, 1, count=len(data), string=True) + data for data in strings)
+    _, used = domain.table.answer(frames, 0)
+    while used < len(frames):
+        stream = IoreqStream(domain.guest, domain.settings.counters, domain)
+        used += stream.receive(frames[used:], time.monotonic())[1]
+        domain.settle(time.monotonic())
+
+
+def say_byte(domain: Domain, byte: int) -> None:
+    """A log byte that a row answers."""
+    _, used = domain.table.answer(frame(0x12, 1, data=byte), 0)
+    assert used == 32
 
 
 def announce(domain: Domain, product: int = 3, build: int = 1, verdict: Verdict | None = None) -> None:
@@ -49,11 +74,19 @@ def reset(domain: Domain) -> None:
 def run(
     tmp_path: Path, test: Callable[[Host], Coroutine[None, None, None]], config: Config | None = None
 ) -> None:
-    async def main() -> None:
-        async with host(tmp_path, config) as one:
-            await test(one)
+    """Run a test with each kind of table; nothing may be told to the loop's exception handler."""
 
-    asyncio.run(main())
+    async def main(directory: Path) -> None:
+        failed: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+        directory.mkdir()
+        async with host(directory, config) as one:
+            await test(one)
+        assert failed == []
+
+    for name, loop in TABLES.items():
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(main(tmp_path / name))
 
 
 def test_fields_of_a_guests_line(tmp_path: Path) -> None:
@@ -281,7 +314,7 @@ def test_at_release_the_partial_line_is_recorded_and_the_rest_forgotten(tmp_path
         say(domain, b"last words")
         domain.release()
         assert one.journald.lines == ["last words"]
-        assert not (tmp_path / "state" / "dom7").exists()
+        assert not (one.directory / "state" / "dom7").exists()
 
     run(tmp_path, main)
 
@@ -318,6 +351,123 @@ def test_a_partial_line_of_before_the_restart_is_flushed_by_time(tmp_path: Path)
         again.stop()
 
     run(tmp_path, main, Config(log=LogConfig(flush_after=0.05)))
+
+
+def test_the_time_of_a_partial_line_counts_from_its_last_byte(tmp_path: Path) -> None:
+    """Whenever a timer or a scrape looks at it."""
+
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        begin = time.monotonic()
+        say_byte(domain, 0x61)
+        await asyncio.sleep(0.05)
+        say_byte(domain, 0x62)
+        await asyncio.sleep(0.9)
+        assert domain.log_lines == 0, "looked at"
+        await until(lambda: one.journald.lines == ["ab"])
+        assert 1.05 <= time.monotonic() - begin < 1.8
+        domain.stop()
+
+    run(tmp_path, main, Config(log=LogConfig(flush_after=1.0)))
+
+
+def test_a_line_that_begins_while_a_timer_runs_is_flushed_in_time(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        say(domain, b"one line\n")
+        say_byte(domain, 0x61)
+        await asyncio.sleep(0.5)
+        say(domain, b"\n")
+        begin = time.monotonic()
+        for byte in b"next":
+            say_byte(domain, byte)
+        await until(lambda: one.journald.lines[-1] == "next")
+        assert 1.0 <= time.monotonic() - begin < 1.4
+        assert one.journald.lines == ["one line", "a", "next"]
+        domain.stop()
+
+    run(tmp_path, main, Config(log=LogConfig(flush_after=1.0)))
+
+
+def test_a_domain_that_is_gone_can_be_looked_at(tmp_path: Path) -> None:
+    """A transaction of the publisher, or a page of HTTP, may have begun before."""
+
+    async def main(one: Host) -> None:
+        for end in (Domain.release, Domain.stop):
+            domain = one.domain()
+            announce(domain)
+            say(domain, b"a line\nand half a li")
+            say_byte(domain, 0x6E)
+            end(domain)
+            assert (domain.product, domain.log_lines > 0) == (3, True)
+            assert describe(domain)["build"] == 1
+
+    run(tmp_path, main)
+
+
+@pytest.mark.parametrize("sent", [
+    [b"a\n", b"b" * 3000, b"x\n" + b"y" * 4094],
+    [b"a" * 4095, b"b" * 4096, b"c" * 4095 + b"\n"],
+    [b"\n" * 4096] * 3,
+    [b"z" * 4094, b"z" * 4096] * 3,
+])  # fmt: skip
+def test_strings_that_fill_the_area_lose_nothing(tmp_path: Path, sent: list[bytes]) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        domain.limit(unlimited=True)
+        send(domain, *sent)
+        say(domain, b"\n")
+        expected = [line[at:at + 4095] for line in b"".join(sent).split(b"\n") for at in range(0, len(line), 4095)]
+        await until(lambda: len(one.journald.lines) >= len(expected))
+        assert one.journald.lines == [line.decode() for line in expected]
+        domain.stop()
+
+    run(tmp_path, main)
+
+
+def test_work_that_is_over_its_turn_is_recorded_soon_and_in_order(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        domain.limit(unlimited=True)
+        domain.turns.charge(1.0)
+        say(domain, b"first\nsecond\n")
+        assert domain.state.recorded < domain.table.text, "kept, and not recorded yet"
+        say(domain, b"third\nhal")
+        await until(lambda: len(one.journald.lines) == 3)
+        assert one.journald.lines == ["first", "second", "third"]
+        assert domain.guest.log.partial == b"hal"
+        domain.stop()
+
+    run(tmp_path, main)
+
+
+@pytest.mark.parametrize("end", ["release", "stop"])
+def test_work_that_is_over_its_turn_as_the_domain_goes(tmp_path: Path, end: str) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        domain.turns.charge(1.0)
+        say(domain, b"first\nsec")
+        getattr(domain, end)()
+        await asyncio.sleep(0.01)
+        assert one.journald.lines == (["first", "sec"] if end == "release" else ["first"])
+
+    run(tmp_path, main)
+
+
+def test_domains_with_equal_rows_share_them(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        first, second = one.domain(7), one.domain(8, "db-01", OTHER_UUID)
+        assert first._rows is second._rows is not None
+        announce(first, 1, 1, Verdict(blacklisted=True))
+        assert first._rows is not second._rows
+        reset(first)
+        assert first._rows is second._rows
+        one.settings.configure(one.settings.config._replace(protocol_version=0))
+        for domain in (first, second):
+            domain.configure()
+        assert first._rows is second._rows
+
+    run(tmp_path, main)
 
 
 def test_throttling_is_told_and_ends(tmp_path: Path) -> None:
@@ -372,7 +522,7 @@ def test_complaints_about_its_device_model_are_bounded(tmp_path: Path) -> None:
 
 def test_without_room_for_its_state_it_is_served_all_the_same(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
-        (tmp_path / "state" / "dom7").mkdir()
+        (one.directory / "state" / "dom7").mkdir()
         domain = one.domain()
         assert one.journald.of(Event.SINK_FAILED)
         announce(domain)

@@ -140,16 +140,6 @@ def test_bytes_are_taken_up_to_the_first_event() -> None:
     assert log.log.bucket.balance == 1000 - RECORD_COST - 100
 
 
-def test_bytes_appended_directly_put_the_flush_off() -> None:
-    log = Log(Limits(flush_after=5.0))
-    log.say(b"a")
-    log.now += 4
-    log.log.heard(log.now)
-    log.now += 4
-    log.log.tick(log.now)
-    assert log.lines == []
-
-
 def test_a_line_costs_its_bytes_at_least_64() -> None:
     log = Log(Limits(rate=0, burst=1000))
     log.say(b"x\n")
@@ -448,38 +438,6 @@ def test_delay_stores_at_most_burst_and_rate_by_time_and_the_frame_in_hand(
     assert sum(map(len, log.lines)) == len(written) - written.count(b"\n"), "delay loses nothing"
     assert log.log.dropped_lines == 0
     assert log.of(LinesDropped) == []
-
-
-def test_a_line_that_is_said_to_be_dropped_would_not_have_passed() -> None:
-    """Whoever drops such lines instead of end_line() drops none that would have passed."""
-    it = Log(Limits(rate=100, burst=300))
-    it.say((b"x" * 99 + b"\n") * 5)
-    passed, dropped = len(it.lines), 0
-    for size in (5, 99, 60, 150, 99, 64, 70, 65) * 40:
-        dropping = it.log.dropping
-        certain = dropping is not None and it.now < dropping.until and (
-            it.log.bucket.refill(it.now) < max(RECORD_COST, size) + dropping.report)
-        it.say(b"y" * size + b"\n")
-        assert not certain or len(it.lines) == passed
-        dropped += certain
-        passed = len(it.lines)
-        it.now += 0.05
-    assert dropped > 200
-    assert passed > 5
-
-
-def test_what_is_due_ends_what_is_certain() -> None:
-    it = Log(Limits(rate=10, burst=200))
-    it.say(b"x" * 100 + b"\n" + b"y" * 300 + b"\n")
-    dropping = it.log.dropping
-    assert dropping is not None
-    assert it.now + 9.9 < dropping.until < it.now + REPORT_INTERVAL
-    assert dropping.report >= RECORD_COST
-
-
-@pytest.mark.parametrize("limits", [UNLIMITED, Limits(delay=True), Limits()])
-def test_where_nothing_is_dropped_nobody_may_drop(limits: Limits) -> None:
-    assert Log(limits).log.dropping is None
 
 
 def test_a_flood_of_long_lines_is_dropped_at_once_where_a_short_one_could_pass() -> None:

@@ -165,10 +165,6 @@ class GuestLog:
             text = text[:-1]
         self._finish(text, now)
 
-    def heard(self, at: float) -> None:
-        """The last byte came then."""
-        self._last_byte = max(self._last_byte, at)
-
     def cut(self, now: float) -> None:
         """The partial line reached LINE_LIMIT, or nothing came for a while, or the guest is going: record it."""
         self._finish(bytes(self.partial), now)

@@ -206,13 +206,14 @@ class Domain:
 
     def catch_up(self) -> None:
         """Bring the guest up to date with what its rows did: before anything looks at it, or changes it."""
+        if self._closed:
+            return
         table = self.table
         if table.seen:
             seen, table.seen = table.seen, 0
             self._guest.noticed(seen, table.seen_at)
         if table.text != self.state.recorded:
-            self._guest.log.heard(table.heard)
-            self._record(time.monotonic(), forever=True)
+            self._record(table.heard or time.monotonic(), forever=True)
 
     def _woken(self) -> None:
         """The table has appended what must be looked at before it is answered: a line's begin, its end, or a full line."""

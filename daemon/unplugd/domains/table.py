@@ -157,7 +157,7 @@ class Table:
     def close(self) -> None:
         """Let go of the memory: nothing is answered any more."""
         self._rows = self._woken = None
-        self._size = 0
+        self._size = self.text = 0
         self._words.release()
         self._memory.release()
 
