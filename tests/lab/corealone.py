@@ -73,6 +73,7 @@ class Core:
     def __init__(self, config: Config, prefix: str, cost: Callable[[bytes], int]) -> None:
         self.now = 1000.0
         self.counters = Counters()
+        self.events: list[CoreEvent] = []
         self.records: list[Record] = []
         self.lines = 0
         self._prefix = prefix
@@ -125,6 +126,7 @@ class Core:
 
     def _record(self) -> None:
         for event in self.guest.take_events():
+            self.events.append(event)
             self.records.append(record_of(event, self._prefix))
             self.lines += isinstance(event, Line)
 

@@ -25,7 +25,6 @@ from unplugd.domains.view import describe, published
 from unplugd.sinks.records import Event
 from unplugd.sockets import loop as eventloop
 
-
 TABLES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"pure": asyncio.SelectorEventLoop}
 with contextlib.suppress(ImportError):
     from unplugd.sockets._fastpath import Poller
