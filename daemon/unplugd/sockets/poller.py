@@ -100,7 +100,8 @@ class Poller:
             answers, used = link.table.answer(data, 0)
         except Exception as error:  # noqa: BLE001 - whatever it is, one connection ends and no other suffers
             self._loop.call_exception_handler({"message": "a connection ends", "exception": error})
-            self._hand_over(fd, b"", None)
+            if self._links.get(fd) is link:
+                self._hand_over(fd, b"", None)
             return
         self._charge(link.table, time.monotonic() - began)
         if self._links.get(fd) is not link:
