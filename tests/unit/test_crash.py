@@ -1,8 +1,8 @@
 """SIGKILL after every store: nothing acknowledged is lost, and at most one line's or access's entries come twice.
 
 The state's memory notes what it holds after each 8-byte store. A domain is made from each of these, as the next process
-makes it, and compared with core/ alone, which was never killed. In which order a copy stores its words is drawn: that is
-not said anywhere.
+makes it, and compared with core/ alone, which was never killed. The order in which a copy stores its words is drawn: no
+one promises it.
 """
 
 from __future__ import annotations
@@ -273,6 +273,9 @@ def left(content: bytes, directory: Path) -> object:
         state.close()
 
 
+LINES = st.lists(
+    st.tuples(st.sampled_from([0, 1, 40, 300, 1400, 4000]), st.sampled_from([b"", b"\n", b"\r\n"])), min_size=1, max_size=6,
+).map(lambda lines: b"".join(b"l" * size + end for size, end in lines)[:4096] or b"\n")  # fmt: skip
 FRAMES = st.one_of(
     st.just(MAGIC), st.just(VERSION), st.just(RESET),
     st.builds(byte, st.sampled_from([0x61, 0x62, 0x0A])),
@@ -281,8 +284,7 @@ FRAMES = st.one_of(
     st.builds(unplug, st.integers(0, 31)),
     st.builds(lambda value: frame(0x10, 1, data=value), st.integers(0, 1)),
     st.builds(string, st.binary(min_size=1, max_size=40)),
-    st.lists(st.tuples(st.sampled_from([0, 1, 40, 300, 1400, 4000]), st.sampled_from([b"", b"\n", b"\r\n"])),
-             min_size=1, max_size=6).map(lambda ls: string((b"".join(b"l" * size + end for size, end in ls) or b"\n")[:4096])),
+    LINES.map(string),
 )  # fmt: skip
 
 STORIES = {
@@ -304,7 +306,9 @@ def test_killed_after_every_store(story: str, config: Config, seed: int) -> None
     run(STORIES[story], config, seed, 1 << 30)
 
 
-@given(frames=st.lists(FRAMES, max_size=10), config=st.sampled_from([CONFIG, DELAYING, DROPPING]), seed=st.integers(0, 99))
+@given(
+    frames=st.lists(FRAMES, max_size=10), config=st.sampled_from([CONFIG, DELAYING, DROPPING]), seed=st.integers(0, 99)
+)
 @settings(max_examples=50)
 def test_killed_after_any_store(frames: list[bytes], config: Config, seed: int) -> None:
     run(frames, config, seed, 100)
