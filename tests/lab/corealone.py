@@ -16,16 +16,18 @@ from unplugd.core.events import Line, LinesDropped
 from unplugd.core.guest import ALLOWED, Guest, Verdict
 from unplugd.core.guestlog import Limits
 from unplugd.core.history import Did, Noted
-from unplugd.core.protocol import Rules
+from unplugd.core.protocol import Action, Rules
 from unplugd.core.registry import Registry
 from unplugd.core.stream import IoreqStream, NeedTokens, NeedVerdict
 
-BLACKLISTED = Verdict(blacklisted=True, reason="unlucky", source="xenstore")
+LISTED = {13: Action.REFUSE, 14: Action.REPORT, 15: Action.WITHHOLD}
+"""Builds on the blacklist, and what that means."""
 
 
 def verdict(build: int) -> Verdict:
-    """Build 13 is blacklisted."""
-    return BLACKLISTED if build == 13 else ALLOWED
+    """What is said of a build."""
+    action = LISTED.get(build)
+    return ALLOWED if action is None else Verdict(blacklisted=True, reason="unlucky", source="xenstore", action=action)
 
 
 class Record(NamedTuple):
@@ -91,8 +93,7 @@ class Core:
 
     def _rules(self) -> Rules:
         policy = self._config.policy
-        return Rules(self._config.protocol_version, policy.allow_unplug, policy.blacklisted_unplug == "allow",
-                     policy.legacy_unplug)
+        return Rules(self._config.protocol_version, policy.allow_unplug, policy.legacy_unplug)
 
     def _limits(self) -> Limits:
         log = self._config.log

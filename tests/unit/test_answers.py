@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from tests.lab.portio import BAR, Machine
 from unplugd.core.answers import Answer, answers, state_of
 from unplugd.core.counters import KINDS
-from unplugd.core.protocol import Platform, Rules
+from unplugd.core.guestlog import SLOT
+from unplugd.core.protocol import Action, Platform, Rules
 
-RULES = st.builds(Rules, st.sampled_from([0, 1]), st.integers(0, 15), st.booleans(), st.booleans())
+RULES = st.builds(Rules, st.sampled_from([0, 1]), st.integers(0, 15), st.booleans())
 
 
 def platform(rules: Rules, *, blacklisted: bool = False, flags: int = 0) -> Platform:
     one = Platform(rules)
-    one.blacklisted, one.flags = blacklisted, flags
+    one.action, one.flags = Action.REFUSE if blacklisted else Action.NONE, flags
     return one
 
 
@@ -44,16 +45,21 @@ def test_constants_follow_the_state(blacklisted: bool, magic: int, version: int,
     assert (values["magic"], values["version"], values["flags"]) == (magic, version, flags)
 
 
+def test_strings_that_may_be_cut_lines_are_left_to_the_protocol() -> None:
+    rows = answers(platform(Rules()), delay=False)
+    assert {KINDS[row.kind]: row.left for row in rows if row.left} == {"log": SLOT}
+
+
 def test_with_delay_log_bytes_have_no_row() -> None:
     assert {KINDS[row.kind] for row in answers(platform(Rules()), delay=True)} == {"magic", "version", "flags"}
 
 
-@given(RULES, st.booleans(), st.booleans())
+@given(RULES, st.sampled_from(Action), st.booleans())
 def test_a_row_answers_what_the_protocol_answers_and_changes_no_row(
-    rules: Rules, blacklisted: bool, flags: bool
+    rules: Rules, action: Action, flags: bool
 ) -> None:
     machine = Machine(rules)
-    machine.guest.platform.blacklisted, machine.guest.platform.flags = blacklisted, int(flags)
+    machine.guest.platform.action, machine.guest.platform.flags = action, int(flags)
     rows = answers(machine.guest.platform, delay=False)
     for row in rows:
         if row.value is None:

@@ -274,13 +274,14 @@ def left(content: bytes, directory: Path) -> object:
 
 
 LINES = st.lists(
-    st.tuples(st.sampled_from([0, 1, 40, 300, 1400, 4000]), st.sampled_from([b"", b"\n", b"\r\n"])), min_size=1, max_size=6,
+    st.tuples(st.sampled_from([0, 1, 40, 300, 1400, 4000]), st.sampled_from([b"", b"\n", b"\r\n"])),
+    min_size=1, max_size=6,
 ).map(lambda lines: b"".join(b"l" * size + end for size, end in lines)[:4096] or b"\n")  # fmt: skip
 FRAMES = st.one_of(
     st.just(MAGIC), st.just(VERSION), st.just(RESET),
     st.builds(byte, st.sampled_from([0x61, 0x62, 0x0A])),
     st.builds(product, st.sampled_from([0, 1, 3])),
-    st.builds(build, st.sampled_from([1, 13])),
+    st.builds(build, st.sampled_from([1, 13, 14, 15])),
     st.builds(unplug, st.integers(0, 31)),
     st.builds(lambda value: frame(0x10, 1, data=value), st.integers(0, 1)),
     st.builds(string, st.binary(min_size=1, max_size=40)),

@@ -105,7 +105,7 @@ CONFIGS = (
     DELAYING,
     CONFIG._replace(protocol_version=0),
     CONFIG._replace(policy=PolicyConfig(legacy_unplug=True)),
-    CONFIG._replace(policy=PolicyConfig(allow_unplug=2, blacklisted_unplug="deny")),
+    CONFIG._replace(policy=PolicyConfig(allow_unplug=2)),
 )
 
 LETTERS = st.sampled_from([0x61, 0x62, 0x0D, 0x0A, 0x0A, 0x00, 0xFF, 0x5C])
@@ -122,10 +122,10 @@ FRAMES = st.one_of(
     st.builds(lambda count, end: text(b"x" * count + end), st.integers(1, 200), ENDS),
     st.builds(string, st.binary(min_size=1, max_size=300), ADDRESSES),
     st.builds(string, LINES, ADDRESSES),
-    st.builds(lambda size: string(b"x" * size), st.sampled_from([4094, 4095, 4096])),
+    st.builds(lambda size: string(b"x" * size), st.sampled_from([256, 256, 4094, 4095, 4096])),
     st.just(RESET),
     st.builds(product, st.sampled_from([0, 1, 3])),
-    st.builds(build, st.sampled_from([1, 13])),
+    st.builds(build, st.sampled_from([1, 13, 14, 15])),
     st.builds(unplug, st.integers(0, 31)),
     st.builds(lambda value: frame(0x10, 1, data=value), st.integers(0, 3)),
     st.just(frame(0x10, 2, read=True, string=True, count=5)),
@@ -365,6 +365,8 @@ STORIES: dict[str, list[bytes]] = {
     "mixed": [
         text(b"q\n" * 200), MAGIC * 3 + string(b"1\n2\n3") + MAGIC + text(b"4\n") + MAGIC[:9], MAGIC[9:] + text(b"5")],
     "a read of 16 KiB cuts a frame": [string(b"x" * 3000) * 7, (MAGIC + string(b"y" * 100 + b"\n")) * 150],
+    "cut lines": [string(b"x" * 256), string(b"y" * 256) * 2 + text(b"z"), string(b"a" * 256), string(b"\n")],
+    "each action": [(product(3) + build(number) + MAGIC + unplug(3) + RESET) * 2 for number in (13, 14, 15)],
     "issue 18, one send": [string(b"a\n") + string(b"b" * 3000) + string(b"x\n" + b"y" * 4094)],
     "issue 18, two sends": [string(b"a\n" + b"b" * 3000), string(b"x\n" + b"y" * 4094), text(b"\n")],
     "hundreds of builds and masks": [(product(1) + build(1) + unplug(1)) * 100],

@@ -10,7 +10,7 @@ from tests.lab.portio import BAR, RESET, UNLIMITED, Answer, Machine, answers, fr
 from unplugd.core.events import Event
 from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import Limits
-from unplugd.core.protocol import Rules
+from unplugd.core.protocol import Action, Rules
 from unplugd.core.stream import FRAMES_LIMIT, OUTPUT_LIMIT, Alone, NeedTokens, NeedVerdict
 
 LEGACY = Rules(legacy_unplug=True)
@@ -332,7 +332,7 @@ def test_frames_on_their_own_and_together_are_the_same(blacklisted: bool) -> Non
     frames = [frame(0x12, 1, data=byte) for byte in b"ab\n" + b"z" * 4095 + b"tail\r\n"] * 2
     frames += [frame(0x10, 2, read=True)] * 3
     for machine in (together, alone):
-        machine.guest.platform.blacklisted = blacklisted
+        machine.guest.platform.action = Action.REFUSE if blacklisted else Action.NONE
     answered = together.feed(b"".join(frames))
     assert b"".join([alone.feed(one) for one in frames]) == answered
     assert alone.lines == together.lines == [b"ab", b"z" * 4095, b"tail"] * 2

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from tests.lab.portio import BAR, RESET, answers, frame
 from unplugd.core import answers as rows_of
 from unplugd.core.counters import KINDS
+from unplugd.core.guestlog import SLOT
 from unplugd.core.ioreq import PAYLOAD_LIMIT
-from unplugd.core.protocol import Platform, Rules
+from unplugd.core.protocol import Action, Platform, Rules
 from unplugd.domains import table as pure
 
 try:
@@ -142,6 +143,7 @@ NO_ROW = {
     "empty string": frame(0x12, 1, count=0, string=True),
     "too long": frame(0x12, 1, count=PAYLOAD_LIMIT + 1, string=True) + bytes(PAYLOAD_LIMIT + 1),
     "very long": frame(0x12, 1, count=2**32 - 1, string=True) + bytes(5000),
+    "one that may be a cut line": string(b"x" * SLOT),
     "a response": frame(0x10, 2, read=True, state=3),
     "under way": frame(0x10, 2, read=True, state=2),
     "another type": frame(0x10, 2, read=True, kind=1),
@@ -173,7 +175,7 @@ def test_without_rows_nothing_is_answered(it: Case) -> None:
 
 def test_other_rows_from_now_on_and_the_same_for_many(it: Case) -> None:
     other = Platform(Rules())
-    other.blacklisted = True
+    other.action = Action.REFUSE
     refusing = it.module.Rows(rows_of.answers(other, delay=True), it.counts)
     second = case(it.module)
     for table in (it.table, second.table):
