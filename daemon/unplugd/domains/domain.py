@@ -302,6 +302,7 @@ class Domain:
             self._tell(event)
 
     def _tell(self, event: CoreEvent) -> None:
+        platform = self._guest.platform     # as it is: to catch up here would record later lines before this event
         match event:
             case Line(text, product, build):
                 self._log_lines += 1
@@ -309,9 +310,10 @@ class Domain:
                 self.records.guest_line(self.outbox, Event.GUEST_LINE, text, product, build)
                 return
             case LinesDropped():
-                self.records.guest_line(self.outbox, Event.LINES_DROPPED, str(event).encode(), self.product, self.build)
+                self.records.guest_line(self.outbox, Event.LINES_DROPPED, str(event).encode(), platform.product,
+                                        platform.build)
                 return
-        self.records.happened(event, self.product, self.build)
+        self.records.happened(event, platform.product, platform.build)
 
     def _compare(self) -> None:
         """Labels and published nodes follow the state itself: a record of its change may have been suppressed."""
