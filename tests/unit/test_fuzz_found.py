@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
+import select
 import socket
+from array import array
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
@@ -68,3 +71,66 @@ def test_lines_behind_an_unplug_mask_are_recorded_in_their_order(
             domain.release()
 
     run(test())
+
+
+# --- found by reading the C code, as an attacker would
+
+
+def test_objects_that_were_never_initialised_harm_nothing() -> None:
+    fastpath = pytest.importorskip("unplugd.sockets._fastpath", reason="the compiled part was not built")
+    poller = fastpath.Poller.__new__(fastpath.Poller)
+    with mmap.mmap(-1, 4096) as memory:
+        table = fastpath.Table.__new__(fastpath.Table)
+        with pytest.raises(ValueError, match="the word"):
+            table.__init__(memory, 3, print)
+        with pytest.raises(ValueError, match="the area"):
+            table.place(1, 0, 10, 0)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            poller.attach(0, table, print)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        poller.poll(0.0)
+    del poller
+    os.fstat(0)  # its end closed nothing of ours
+
+
+def test_a_poller_is_made_once_and_takes_no_impossible_descriptor() -> None:
+    fastpath = pytest.importorskip("unplugd.sockets._fastpath", reason="the compiled part was not built")
+    with select.epoll() as epoll, mmap.mmap(-1, 4096) as memory:
+        poller = fastpath.Poller(epoll.fileno(), (), array("Q", [0, 0]))
+        table = fastpath.Table(memory, 0, print)
+        with pytest.raises(RuntimeError, match="made once"):
+            poller.__init__(epoll.fileno(), (), array("Q", [0, 0]))
+        for impossible in (-1, 2**31 - 1):
+            with pytest.raises(ValueError, match="not a descriptor"):
+                poller.attach(impossible, table, print)
+        table.close()
+        poller.close()
+
+
+def test_guests_are_not_served_while_answers_wait_in_the_buffer() -> None:
+    """What `woken` does could overwrite the answers that it holds up: then the other guest would get them."""
+    fastpath = pytest.importorskip("unplugd.sockets._fastpath", reason="the compiled part was not built")
+    with select.epoll() as epoll, mmap.mmap(-1, 4096) as memory:
+        poller = fastpath.Poller(epoll.fileno(), (), array("Q", [0, 0]))
+        refused: list[RuntimeError] = []
+
+        def woken() -> None:
+            try:
+                poller.serve()
+            except RuntimeError as error:
+                refused.append(error)
+
+        table = fastpath.Table(memory, 0, woken)
+        table.place(1, 64, 1024, 0)
+        table.use(fastpath.Rows(((False, 0x12, 1, None, 0),), array("Q", [0])))
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.setblocking(False)
+            poller.attach(theirs.fileno(), table, print)
+            ours.send(outs(0x12, b"line\n"))
+            poller.poll(0.0)
+            assert len(ours.recv(100)) == 32
+            poller.detach(theirs.fileno())
+        assert len(refused) == 1
+        table.close()
+        poller.close()
