@@ -30,13 +30,14 @@ atheris: Any = importlib.import_module("atheris") if importlib.util.find_spec("a
 # The fuzzer sees the branches of what is imported here.
 _guided = atheris is not None and __name__ == "__main__"
 with atheris.instrument_imports(include=["unplugd.core"]) if _guided else nullcontext():
+    from unplugd.core.counters import Counters
     from unplugd.core.guest import Guest, Verdict
     from unplugd.core.guestlog import Limits
     from unplugd.core.protocol import Rules
     from unplugd.core.registry import Registry
-    from unplugd.core.stream import Dispatch, IoreqStream, NeedTokens, NeedVerdict
+    from unplugd.core.stream import IoreqStream, NeedTokens, NeedVerdict
 
-CORPUS = Path(__file__).with_name("corpus")
+CORPUS = Path(__file__).with_name("corpus") / "stream"
 MEMORY = 512
 """MiB that the fuzzer's process may have: a leak ends it."""
 LONGEST = 16384
@@ -69,6 +70,43 @@ def frames(data: bytes) -> Iterator[tuple[bytes, int]]:
         at += whole
 
 
+class Speaker:
+    """A device model's connection to a guest, by core/ alone: what is sent, in any pieces, and what is answered."""
+
+    def __init__(self, guest: Guest, counters: Counters, now: float = 1.0) -> None:
+        """`now` is the virtual time at which it begins."""
+        self.stream = IoreqStream(guest, counters)
+        self.now = now
+        self.rest = b""
+        """What was sent and is not served: the beginning of a frame, or all from a fault on."""
+
+    def say(self, data: bytes) -> bytes:
+        """Bytes in, answers out, whatever must be waited for in between. Odd build numbers are blacklisted."""
+        stream = self.stream
+        out, self.rest = b"", self.rest + data
+        for _ in range(20_000):
+            answers = b""
+            match stream.waiting:
+                case NeedVerdict(_, build):
+                    answers = stream.resume(verdict(build), self.now)
+                case NeedTokens(seconds):
+                    assert 0 < seconds < 3600
+                    self.now += seconds
+                    answers = stream.resume(None, self.now)
+                case None:
+                    answers, used = stream.receive(self.rest, self.now)
+                    self.rest = self.rest[used:]
+            out += answers
+            if stream.waiting is None and not stream.stopped and not (self.rest and answers):
+                return out
+        raise AssertionError("it never comes to an end")
+
+
+def verdict(build: int) -> Verdict:
+    """What xenstore says of a build number here."""
+    return Verdict(blacklisted=bool(build & 1))
+
+
 class Outcome:
     """What comes of bytes in pieces."""
 
@@ -79,31 +117,10 @@ class Outcome:
         )
         limits = Limits(rate=1000, burst=2000, delay=bool(mode & 1))
         self.guest = Guest(rules, limits, Registry(), 0.0)
-        self.tally = dict.fromkeys(
-            ("magic", "version", "product", "build", "unplug", "log", "flags", "other", "reset"), 0
-        )
-        self.stream = IoreqStream(self.guest, Dispatch(rules, delay=limits.delay), self.tally)
-        self.now = 1.0
-        self.events: list[str] = []
-        self.out = b"".join([self._feed(piece) for piece in pieces])
-
-    def _feed(self, piece: bytes) -> bytes:
-        stream = self.stream
-        out = stream.receive(piece, self.now)
-        for _ in range(20_000):
-            self.events += map(repr, self.guest.take_events())
-            match stream.waiting:
-                case NeedVerdict(_, build):
-                    out += stream.resume(Verdict(blacklisted=bool(build & 1)), self.now)
-                case NeedTokens(seconds):
-                    assert 0 < seconds < 3600
-                    self.now += seconds
-                    out += stream.resume(None, self.now)
-                case None if stream.stopped:
-                    out += stream.proceed(self.now)
-                case None:
-                    return out
-        raise AssertionError("it never comes to an end")
+        self.counters = Counters()
+        self.speaker = Speaker(self.guest, self.counters)
+        self.out = b"".join([self.speaker.say(piece) for piece in pieces])
+        self.events = list(map(repr, self.guest.take_events()))
 
 
 def check(data: bytes) -> None:
@@ -121,12 +138,12 @@ def check(data: bytes) -> None:
             assert answer[30] == frame[30] & 0xF0 | state, (frame.hex(), answer.hex())
         at += 32 + payload
     assert at == len(whole.out), (at, len(whole.out))
-    assert sum(whole.tally.values()) == len(expected)
+    assert sum(whole.counters.frames) == len(expected)
     pieces = Outcome(mode[0] if mode else 0, split(sent, int.from_bytes(seed, "little")))
     assert pieces.out == whole.out
     assert pieces.events == whole.events
-    assert pieces.tally == whole.tally
-    assert (pieces.stream.fault is None) == (whole.stream.fault is None)
+    assert pieces.counters.frames == whole.counters.frames
+    assert (pieces.speaker.stream.fault is None) == (whole.speaker.stream.fault is None)
 
 
 def split(data: bytes, seed: int) -> list[bytes]:
