@@ -28,8 +28,8 @@ void connection_mute(Poller *self, int fd)
 
 int make_room(Poller *self, int fd)
 {
-    int room = fd < 64 ? 128 : 2 * fd;
     struct link *links;
+    int room;
 
     if (fd < 0 || fd > INT_MAX / 2) {
         PyErr_SetString(PyExc_ValueError, "not a descriptor");
@@ -37,6 +37,7 @@ int make_room(Poller *self, int fd)
     }
     if (fd < self->room)
         return 0;
+    room = fd < 64 ? 128 : 2 * fd;
     links = PyMem_Realloc(self->links, (size_t)room * sizeof *links);
     if (links == NULL) {
         PyErr_NoMemory();
@@ -58,11 +59,11 @@ void link_clear(struct link *link)
     Py_XDECREF((PyObject *)old.table);
 }
 
-/* The beginning of a frame waits for the rest of it. False where there is no memory. */
+/* The beginning of a frame waits for the rest of it. False where there is no memory, or it is longer than any frame. */
 static bool keep_rest(struct link *link, const void *data, size_t size)
 {
-    if (size == 0)
-        return true;
+    if (size == 0 || size > FRAME + PAYLOAD_LIMIT)
+        return size == 0;
     if (link->rest == NULL && (link->rest = PyMem_Malloc(FRAME + PAYLOAD_LIMIT)) == NULL)
         return false;
     memcpy(link->rest, data, size);
@@ -133,7 +134,9 @@ static bool answer_all(Poller *self, Table *table, size_t size, struct answered 
     return good;
 }
 
-static size_t send_some(int fd, const void *data, size_t size)
+/* Bytes that the client takes now. A client that is gone takes all: that is noticed when its connection is read. -1 and
+ * errno where the kernel has no memory: the answers are lost. */
+static ssize_t send_some(int fd, const void *data, size_t size)
 {
     ssize_t sent = 0;
 
@@ -141,9 +144,9 @@ static size_t send_some(int fd, const void *data, size_t size)
         do
             sent = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
         while (sent < 0 && errno == EINTR);
-    if (sent < 0)
-        return errno == EAGAIN ? 0 : size;      /* a client that is gone is noticed when its connection is read */
-    return (size_t)sent;
+    if (sent >= 0 || errno == EAGAIN)
+        return sent < 0 ? 0 : sent;
+    return errno == EPIPE || errno == ECONNRESET ? (ssize_t)size : -1;
 }
 
 int connection_serve(Poller *self, int fd, PyObject *handed)
@@ -152,7 +155,7 @@ int connection_serve(Poller *self, int fd, PyObject *handed)
     Table *table = link->table;
     struct answered done;
     size_t size, sent;
-    ssize_t got;
+    ssize_t got, taken;
     bool good;
 
     if (over(self, table))
@@ -177,7 +180,12 @@ int connection_serve(Poller *self, int fd, PyObject *handed)
         return result;
     }
     Py_DECREF((PyObject *)table);
-    sent = send_some(fd, self->buffer, done.size);
+    taken = send_some(fd, self->buffer, done.size);
+    if (taken < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return cut(self, fd, handed, table);
+    }
+    sent = (size_t)taken;
     if (sent == done.size && (done.used == size || done.incomplete) &&
         keep_rest(link, self->buffer + done.used, size - done.used))
         return 0;
@@ -216,15 +224,16 @@ PyObject *Poller_send(Poller *self, PyObject *args)
 {
     int fd;
     const char *answers;
-    Py_ssize_t size;
-    size_t sent;
+    Py_ssize_t size, sent;
 
     if (!PyArg_ParseTuple(args, "iy#:send", &fd, &answers, &size) || python_has(self, fd) == NULL)
         return NULL;
     sent = send_some(fd, answers, (size_t)size);
-    if (sent < (size_t)size)
+    if (sent < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    if (sent < size)
         connection_mute(self, fd);
-    return PyLong_FromSize_t(sent);
+    return PyLong_FromSsize_t(sent);
 }
 
 PyObject *Poller_resume(Poller *self, PyObject *args)

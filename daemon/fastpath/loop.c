@@ -102,8 +102,13 @@ static int wait_for(const Poller *self, struct epoll_event *ready, int milliseco
 static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject *handed)
 {
     struct epoll_event ready[EVENTS];
-    int count = wait_for(self, ready, milliseconds);
+    int count;
 
+    if (self->serving) {        /* by Python code that a connection's answers wait for: the buffer has them */
+        PyErr_SetString(PyExc_RuntimeError, "the Poller is serving already");
+        return -1;
+    }
+    count = wait_for(self, ready, milliseconds);
     self->round++;
     if (count < 0) {
         if (errno == EINTR)
@@ -112,8 +117,11 @@ static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject 
         return -1;
     }
     for (int i = 0; i < count; i++) {
-        int result = look_at(self, ready[i].data.fd, ready[i].events, handed);
+        int result;
 
+        self->serving = true;
+        result = look_at(self, ready[i].data.fd, ready[i].events, handed);
+        self->serving = false;
         if (result == 1 && events == NULL) {
             self->called = true;
         } else if (result == 1) {
@@ -223,11 +231,23 @@ static void Poller_dealloc(Poller *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
+static PyObject *Poller_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+    Poller *self = (Poller *)PyType_GenericAlloc(type, 0);
+
+    if (self != NULL)
+        self->epoll = self->alarm = -1;
+    return (PyObject *)self;
+}
+
 static int Poller_init(Poller *self, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
     PyObject *bounds, *durations;
 
-    self->alarm = -1;
+    if (self->durations.obj != NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "a Poller is made once");
+        return -1;
+    }
     if (!PyArg_ParseTuple(args, "iO!O:Poller", &self->epoll, &PyTuple_Type, &bounds, &durations) ||
         PyObject_GetBuffer(durations, &self->durations, PyBUF_WRITABLE) < 0)
         return -1;
@@ -271,7 +291,7 @@ PyTypeObject PollerType = {
     .tp_basicsize = sizeof(Poller),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_doc = "Poller(epoll, bounds, durations): waits for an epoll's descriptors and serves connections meanwhile.",
-    .tp_new = PyType_GenericNew,
+    .tp_new = Poller_new,
     .tp_init = (initproc)Poller_init,
     .tp_dealloc = (destructor)Poller_dealloc,
     .tp_traverse = (traverseproc)Poller_traverse,

@@ -221,6 +221,11 @@ PyObject *Poller_borrow(Poller *self, PyObject *args)
         forget(page);
         return NULL;
     }
+    if (self->links[events].table != NULL) {
+        PyErr_SetString(PyExc_ValueError, "the descriptor is attached already");
+        forget(page);
+        return NULL;
+    }
     page->xen = xen;
     if (begin(self, page, events, privcmd, domid, server) < 0) {
         PyErr_SetFromErrno(PyExc_OSError);

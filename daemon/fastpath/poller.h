@@ -34,6 +34,7 @@ typedef struct {
     struct link *links;
     int room;               /* how many `links` there are */
     unsigned long long round;
+    bool serving;           /* a connection or page is being served: the buffer is in use */
     bool called;            /* Python has something to do: set by the event loop's call_soon() and call_at() */
     PyObject *handed;       /* what came in serve() and is Python's, for the next poll(); NULL: nothing */
     Py_buffer durations;    /* uint64_t: batches by bucket; then nanoseconds in sum */

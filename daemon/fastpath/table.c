@@ -220,6 +220,7 @@ static int Table_init(Table *self, PyObject *args, PyObject *Py_UNUSED(kwargs))
     if (word < 0 || word > self->memory.len - (Py_ssize_t)sizeof(uint64_t) ||
         ((uintptr_t)self->memory.buf + (size_t)word) % sizeof(uint64_t) != 0) {
         PyErr_SetString(PyExc_ValueError, "the word is not in the memory, or not aligned");
+        PyBuffer_Release(&self->memory);        /* place() needs both */
         return -1;
     }
     self->log.word = (uint64_t *)((char *)self->memory.buf + word);

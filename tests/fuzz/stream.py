@@ -37,7 +37,7 @@ with atheris.instrument_imports(include=["unplugd.core"]) if _guided else nullco
     from unplugd.core.registry import Registry
     from unplugd.core.stream import IoreqStream, NeedTokens, NeedVerdict
 
-CORPUS = Path(__file__).with_name("corpus")
+CORPUS = Path(__file__).with_name("corpus") / "stream"
 MEMORY = 512
 """MiB that the fuzzer's process may have: a leak ends it."""
 LONGEST = 16384
@@ -70,6 +70,43 @@ def frames(data: bytes) -> Iterator[tuple[bytes, int]]:
         at += whole
 
 
+class Speaker:
+    """A device model's connection to a guest, by core/ alone: what is sent, in any pieces, and what is answered."""
+
+    def __init__(self, guest: Guest, counters: Counters, now: float = 1.0) -> None:
+        """`now` is the virtual time at which it begins."""
+        self.stream = IoreqStream(guest, counters)
+        self.now = now
+        self.rest = b""
+        """What was sent and is not served: the beginning of a frame, or all from a fault on."""
+
+    def say(self, data: bytes) -> bytes:
+        """Bytes in, answers out, whatever must be waited for in between. Odd build numbers are blacklisted."""
+        stream = self.stream
+        out, self.rest = b"", self.rest + data
+        for _ in range(20_000):
+            answers = b""
+            match stream.waiting:
+                case NeedVerdict(_, build):
+                    answers = stream.resume(verdict(build), self.now)
+                case NeedTokens(seconds):
+                    assert 0 < seconds < 3600
+                    self.now += seconds
+                    answers = stream.resume(None, self.now)
+                case None:
+                    answers, used = stream.receive(self.rest, self.now)
+                    self.rest = self.rest[used:]
+            out += answers
+            if stream.waiting is None and not stream.stopped and not (self.rest and answers):
+                return out
+        raise AssertionError("it never comes to an end")
+
+
+def verdict(build: int) -> Verdict:
+    """What xenstore says of a build number here."""
+    return Verdict(blacklisted=bool(build & 1))
+
+
 class Outcome:
     """What comes of bytes in pieces."""
 
@@ -81,37 +118,9 @@ class Outcome:
         limits = Limits(rate=1000, burst=2000, delay=bool(mode & 1))
         self.guest = Guest(rules, limits, Registry(), 0.0)
         self.counters = Counters()
-        self.stream = IoreqStream(self.guest, self.counters)
-        self.rest = b""
-        self.now = 1.0
-        self.events: list[str] = []
-        self.out = b"".join([self._feed(piece) for piece in pieces])
-
-    def _feed(self, piece: bytes) -> bytes:
-        stream = self.stream
-        out = self._receive(piece)
-        for _ in range(20_000):
-            self.events += map(repr, self.guest.take_events())
-            match stream.waiting:
-                case NeedVerdict(_, build):
-                    out += stream.resume(Verdict(blacklisted=bool(build & 1)), self.now)
-                case NeedTokens(seconds):
-                    assert 0 < seconds < 3600
-                    self.now += seconds
-                    out += stream.resume(None, self.now)
-                case None:
-                    before = len(self.rest)
-                    out += self._receive(b"")
-                    if stream.waiting is None and len(self.rest) == before:
-                        self.events += map(repr, self.guest.take_events())
-                        return out
-        raise AssertionError("it never comes to an end")
-
-    def _receive(self, piece: bytes) -> bytes:
-        data = self.rest + piece
-        out, used = self.stream.receive(data, self.now)
-        self.rest = data[used:]
-        return out
+        self.speaker = Speaker(self.guest, self.counters)
+        self.out = b"".join([self.speaker.say(piece) for piece in pieces])
+        self.events = list(map(repr, self.guest.take_events()))
 
 
 def check(data: bytes) -> None:
@@ -134,7 +143,7 @@ def check(data: bytes) -> None:
     assert pieces.out == whole.out
     assert pieces.events == whole.events
     assert pieces.counters.frames == whole.counters.frames
-    assert (pieces.stream.fault is None) == (whole.stream.fault is None)
+    assert (pieces.speaker.stream.fault is None) == (whole.speaker.stream.fault is None)
 
 
 def split(data: bytes, seed: int) -> list[bytes]:

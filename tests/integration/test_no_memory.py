@@ -73,17 +73,17 @@ Fail = Callable[[str, int, int], None]
 
 @pytest.fixture
 def short(tmp_path: Path) -> Iterator[tuple[Daemon, Fail]]:
-    """A daemon, and how to make the next so many calls of "accept" or "watch" fail with an errno."""
+    """A daemon, and how to make the next so many calls of "accept", "watch" or "answer" fail with an errno."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
     shim, orders = tmp_path / "failshim.so", tmp_path / "orders"
     source = Path(lab.__file__).with_name("failshim.c")
     subprocess.run(["gcc", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
-    orders.write_bytes(bytes(16))
+    orders.write_bytes(bytes(24))
 
     def fail(call: str, error: int, times: int) -> None:
         with orders.open("r+b") as file:
-            file.seek({"accept": 0, "watch": 8}[call])
+            file.seek({"accept": 0, "watch": 8, "answer": 16}[call])
             file.write(struct.pack("=ii", error, times))
 
     daemon = Daemon(embedded(1, 2), command=lambda argv: ["env", f"LD_PRELOAD={shim}", f"FAILSHIM={orders}", *argv])
@@ -117,6 +117,23 @@ def test_no_memory_to_watch_a_connection(short: tuple[Daemon, Fail], error: int)
     assert other.longest < NOW
     assert denied(daemon) == 1
     daemon.wait_for_record("connection closed: there is no memory for it")
+
+
+@pytest.mark.parametrize("error", [errno.ENOMEM, errno.ENOBUFS], ids=errno.errorcode.get)
+@pytest.mark.parametrize("request_", [
+    frame(0x10, 2, read=True, eport=MARK), frame(0x12, 2, 3, eport=MARK),
+], ids=["by a row", "in Python"])  # fmt: skip
+def test_no_memory_to_send_an_answer(short: tuple[Daemon, Fail], error: int, request_: bytes) -> None:
+    daemon, fail = short
+    with Bystander(daemon, 2) as other:
+        fail("answer", error, 1)
+        with daemon.connect(1) as wire:
+            wire.send(request_)
+            assert wire.take(1) == b""  # closed, not left to wait for ever
+        with daemon.connect(1) as wire:
+            wire.ask(request_)
+    assert other.longest < NOW
+    daemon.wait_for_record(os.strerror(error))
 
 
 # --- unplugd's own

@@ -1,11 +1,13 @@
 /* System calls that fail as they do where the kernel has no memory: LD_PRELOAD, $FAILSHIM names a file of pairs of native
- * int32, an errno and how many calls from now on fail with it: first for accept4(2), then for epoll_ctl(2) that adds. */
+ * int32, an errno and how many calls from now on fail with it: first for accept4(2), then for epoll_ctl(2) that adds, then for
+ * send(2) or write(2) of an answer whose vp_eport is MARK. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -14,7 +16,9 @@ struct order {
     int32_t error;
     int32_t calls;
 };
-enum { ACCEPT, WATCH, ORDERS };
+enum { ACCEPT, WATCH, ANSWER, ORDERS };
+
+static const uint32_t MARK = 0x6d656d21;
 
 static struct order *orders;
 
@@ -51,4 +55,23 @@ int epoll_ctl(int fd, int operation, int watched, struct epoll_event *event)
         dlsym(RTLD_NEXT, "epoll_ctl");
 
     return operation == EPOLL_CTL_ADD && fails(WATCH) ? -1 : real(fd, operation, watched, event);
+}
+
+static int is_marked(const void *data, size_t size)
+{
+    return size >= 32 && memcmp((const char *)data + 24, &MARK, sizeof MARK) == 0;
+}
+
+ssize_t send(int fd, const void *data, size_t size, int flags)
+{
+    ssize_t (*real)(int, const void *, size_t, int) = (ssize_t (*)(int, const void *, size_t, int))dlsym(RTLD_NEXT, "send");
+
+    return is_marked(data, size) && fails(ANSWER) ? -1 : real(fd, data, size, flags);
+}
+
+ssize_t write(int fd, const void *data, size_t size)
+{
+    ssize_t (*real)(int, const void *, size_t) = (ssize_t (*)(int, const void *, size_t))dlsym(RTLD_NEXT, "write");
+
+    return is_marked(data, size) && fails(ANSWER) ? -1 : real(fd, data, size);
 }

@@ -28,7 +28,10 @@ class ReadsConnections(Protocol):
         """Serve a connection by `table`. Raises OSError, MemoryError."""
     def send(self, fd: int, answers: bytes, /) -> int:
         """Send answers on a connection that was handed over; how many bytes. The rest can be sent when the loop says that
-        the socket takes more (loop.add_writer())."""
+        the socket takes more (loop.add_writer()).
+
+        Raises OSError.
+        """
     def resume(self, fd: int, rest: bytes, /) -> None:
         """Serve a connection on that was handed over, with `rest` (the beginning of a frame) before what comes.
 
@@ -98,15 +101,15 @@ class Poller:
         began = time.monotonic()
         try:
             answers, used = link.table.answer(data, 0)
+            self._charge(link.table, time.monotonic() - began)
+            if self._links.get(fd) is not link:
+                return  # the domain went meanwhile
+            sent = _send(fd, answers)
         except Exception as error:  # noqa: BLE001 - whatever it is, one connection ends and no other suffers
             self._loop.call_exception_handler({"message": "a connection ends", "exception": error})
             if self._links.get(fd) is link:
                 self._hand_over(fd, b"", None)
             return
-        self._charge(link.table, time.monotonic() - began)
-        if self._links.get(fd) is not link:
-            return  # the domain went meanwhile
-        sent = _send(fd, answers)
         if used < len(data) or sent < len(answers):
             self._hand_over(fd, answers[sent:], data[used:])
 
@@ -128,10 +131,13 @@ class Poller:
 
 
 def _send(fd: int, answers: bytes) -> int:
-    """How many bytes the kernel took. A client that is gone is noticed when its connection is read."""
+    """How many bytes the kernel took. A client that is gone is noticed when its connection is read.
+
+    Raises OSError where the kernel has no memory: the answers are lost.
+    """
     try:
         return os.write(fd, answers) if answers else 0
     except (BlockingIOError, InterruptedError):
         return 0
-    except OSError:
+    except (BrokenPipeError, ConnectionResetError):
         return len(answers)
