@@ -51,6 +51,14 @@ done
 
 # --- what only apt can give -------------------------------------------------------------------------------------------
 
+# The compiled part of unplugd, and systemd-python, are built from C.
+has_headers() {
+    "$python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
+}
+can_compile() { command -v cc >/dev/null && has_headers; }
+has_libsystemd() { command -v pkg-config >/dev/null && pkg-config --exists libsystemd; }
+
 packages=()     # missing packages
 lacks=()        # and what is done without each of them
 need() { packages+=("$1"); lacks+=("$1: $2"); }
@@ -66,12 +74,9 @@ survey() {
     command -v g++ >/dev/null || need g++ 'whether the C client is C++ too is not tried'
     command -v man >/dev/null && command -v lexgrog >/dev/null || need man-db 'manual pages are not tried'
     command -v groff >/dev/null || need groff 'as man-db'
-    "$python" -c 'import os, sys, sysconfig
-sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
-        need python3-dev 'no compiled fast path and no systemd-python'
+    has_headers || need python3-dev 'no compiled fast path and no systemd-python'
     command -v pkg-config >/dev/null || need pkg-config 'as libsystemd-dev'
-    pkg-config --exists libsystemd 2>/dev/null ||
-        need libsystemd-dev 'no systemd-python: sockets passed by systemd are not tested'
+    has_libsystemd || need libsystemd-dev 'no systemd-python: sockets passed by systemd are not tested'
     command -v zsh >/dev/null || need zsh 'its completion is not tried'
     command -v fish >/dev/null || need fish 'its completion is not tried'
     command -v curl >/dev/null || need curl "the README's look at /metrics is not tried"
@@ -115,18 +120,16 @@ fi
 # --- the virtual environment ------------------------------------------------------------------------------------------
 
 extras=
-if [ "$mode" = test ]; then
-    extras='[test]'
-    case " ${packages[*]-} " in
-        *' gcc '* | *' python3-dev '* | *' pkg-config '* | *' libsystemd-dev '*) ;;
-        *) extras='[systemd,test]' ;;
-    esac
-fi
+[ "$mode" = demo ] || extras='[test]'
+without=
+can_compile || say "no C compiler or Python.h: the compiled part is left out; unplugd is slower without it"
+can_compile && has_libsystemd || without=systemd-python
+[ -z "$without" ] || say "no C compiler, Python.h or libsystemd: $without is left out; systemd cannot pass sockets to unplugd then"
 
 # A stamp is the hash of all that the environment depends on; a checkout that has moved has a new one, since scripts in
 # a virtual environment name it by its absolute path.
 stamp_of() { # extras
-    { pwd; "$python" -c 'import sys; print(sys.executable, sys.version)'; echo "$1"; cat pyproject.toml setup.py scripts/setup.sh daemon/fastpath/*.[ch]; } |
+    { pwd; "$python" -c 'import sys; print(sys.executable, sys.version)'; echo "$1" "$without"; cat pyproject.toml setup.py scripts/setup.sh daemon/fastpath/*.[ch]; } |
         sha256sum | cut -d ' ' -f 1
 }
 
@@ -136,7 +139,25 @@ is_ready() {
     stamp=$(cat .venv/.setup)
     [ "$stamp" = "$(stamp_of "$extras")" ] && return 0
     # What serves the tests serves the demo.
-    [ "$mode" = demo ] && { [ "$stamp" = "$(stamp_of '[test]')" ] || [ "$stamp" = "$(stamp_of '[systemd,test]')" ]; }
+    [ "$mode" = demo ] && [ "$stamp" = "$(stamp_of '[test]')" ]
+}
+
+install_unplugd() {
+    local pip=(.venv/bin/python -m pip install --no-input --disable-pip-version-check --retries 5) wanted
+    if [ -z "$without" ]; then
+        "${pip[@]}" -e ".$extras"
+        return
+    fi
+    wanted=$(.venv/bin/python - "$without" "$extras" <<'PY'
+import sys
+import tomllib
+
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)["project"]
+wanted = project["dependencies"] + (project["optional-dependencies"]["test"] if sys.argv[2] else [])
+print(*(one for one in wanted if not one.startswith(sys.argv[1])), sep="\n")
+PY
+    ) && mapfile -t wanted <<<"$wanted" && "${pip[@]}" "${wanted[@]}" && "${pip[@]}" --no-deps -e .
 }
 
 if ! is_ready; then
@@ -146,8 +167,7 @@ if ! is_ready; then
         run '.venv' "$python" -m venv --clear .venv || exit 1
     fi
     rm -f .venv/.setup
-    run ".venv: unplugd$extras and what it stands on" \
-        .venv/bin/python -m pip install --no-input --disable-pip-version-check --retries 5 -e ".$extras" || exit 1
+    run ".venv: unplugd$extras and what it stands on${without:+, without $without}" install_unplugd || exit 1
     stamp_of "$extras" >.venv/.setup
 fi
 # As an installed package is. Where Python is told not to write what it compiled, each start would compile all of it.

@@ -233,7 +233,6 @@ def test_killed_it_comes_back_and_remembers(host: Host) -> None:
 
 
 def test_while_it_restarts_nobody_is_refused(host: Host) -> None:
-    pytest.importorskip("systemd.daemon", reason="systemd-python is not installed", exc_type=ImportError)
     host.settings("slow", "[Service]\nRestartSec=3s")
     host.start()
     host.kill(signal.SIGKILL)
@@ -250,7 +249,6 @@ def test_while_it_restarts_nobody_is_refused(host: Host) -> None:
 
 
 def test_an_ordered_restart_refuses_nobody_either(host: Host) -> None:
-    pytest.importorskip("systemd.daemon", reason="systemd-python is not installed", exc_type=ImportError)
     host.start()
     inode = host.path("dom7.sock").stat().st_ino
     host.systemd.systemctl("restart", UNIT, timeout=60)
@@ -371,7 +369,6 @@ FETCH = "import sys, urllib.request; sys.stdout.write(urllib.request.urlopen(sys
 
 
 def test_a_passed_socket_takes_the_place_of_the_tcp_listener(host: Host) -> None:
-    pytest.importorskip("systemd.daemon", reason="systemd-python is not installed", exc_type=ImportError)
     host.systemd.unit(
         "unplugd-http.socket",
         """

@@ -383,6 +383,7 @@ def systemd(tmp_path: Path) -> Iterator[Systemd]:
         pytest.fail(reason)
     if reason:
         pytest.skip(reason)
+    pytest.importorskip("systemd.daemon", reason="systemd-python is not installed", exc_type=ImportError)
     directory = tmp_path / "systemd"
     directory.mkdir()
     with Systemd(directory) as manager:

@@ -27,11 +27,8 @@ def programs() -> tuple[Path, str]:
     python = str(_PLACE / "bin/python")
     install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--python", python, "install",
                "--retries", "5"]  # fmt: skip
-    said = ""
-    for what in (f"{ROOT}[systemd]", str(ROOT)):  # the former takes a compiler
-        done = subprocess.run([*install, what], capture_output=True, text=True, check=False, timeout=600)
-        if done.returncode == 0:
-            version = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-            return _PLACE / "bin", f"the system's {version}"
-        said = done.stderr
-    raise RuntimeError(f"unplugd could not be installed for {SYSTEM}:\n{said}")
+    done = subprocess.run([*install, str(ROOT)], capture_output=True, text=True, check=False, timeout=600)
+    if done.returncode:
+        raise RuntimeError(f"unplugd could not be installed for {SYSTEM}:\n{done.stderr}")
+    version = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    return _PLACE / "bin", f"the system's {version}"

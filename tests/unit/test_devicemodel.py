@@ -70,10 +70,10 @@ def test_strings_are_split_at_the_largest_payload(path: Path) -> None:
     text = os.urandom(2 * MAX_PAYLOAD + 5)
     with FakeUnplugd(path) as server, DeviceModel(path) as device:
         assert device.outsb(0x12, text) == 0
-        assert device.insb(0x12, MAX_PAYLOAD + 1) == b"\x01" * (MAX_PAYLOAD + 1)
-        assert device.insb(0x10, 3, size=2) == b"\xd2\x49" * 3
+        (answer,) = device.exchange([PortAccess(0x10, 2, read=True, count=3, string=True)])
+        assert answer.payload == b"\xd2\x49" * 3
     assert server.log == text
-    assert [FRAME.unpack(frame)[2] for frame in server.frames] == [4096, 4096, 5, 4096, 1, 3]
+    assert [FRAME.unpack(frame)[2] for frame in server.frames] == [4096, 4096, 5, 3]
 
 
 def test_a_string_of_broken_elements_is_refused(path: Path) -> None:
@@ -199,28 +199,6 @@ def test_an_answer_that_is_not_the_requests_is_an_error(path: Path, at: int, bit
 
     with Wrong(path), DeviceModel(path) as device, pytest.raises(WrongAnswer, match="but the answer was"):
         device.inw(0x10)
-
-
-def test_raw_bytes_go_as_they_are_and_the_end_is_seen(path: Path) -> None:
-    with FakeUnplugd(path, closures=(1,)) as server, DeviceModel(path) as device:
-        frame = encode(PortAccess(0x10, 2, read=True))
-        device.send_raw(frame)
-        assert FRAME.unpack(device.receive_raw(32))[1] == 0x49D2
-        device.send_raw(frame)
-        assert device.receive_raw(32) == b""
-    assert server.frames == [frame]
-
-
-def test_raw_bytes_to_a_server_that_reads_no_more_or_is_gone(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        device = DeviceModel(path, timeout=0.1)
-        with pytest.raises(NoAnswer, match="reads no more"):
-            device.send_raw(bytes(4 << 20))
-    with pytest.raises(ConnectionClosed, match="Broken pipe"):
-        device.send_raw(b"x")
-    device.close()
 
 
 def test_nobody_to_connect_to(path: Path) -> None:

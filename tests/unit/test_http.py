@@ -27,6 +27,7 @@ from unplugd.http.exposition import OPENMETRICS, TEXT
 from unplugd.http.landing import TYPE as HTML
 from unplugd.http.pages import PLAIN, Page, Pages
 from unplugd.http.server import HttpServer
+from unplugd.http.sockets import listen_control
 
 PATIENCE = 20.0
 
@@ -104,6 +105,10 @@ class Served:
         self.clients.append(client)
         return client
 
+    async def control(self, path: Path) -> None:
+        """Serves everything at `path`, too."""
+        await self.server.start_control(listen_control(path), path)
+
     @property
     def connections(self) -> list[http.HttpConnection]:
         _, listener = self.server._listeners[0]
@@ -171,7 +176,7 @@ def test_the_control_socket_serves_all_and_to_its_owner_only(tmp_path: Path) -> 
     path = tmp_path / "control.sock"
 
     async def test(served: Served) -> None:
-        await served.server.start_unix(path)
+        await served.control(path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         client = await served.connect(path)
         assert (await client.get("/metrics"))[0] == 200
@@ -289,7 +294,7 @@ def test_a_page_that_cannot_be_made_is_a_500_and_the_log_says_why(tmp_path: Path
     async def go() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context))
         async with serve(Broken([StandInDomain()])) as served:
-            await served.server.start_unix(tmp_path / "control.sock")
+            await served.control(tmp_path / "control.sock")
             for path in ("/api/v1/domains", "/api/v1/domains/7"):
                 client = await served.connect(tmp_path / "control.sock")
                 status, headers, _ = await client.get(path)
@@ -632,7 +637,7 @@ def test_a_dead_process_s_control_socket_is_replaced(tmp_path: Path) -> None:
         left_behind.bind(str(path))
 
     async def test(served: Served) -> None:
-        await served.server.start_unix(path)
+        await served.control(path)
         assert (await (await served.connect(path)).get("/-/healthy"))[0] == 200
 
     run(test)
@@ -644,9 +649,9 @@ def test_a_file_in_the_place_of_the_control_socket_is_left_alone(tmp_path: Path)
 
     async def test(served: Served) -> None:
         with pytest.raises(HostError, match="not a socket"):
-            await served.server.start_unix(path)
+            await served.control(path)
         with pytest.raises(HostError, match=re.escape(os.strerror(2))):
-            await served.server.start_unix(tmp_path / "absent" / "control.sock")
+            await served.control(tmp_path / "absent" / "control.sock")
 
     run(test)
     assert path.read_text() == "mine"
@@ -656,7 +661,7 @@ def test_another_process_s_control_socket_is_not_removed_at_the_end(tmp_path: Pa
     path = tmp_path / "control.sock"
 
     async def test(served: Served) -> None:
-        await served.server.start_unix(path)
+        await served.control(path)
         path.unlink()
         path.write_text("of the next one")
 

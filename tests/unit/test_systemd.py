@@ -27,15 +27,6 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         yield listener
 
 
-@pytest.fixture(params=["systemd-python", "by hand"])
-def library(request: pytest.FixtureRequest) -> bool:
-    """Whether there is systemd-python, which needs a C compiler and headers to be installed."""
-    if request.param == "by hand":
-        return False
-    pytest.importorskip("systemd.daemon", reason="systemd-python is not installed", exc_type=ImportError)
-    return True
-
-
 def test_assignments_arrive_in_one_datagram(manager: socket.socket) -> None:
     assert service_manager.notify("READY=1", "STATUS=7 domains, xenstore connected")
     assert manager.recv(4096) == b"READY=1\nSTATUS=7 domains, xenstore connected"
@@ -166,7 +157,7 @@ RECEIVER = """
 import json, os, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
 if os.environ["LIBRARY"] == "0":
-    sys.modules["systemd.daemon"] = None
+    sys.modules["systemd"] = sys.modules["systemd.daemon"] = None
 import unplugd.host.systemd as service_manager
 from unplugd.errors import HostError
 try:
@@ -183,11 +174,15 @@ print(json.dumps({
 """
 
 
-def receive(fds: list[int], names: str | None, *, library: bool) -> subprocess.CompletedProcess[str]:
+def receive(
+    fds: list[int], names: str | None, *, library: bool = True, number: str | None = None
+) -> subprocess.CompletedProcess[str]:
     """A process that gets `fds` as 3, 4, ... and says what `listen_fds` makes of them."""
+    if library:
+        pytest.importorskip("systemd.daemon", reason="systemd-python is not installed", exc_type=ImportError)
     # The shell lays them where systemd would: subprocess cannot, since it has fd 3 and 4 in use itself.
     moves = " ".join(f"{3 + n}<&{fd}" for n, fd in enumerate(fds))
-    environment = {**os.environ, "LISTEN_FDS": str(len(fds)), "LIBRARY": str(int(library))}
+    environment = {**os.environ, "LISTEN_FDS": number or str(len(fds)), "LIBRARY": str(int(library))}
     environment["PYTHONPATH"] = str(Path(service_manager.__file__).parents[2])
     if names is not None:
         environment["LISTEN_FDNAMES"] = names
@@ -197,7 +192,7 @@ def receive(fds: list[int], names: str | None, *, library: bool) -> subprocess.C
     )  # fmt: skip
 
 
-def test_sockets_passed_by_name(tmp_path: Path, *, library: bool) -> None:
+def test_sockets_passed_by_name(tmp_path: Path) -> None:
     listeners = []
     try:
         for n in range(3):
@@ -207,7 +202,7 @@ def test_sockets_passed_by_name(tmp_path: Path, *, library: bool) -> None:
             os.dup2(listener.fileno(), 50 + n)
             listener.bind(str(tmp_path / str(n)))
             listener.listen()
-        done = receive([50, 51, 52], "http:other:http", library=library)
+        done = receive([50, 51, 52], "http:other:http")
     finally:
         for n, listener in enumerate(listeners):
             listener.close()
@@ -221,11 +216,11 @@ def test_sockets_passed_by_name(tmp_path: Path, *, library: bool) -> None:
     }
 
 
-def test_a_probe_that_was_left_is_put_aside(*, library: bool) -> None:
+def test_a_probe_that_was_left_is_put_aside() -> None:
     reading, writing = os.pipe()
     os.dup2(writing, 50)
     try:
-        done = receive([50], "probe", library=library)
+        done = receive([50], "probe")
     finally:
         for fd in (reading, writing, 50):
             os.close(fd)
@@ -233,12 +228,28 @@ def test_a_probe_that_was_left_is_put_aside(*, library: bool) -> None:
     assert json.loads(done.stdout)["names"] == {}
 
 
-def test_what_is_passed_must_be_a_socket(tmp_path: Path, *, library: bool) -> None:
+def test_what_is_passed_must_be_a_socket(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file:
         os.dup2(file.fileno(), 50)
         try:
-            done = receive([50], "http", library=library)
+            done = receive([50], "http")
         finally:
             os.close(50)
     assert done.returncode == 1
     assert "http (fd 3)" in done.stderr
+
+
+def test_passed_sockets_are_not_left_without_systemd_python() -> None:
+    done = receive([0], "http", library=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "sockets passed by systemd: LISTEN_FDS=1: systemd-python is not installed:"
+        " apt-get install python3-systemd, or pip install systemd-python\n"
+    )
+
+
+@pytest.mark.parametrize("number", ["-1", "x", "1"])
+def test_what_is_passed_must_be_there(number: str) -> None:
+    done = receive([], "http", number=number)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"sockets passed by systemd: LISTEN_FDS={number}: ")

@@ -199,17 +199,16 @@ WantedBy=multi-user.target
 
 
 _PATIENCE = {
-    "system.conf.d/lab.conf": "[Manager]\nDefaultTimeoutStartSec=600\nDefaultTimeoutStopSec=300\n",
-    "system/unplugd.service.d/lab.conf": "[Service]\nWatchdogSec=600\n",
-    "system/unplugd-attach.service.d/lab.conf":
-        "[Service]\nExecStart=\nExecStart=/usr/bin/unplugd-attach --unreachable-after 60\n",
+    "systemd/system.conf.d/lab.conf": "[Manager]\nDefaultTimeoutStartSec=600\nDefaultTimeoutStopSec=300\n",
+    "systemd/system/unplugd.service.d/lab.conf": "[Service]\nWatchdogSec=600\n",
+    "unplugd/conf.d/lab.toml": "[attach]\nunreachable_after = 60\n",
 }
 
 
 def dom0_tree(release: str) -> Path:
     """The tree of dom0: Debian and its kernel's modules."""
     tree, stamp = CACHE / "dom0", CACHE / "dom0.stamp"
-    key = hashlib.sha256(repr((DOM0_PACKAGES, DOM0_MODULES, release)).encode()).hexdigest()
+    key = hashlib.sha256(repr((DOM0_PACKAGES, DOM0_MODULES, _PATIENCE, release)).encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == key:
         return tree
     stamp.unlink(missing_ok=True)
@@ -251,7 +250,7 @@ def dom0_settings(tree: Path, release: str) -> None:
         link.symlink_to("/dev/null")
     # Under emulation, on a busy machine, all takes longer than anybody would wait for on a real one.
     for place, text in _PATIENCE.items():
-        path = tree / "etc/systemd" / place
+        path = tree / "etc" / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (units / "agent.service").write_text(_AGENT_UNIT)

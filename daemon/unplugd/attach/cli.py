@@ -12,7 +12,6 @@ from pathlib import Path
 
 from unplugd import __version__
 from unplugd.attach.supervisor import Supervisor
-from unplugd.config.attach import UNREACHABLE, AttachConfig
 from unplugd.config.load import Config, load
 from unplugd.core.escape import visible
 from unplugd.errors import ConfigError, HostError
@@ -64,8 +63,8 @@ class Records:
             self._unsent.popleft()
 
 
-async def _serve(settings: Config, attach: AttachConfig, records: Records) -> None:
-    supervisor = Supervisor(open_store(settings.xenstore), settings.runtime_dir, attach, records.report)
+async def _serve(settings: Config, records: Records) -> None:
+    supervisor = Supervisor(open_store(settings.xenstore), settings.runtime_dir, settings.attach, records.report)
     supervisor.prepare()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -84,18 +83,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--config", metavar="FILE", type=Path,
                         help="read this configuration file instead of /etc/unplugd/unplugd.toml")
-    parser.add_argument("--when-unreachable", choices=UNREACHABLE, help="instead of attach.when_unreachable")
-    parser.add_argument("--unreachable-after", metavar="SECONDS", type=float,
-                        help="instead of attach.unreachable_after")
     parser.add_argument("--stderr", action="store_true", help="write records to standard error, not to the journal")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(arguments)
     try:
         settings = load(options.config)
         _require_dom0()
-        given = {key: getattr(options, key) for key in ("when_unreachable", "unreachable_after")}
-        attach = settings.attach._replace(**{key: value for key, value in given.items() if value is not None})
-        asyncio.run(_serve(settings, attach, Records(None if options.stderr else Journal())))
+        asyncio.run(_serve(settings, Records(None if options.stderr else Journal())))
     except (ConfigError, HostError) as error:
         print(f"unplugd-attach: {error}", file=sys.stderr)
         return 2

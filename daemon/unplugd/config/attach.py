@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-UNREACHABLE = ("absent", "wait")
-"""What `when_unreachable` may be."""
-
 
 class AttachConfig(NamedTuple):
     """`[attach]`."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unplugd.config.attach import UNREACHABLE
 from unplugd.core.blacklist import LAST_BUILD
 from unplugd.core.guestrules import Patterns
 from unplugd.core.protocol import ACTIONS, DEVICES, Action
@@ -210,7 +209,7 @@ KEYS: Mapping[str, Check] = {  # in the order of contract section 5
     "log.flush_after": _number(0.01, 86400, "seconds"),
     "log.max_file_bytes": integer(4096, 1 << 50),
     "http.listen": _listen,
-    "attach.when_unreachable": _one_of(*UNREACHABLE),
+    "attach.when_unreachable": _one_of("absent", "wait"),
     "attach.unreachable_after": _number(0.1, 86400, "seconds"),
     "attach.user": _user,
     "attach.monitor": _socket_path,

@@ -6,7 +6,6 @@ decides when the service is ready, what its status is, and when the watchdog is 
 
 from __future__ import annotations
 
-import array
 import asyncio
 import os
 import socket
@@ -15,27 +14,25 @@ from collections.abc import Mapping, Sequence
 from unplugd.errors import HostError
 
 
-def notify(*assignments: str) -> bool:
+def notify(*assignments: str, descriptors: Sequence[int] = ()) -> bool:
     """Send assignments such as "READY=1" or "STATUS=7 domains" to the service manager, in one datagram.
 
-    Never blocks and never raises. Returns True when the datagram is in the manager's socket. Returns False if there is
-    no manager ($NOTIFY_SOCKET), if it has ended, or if its queue is full. An assignment is one line: line ends within
-    it become spaces. Source: sd_notify(3).
+    `descriptors` go with them. Never blocks and never raises. Returns True when the datagram is in the manager's
+    socket. Returns False if there is no manager ($NOTIFY_SOCKET), if it has ended, or if its queue is full. An
+    assignment is one line: line ends within it become spaces. Source: sd_notify(3), sd_pid_notify_with_fds(3).
     """
-    return _send(assignments, ())
-
-
-def _send(assignments: Sequence[str], descriptors: Sequence[int]) -> bool:
+    # Not systemd.daemon.notify: while the manager's queue is full, it waits and holds Python's interpreter lock, so no
+    # thread runs and no guest is served. Each call here is made on the running event loop.
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False
     if address.startswith("@"):  # a name in the abstract namespace
         address = "\0" + address[1:]
     datagram = "\n".join(" ".join(assignment.splitlines()) for assignment in assignments).encode()
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as manager:
-            manager.sendmsg([datagram], rights, 0, address)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as manager:
+            manager.connect(address)
+            socket.send_fds(manager, [datagram], descriptors)
     except OSError:
         return False
     return True
@@ -47,12 +44,12 @@ def store_fd(name: str, descriptor: int) -> bool:
     Returns True when the request is in the manager's socket. The manager does not say whether it grants the request
     (fd_store_works).
     """
-    return _send(("FDSTORE=1", f"FDNAME={name}"), (descriptor,))
+    return notify("FDSTORE=1", f"FDNAME={name}", descriptors=(descriptor,))
 
 
 def forget_fd(name: str) -> bool:
     """Take all descriptors of that name out of the manager's store."""
-    return _send(("FDSTOREREMOVE=1", f"FDNAME={name}"), ())
+    return notify("FDSTOREREMOVE=1", f"FDNAME={name}")
 
 
 _PROBE = "probe"
@@ -71,7 +68,7 @@ async def fd_store_works(deadline: float = 2.0) -> bool:
     stored, kept = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     barrier, passed = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        sent = store_fd(_PROBE, kept) and _send(("BARRIER=1",), (passed,))
+        sent = store_fd(_PROBE, kept) and notify("BARRIER=1", descriptors=(passed,))
         os.close(kept)
         os.close(passed)
         return sent and await _closed(barrier, deadline) and not await _closed(stored, 0.0)
@@ -94,43 +91,26 @@ async def _closed(descriptor: int, deadline: float) -> bool:
         loop.remove_reader(descriptor)
 
 
-def _take_over() -> dict[int, str]:
-    """The passed descriptors with their names. Raises OSError or ValueError if the environment is wrong."""
-    try:
-        from systemd.daemon import listen_fds_with_names
-    except ImportError:
-        return _take_over_by_hand()
-    names: dict[int, str] = listen_fds_with_names(unset_environment=True)
-    return names
-
-
-def _take_over_by_hand() -> dict[int, str]:
-    """The same for a host that has no compiler for systemd-python: without its sockets unplugd could not start."""
-    environment = os.environ
-    names = environment.get("LISTEN_FDNAMES", "").split(":")
-    descriptors = range(3, 3 + int(environment["LISTEN_FDS"]))
-    for name in ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"):
-        environment.pop(name, None)
-    for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)
-    return {descriptor: (names[at:at + 1] or ["unknown"])[0] for at, descriptor in enumerate(descriptors)}
-
-
 def listen_fds() -> dict[str, list[socket.socket]]:
     """Take over the sockets that systemd passed to this process, by their names (`FileDescriptorName=`).
 
     Returns {} if none were passed. A second call returns {} too, and child processes do not get them. The sockets are
-    non-blocking and close-on-exec. Raises HostError if one of them is not a socket. Source:
-    sd_listen_fds_with_names(3).
+    non-blocking and close-on-exec. Raises HostError if one of them is not a socket, or if systemd-python is not
+    installed. Source: sd_listen_fds_with_names(3).
     """
-    environment = os.environ
-    passed = environment.get("LISTEN_FDS", "0")
-    if passed == "0" or environment.get("LISTEN_PID") != str(os.getpid()):
+    passed = f"LISTEN_FDS={os.environ.get('LISTEN_FDS', '0')}"
+    if passed == "LISTEN_FDS=0" or os.environ.get("LISTEN_PID") != str(os.getpid()):
         return {}
     try:
-        names = _take_over()
+        # Imported here: a checkout without a C compiler has no systemd-python, and then nobody passes sockets.
+        from systemd.daemon import listen_fds_with_names
+
+        names = listen_fds_with_names(unset_environment=True)
+    except ImportError:
+        why = "systemd-python is not installed: apt-get install python3-systemd, or pip install systemd-python"
+        raise HostError("sockets passed by systemd", passed, why) from None
     except (OSError, ValueError) as error:
-        raise HostError("sockets passed by systemd", f"LISTEN_FDS={passed}", str(error)) from None
+        raise HostError("sockets passed by systemd", passed, str(error)) from None
     sockets: dict[str, list[socket.socket]] = {}
     for fd, name in names.items():
         if name == _PROBE:  # left by a process that was killed during the test

@@ -12,7 +12,7 @@ from unplugd.errors import HostError
 from unplugd.http.client import HttpConnection, HttpListener
 from unplugd.http.metrics import HostView
 from unplugd.http.pages import Pages
-from unplugd.http.sockets import BACKLOG, listen_control, listen_tcp, resolve
+from unplugd.http.sockets import BACKLOG, listen_tcp, resolve
 from unplugd.http.turns import HttpTurns
 
 ACCEPTS = 4
@@ -61,13 +61,6 @@ class HttpServer:
             listener = HttpListener(self._pages, self._turns, self._host.denied, everything=False)
             self._listeners.append((await _serve(passed, listener), listener))
             self.tcp.append(passed)
-
-    async def start_unix(self, path: Path) -> None:
-        """Serves everything, to root only, at `path`; a socket that a dead process left there is replaced.
-
-        Raises HostError if `path` is something else or cannot be had.
-        """
-        await self.start_control(listen_control(path), path)
 
     async def start_control(self, bound: socket.socket, path: Path) -> None:
         """Serves everything on a socket that sockets.listen_control() made at `path`."""

@@ -185,13 +185,6 @@ class DeviceModel:
             order |= answer.data
         return order
 
-    def insb(self, port: int, count: int, *, size: int = 1) -> bytes:
-        """`rep ins`: read `count` elements of `size` bytes; the bytes in the order the guest gets them."""
-        most = MAX_PAYLOAD // size
-        counts = [min(most, count - done) for done in range(0, count, most)]
-        answers = self.exchange(PortAccess(port, size, read=True, count=n, string=True) for n in counts)
-        return b"".join(answer.payload for answer in answers)
-
     # What a device model does.
 
     def reset(self) -> None:
@@ -219,28 +212,6 @@ class DeviceModel:
             batch.append((frame, access))
             weight += heavier
         return answers + self._round(batch)
-
-    # Raw access, for tests of what a device model must not do.
-
-    def send_raw(self, data: bytes) -> None:
-        """Send bytes as they are; no answer is awaited. Raises ConnectionClosed."""
-        try:
-            self._connected().sendall(data)
-        except TimeoutError as error:
-            raise NoAnswer(f"{self.path}: the server reads no more") from error
-        except OSError as error:
-            raise ConnectionClosed(f"{self.path}: {error.strerror}") from error
-
-    def receive_raw(self, count: int) -> bytes:
-        """Receive `count` bytes as they are, fewer where the server closes the connection first."""
-        with contextlib.suppress(ConnectionResetError):
-            while len(self._unread) < count:
-                if not (data := self._receive()):
-                    break
-                self._unread += data
-        taken = bytes(self._unread[:count])
-        del self._unread[:count]
-        return taken
 
     # How it is done.
 

@@ -180,10 +180,6 @@ class GuestFiles:
             self._left[guest.claimed] = before
         return writing
 
-    def file_of(self, domid: int) -> Path:
-        """Return the path that the domain's lines go to, once renames are done. Raises KeyError if not open."""
-        return self.directory / self._guests[domid].claimed
-
     def append(
         self,
         domid: int,
@@ -208,12 +204,6 @@ class GuestFiles:
             raise OSError(errno.EBUSY, "the disk has not answered yet", str(self.directory / guest.file))
         guest.appending = self._start(guest, partial(self._append, guest, list(lines), ledger))
         return self._appended(guest.appending, deadline)
-
-    async def aclose(self) -> None:
-        """Wait for everything on its way, then let the threads go."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        self._threads.shutdown(wait=False)
 
     def _free_file(self, domid: int, name: str) -> str:
         file = file_name(name, domid, taken=self._claimed.__contains__)
