@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from unplugd import streams
+from unplugd.host import streams
 
 
 def _load_asyncio() -> None:

@@ -34,13 +34,13 @@ from unplugd.domains.records import COMPLAINT_INTERVAL, COMPLAINTS
 from unplugd.domains.settings import Settings
 from unplugd.domains.view import describe, describe_history
 from unplugd.errors import ConfigError, HostError, StoreError
-from unplugd.host.oversight import Oversight
 from unplugd.host.runtimedir import RuntimeDirectory
 from unplugd.host.status import ServiceStatus, StatusLine
 from unplugd.host.systemd import fd_store_works, notify, watchdog_interval
 from unplugd.http.front import HttpFront
 from unplugd.http.sockets import listen_tcp
 from unplugd.lifecycle import Domains
+from unplugd.oversight import Oversight
 from unplugd.reload import Reload
 from unplugd.sinks.delivery import Delivery
 from unplugd.sinks.records import Entry, Event

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.lab.host import until
-from unplugd.host.oversight import SURPRISES, Oversight
+from unplugd.oversight import SURPRISES, Oversight
 from unplugd.sinks.records import Event
 
 

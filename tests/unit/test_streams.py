@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import os, sys
-from unplugd import streams
+from unplugd.host import streams
 closed = streams.open_closed()
 print("printed", flush=True)
 print("complained", file=sys.stderr, flush=True)
@@ -36,7 +36,7 @@ def test_closed_streams_are_the_null_device(redirections: str, status: int, out:
 def test_output_that_is_full_is_given_up() -> None:
     program = """
 import sys
-from unplugd import streams
+from unplugd.host import streams
 try:
     print("x", flush=True)
 except OSError:

@@ -15,9 +15,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from unplugd import __version__, streams
+from unplugd import __version__
 from unplugd.ctl import show
 from unplugd.ctl.failure import EXITS, FAILED, OK, USAGE, Failure, tell
+from unplugd.host import streams
 
 DOMAIN = "a domain's name, domid or uuid"
 PRODUCT = "a product's name or number: linux, 3, xensource-windows, ..."
