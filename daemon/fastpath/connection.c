@@ -6,10 +6,9 @@
  *
  * SPDX-License-Identifier: MIT
  */
-#include "connection.h"
+#include "poller.h"
 
 #include <errno.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -26,27 +25,12 @@ void connection_mute(Poller *self, int fd)
         self->links[fd].muted = true;
 }
 
-int make_room(Poller *self, int fd)
+struct link *free_link(Poller *self, int fd)
 {
-    struct link *links;
-    int room;
-
-    if (fd < 0 || fd > INT_MAX / 2) {
-        PyErr_SetString(PyExc_ValueError, "not a descriptor");
-        return -1;
-    }
-    if (fd < self->room)
-        return 0;
-    room = fd < 64 ? 128 : 2 * fd;
-    links = PyMem_Realloc(self->links, (size_t)room * sizeof *links);
-    if (links == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    memset(links + self->room, 0, (size_t)(room - self->room) * sizeof *links);
-    self->links = links;
-    self->room = room;
-    return 0;
+    if (fd < 0 || fd >= self->room || self->links[fd].table != NULL)
+        return PyErr_SetString(PyExc_ValueError, "not a descriptor, or attached already"), NULL;
+    self->last = fd > self->last ? fd : self->last;
+    return &self->links[fd];
 }
 
 void link_clear(struct link *link)
@@ -103,35 +87,34 @@ static int hand_over(Poller *self, int fd, PyObject *handed, const void *unsent,
     return result;
 }
 
-/* Something of unplugd's own failed in the middle of a batch: the connection ends without an answer, as asyncio ends that
- * of a protocol that raises. */
-static int cut(Poller *self, int fd, PyObject *handed, Table *table)
+/* Something of unplugd's own failed in the middle of a batch: the connection ends without an answer. */
+static int cut(Poller *self, int fd, PyObject *handed)
 {
-    PyErr_WriteUnraisable((PyObject *)Py_TYPE(table));
-    if (self->links[fd].table != table)
-        return 0;           /* Python has closed it */
+    PyErr_WriteUnraisable((PyObject *)&TableType);
     return hand_over(self, fd, handed, NULL, 0, NULL, 0);
 }
 
-/* Answer `size` bytes of the buffer in their place. False and an exception if Python failed. */
-static bool answer_all(Poller *self, Table *table, size_t size, struct answered *all)
+/* Answer `size` bytes of the buffer in their place. -1 and an exception if Python failed. */
+static int answer_all(Poller *self, Table *table, size_t size, struct answered *all)
 {
     double began = now();
-    bool good = true;
+    int result = 0;
 
     *all = (struct answered){ 0 };
+    Py_INCREF((PyObject *)table);       /* Python code may let go of it */
     do {    /* once more after Python has made room */
         struct answered some;
 
         answer(table, self->buffer + all->used, size - all->used, self->buffer + all->size, began, &some);
         all->used += some.used;
         all->size += some.size;
-        all->due = some.due;
         all->incomplete = some.incomplete;
-        good = !some.due || wake(table) == 0;
-    } while (good && all->due && all->used < size);
+        if ((all->due = some.due))
+            result = wake(table);
+    } while (result == 0 && all->due && all->used < size);
     observe(self, table, now() - began);
-    return good;
+    Py_DECREF((PyObject *)table);
+    return result;
 }
 
 /* Bytes that the client takes now. A client that is gone takes all: that is noticed when its connection is read. -1 and
@@ -154,9 +137,9 @@ int connection_serve(Poller *self, int fd, PyObject *handed)
     struct link *link = &self->links[fd];
     Table *table = link->table;
     struct answered done;
-    size_t size, sent;
-    ssize_t got, taken;
-    bool good;
+    ssize_t got, sent;
+    size_t size;
+    int result;
 
     if (over(self, table))
         return 0;
@@ -165,47 +148,36 @@ int connection_serve(Poller *self, int fd, PyObject *handed)
     if (got <= 0) {
         bool gone = got == 0 || (errno != EAGAIN && errno != EINTR);
 
-        if (gone || !keep_rest(link, self->buffer, size))
-            return hand_over(self, fd, handed, NULL, 0, NULL, 0);
-        return 0;
+        return gone || !keep_rest(link, self->buffer, size) ? hand_over(self, fd, handed, NULL, 0, NULL, 0) : 0;
     }
     size += (size_t)got;
-    Py_INCREF((PyObject *)table);
-    good = answer_all(self, table, size, &done);
-    link = &self->links[fd];    /* Python code may have run: there may be more links, and this one may be another's */
-    if (!good || link->table != table) {
-        int result = good ? 0 : cut(self, fd, handed, table);
-
-        Py_DECREF((PyObject *)table);
-        return result;
-    }
-    Py_DECREF((PyObject *)table);
-    taken = send_some(fd, self->buffer, done.size);
-    if (taken < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        return cut(self, fd, handed, table);
-    }
-    sent = (size_t)taken;
-    if (sent == done.size && (done.used == size || done.incomplete) &&
+    result = answer_all(self, table, size, &done);
+    if (link->table != table)           /* Python code has run, and closed the connection */
+        return result < 0 ? PyErr_WriteUnraisable((PyObject *)&TableType), 0 : 0;
+    if (result < 0)
+        return cut(self, fd, handed);
+    sent = send_some(fd, self->buffer, done.size);
+    if (sent < 0)
+        return PyErr_SetFromErrno(PyExc_OSError), cut(self, fd, handed);
+    if ((size_t)sent == done.size && (done.used == size || done.incomplete) &&
         keep_rest(link, self->buffer + done.used, size - done.used))
         return 0;
-    return hand_over(self, fd, handed, self->buffer + sent, done.size - sent, self->buffer + done.used, size - done.used);
+    return hand_over(self, fd, handed, self->buffer + sent, done.size - (size_t)sent, self->buffer + done.used,
+                     size - done.used);
 }
 
 PyObject *Poller_attach(Poller *self, PyObject *args)
 {
     int fd;
     PyObject *table, *handed;
+    struct link *link;
 
-    if (!PyArg_ParseTuple(args, "iO!O:attach", &fd, &TableType, &table, &handed) || make_room(self, fd) < 0)
+    if (!PyArg_ParseTuple(args, "iO!O:attach", &fd, &TableType, &table, &handed) ||
+        (link = free_link(self, fd)) == NULL)
         return NULL;
-    if (self->links[fd].table != NULL) {
-        PyErr_SetString(PyExc_ValueError, "the descriptor is attached already");
-        return NULL;
-    }
     if (watch(self, fd) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
-    self->links[fd] = (struct link){ .table = (Table *)Py_NewRef(table), .handed = Py_NewRef(handed), .armed = true };
+    *link = (struct link){ .table = (Table *)Py_NewRef(table), .handed = Py_NewRef(handed), .armed = true };
     Py_RETURN_NONE;
 }
 
@@ -213,10 +185,8 @@ PyObject *Poller_attach(Poller *self, PyObject *args)
 static struct link *python_has(const Poller *self, int fd)
 {
     if (fd < 0 || fd >= self->room || self->links[fd].table == NULL || self->links[fd].armed ||
-        self->links[fd].page != NULL) {
-        PyErr_SetString(PyExc_ValueError, "not a connection that was handed over");
-        return NULL;
-    }
+        self->links[fd].page != NULL)
+        return PyErr_SetString(PyExc_ValueError, "not a connection that was handed over"), NULL;
     return &self->links[fd];
 }
 
@@ -245,10 +215,8 @@ PyObject *Poller_resume(Poller *self, PyObject *args)
 
     if (!PyArg_ParseTuple(args, "iy#:resume", &fd, &rest, &size) || (link = python_has(self, fd)) == NULL)
         return NULL;
-    if (size > FRAME + PAYLOAD_LIMIT) {
-        PyErr_SetString(PyExc_ValueError, "no frame is so long");
-        return NULL;
-    }
+    if (size > FRAME + PAYLOAD_LIMIT)
+        return PyErr_SetString(PyExc_ValueError, "no frame is so long"), NULL;
     if (!keep_rest(link, rest, (size_t)size))
         return PyErr_NoMemory();
     if (link->muted && watch(self, fd) < 0)

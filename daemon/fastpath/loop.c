@@ -1,23 +1,29 @@
-/* The Poller waits for the event loop's descriptors, and serves connections and pages meanwhile.
+/* unplugd.sockets._fastpath: constants answered and log bytes appended without entering Python.
  *
- * All of this runs on the event loop's thread with the GIL held, so it never runs beside Python: only between two callbacks,
+ * A Table (table.c) has a guest's rows and its log text (log.h). The Poller, here, stands in the place of select.epoll in the
+ * event loop's selector, and answers by the tables what comes on connections (connection.c) and lent pages (page.c). What
+ * has no row is Python's. sockets/poller.py and domains/table.py do the same in Python; the tests hold both to the same.
+ *
+ * All of it runs on the event loop's thread with the GIL held, so it never runs beside Python: only between two callbacks,
  * or where long work lets guests be served (Poller.serve).
  *
  * SPDX-License-Identifier: MIT
  */
-#include "loop.h"
+#include "poller.h"
 
 #include <structmember.h>
 
 #include <errno.h>
 #include <math.h>
-#include <string.h>
+#include <stdlib.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
 enum {
     EVENTS = 256,           /* descriptors looked at in one round */
+    MAX_LINKS = 1 << 20,    /* descriptors that can have a link */
     ROUNDS = 4096,          /* rounds after which Python has a turn even where nothing asks for it */
 };
 
@@ -85,18 +91,6 @@ static int look_at(Poller *self, int fd, uint32_t events, PyObject *handed)
     return 0;
 }
 
-static int wait_for(const Poller *self, struct epoll_event *ready, int milliseconds)
-{
-    int count;
-
-    if (milliseconds == 0)
-        return epoll_wait(self->epoll, ready, EVENTS, 0);
-    Py_BEGIN_ALLOW_THREADS
-    count = epoll_wait(self->epoll, ready, EVENTS, milliseconds);
-    Py_END_ALLOW_THREADS
-    return count;
-}
-
 /* One round: wait, serve, and collect what is Python's. With `events` NULL, other descriptors stay ready. How many were
  * ready; -1 and an exception if something fails. */
 static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject *handed)
@@ -104,18 +98,20 @@ static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject 
     struct epoll_event ready[EVENTS];
     int count;
 
-    if (self->serving) {        /* by Python code that a connection's answers wait for: the buffer has them */
-        PyErr_SetString(PyExc_RuntimeError, "the Poller is serving already");
-        return -1;
+    if (self->serving)          /* by Python code that a connection's answers wait for: the buffer has them */
+        return PyErr_SetString(PyExc_RuntimeError, "the Poller is serving already"), -1;
+    if (milliseconds == 0) {
+        count = epoll_wait(self->epoll, ready, EVENTS, 0);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        count = epoll_wait(self->epoll, ready, EVENTS, milliseconds);
+        Py_END_ALLOW_THREADS
     }
-    count = wait_for(self, ready, milliseconds);
     self->round++;
-    if (count < 0) {
-        if (errno == EINTR)
-            return PyErr_CheckSignals() < 0 ? -1 : 0;
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
-    }
+    if (count < 0 && errno == EINTR)
+        return PyErr_CheckSignals() < 0 ? -1 : 0;
+    if (count < 0)
+        return PyErr_SetFromErrno(PyExc_OSError), -1;
     for (int i = 0; i < count; i++) {
         int result;
 
@@ -190,79 +186,49 @@ static PyObject *Poller_serve(Poller *self, PyObject *Py_UNUSED(ignored))
     return count < 0 ? NULL : PyBool_FromLong(self->called);
 }
 
-static int Poller_traverse(Poller *self, visitproc visit, void *arg)
+static void Poller_dealloc(Poller *self)
 {
-    for (int fd = 0; fd < self->room; fd++) {
-        Py_VISIT((PyObject *)self->links[fd].table);
-        Py_VISIT(self->links[fd].handed);
-    }
-    Py_VISIT(self->handed);
-    return 0;
-}
-
-static int Poller_clear(Poller *self)
-{
-    Py_CLEAR(self->handed);
-    for (int fd = 0; fd < self->room; fd++)
+    for (int fd = 0; self->links != NULL && fd <= self->last; fd++)
         if (self->links[fd].page != NULL)
             page_close(self, fd);
         else
             link_clear(&self->links[fd]);
-    return 0;
-}
-
-static PyObject *Poller_close(Poller *self, PyObject *Py_UNUSED(ignored))
-{
-    if (self->alarm >= 0)
+    free(self->links);
+    Py_XDECREF(self->handed);
+    if (self->durations.obj != NULL && self->alarm >= 0)
         close(self->alarm);
-    self->alarm = -1;
-    self->rings = 0;
-    Py_RETURN_NONE;
-}
-
-static void Poller_dealloc(Poller *self)
-{
-    PyObject_GC_UnTrack(self);
-    Poller_clear(self);
-    Py_XDECREF(Poller_close(self, NULL));
-    PyMem_Free(self->links);
     if (self->durations.obj != NULL)
         PyBuffer_Release(&self->durations);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-static PyObject *Poller_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
-{
-    Poller *self = (Poller *)PyType_GenericAlloc(type, 0);
-
-    if (self != NULL)
-        self->epoll = self->alarm = -1;
-    return (PyObject *)self;
-}
-
 static int Poller_init(Poller *self, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
     PyObject *bounds, *durations;
+    struct rlimit limit;
+    size_t room;
 
-    if (self->durations.obj != NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "a Poller is made once");
-        return -1;
-    }
+    if (self->durations.obj != NULL)
+        return PyErr_SetString(PyExc_RuntimeError, "a Poller is made once"), -1;
+    self->alarm = self->last = -1;
     if (!PyArg_ParseTuple(args, "iO!O:Poller", &self->epoll, &PyTuple_Type, &bounds, &durations) ||
         PyObject_GetBuffer(durations, &self->durations, PyBUF_WRITABLE) < 0)
         return -1;
     if (PyTuple_GET_SIZE(bounds) > MAX_BOUNDS ||
         self->durations.len != (PyTuple_GET_SIZE(bounds) + 2) * (Py_ssize_t)sizeof(uint64_t) ||
-        (uintptr_t)self->durations.buf % sizeof(uint64_t) != 0) {
-        PyErr_SetString(PyExc_ValueError, "durations are a number for each bound and two more");
-        return -1;
-    }
+        (uintptr_t)self->durations.buf % sizeof(uint64_t) != 0)
+        return PyErr_SetString(PyExc_ValueError, "durations are a number for each bound and two more"), -1;
     self->bounds = (int)PyTuple_GET_SIZE(bounds);
     for (int i = 0; i < self->bounds; i++) {
         self->bound[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(bounds, i));
         if (PyErr_Occurred())
             return -1;
     }
+    /* a link for each descriptor that there can be: pages of them that are not used cost nothing */
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 ||
+        (self->links = calloc(room = limit.rlim_max < MAX_LINKS ? limit.rlim_max : MAX_LINKS, sizeof *self->links)) == NULL)
+        return PyErr_NoMemory(), -1;
+    self->room = (int)room;
     self->alarm = open_alarm(self);
     return 0;
 }
@@ -276,7 +242,6 @@ static PyMethodDef Poller_methods[] = {
     {"detach", (PyCFunction)Poller_detach, METH_O, "A connection is gone."},
     {"borrow", (PyCFunction)Poller_borrow, METH_VARARGS, "Serve a lent ioreq page."},
     {"give_back", (PyCFunction)Poller_give_back, METH_O, "Serve the page of the lender at this descriptor no more."},
-    {"close", (PyCFunction)Poller_close, METH_NOARGS, "Wait for nothing any more: the event loop ends."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -285,17 +250,32 @@ static PyMemberDef Poller_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-PyTypeObject PollerType = {
+static PyTypeObject PollerType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "unplugd.sockets._fastpath.Poller",
     .tp_basicsize = sizeof(Poller),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_doc = "Poller(epoll, bounds, durations): waits for an epoll's descriptors and serves connections meanwhile.",
-    .tp_new = Poller_new,
+    .tp_new = PyType_GenericNew,
     .tp_init = (initproc)Poller_init,
     .tp_dealloc = (destructor)Poller_dealloc,
-    .tp_traverse = (traverseproc)Poller_traverse,
-    .tp_clear = (inquiry)Poller_clear,
     .tp_methods = Poller_methods,
     .tp_members = Poller_members,
 };
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "unplugd.sockets._fastpath",
+    .m_doc = "Answers constants and appends log bytes without entering Python.",
+    .m_size = -1,
+};
+
+PyMODINIT_FUNC PyInit__fastpath(void)
+{
+    PyObject *self = PyModule_Create(&module);
+
+    if (self != NULL && (PyModule_AddType(self, &RowsType) < 0 || PyModule_AddType(self, &TableType) < 0 ||
+                         PyModule_AddType(self, &PollerType) < 0))
+        Py_CLEAR(self);
+    return self;
+}

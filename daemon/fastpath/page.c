@@ -1,21 +1,16 @@
-/* Xen's ioreq page of a domain, lent by unplugd-attach: accesses are read where the hypervisor put them.
+/* Xen's ioreq page of a domain, lent by unplugd-attach: accesses are answered where the hypervisor put them, as frames of the
+ * socket are. A vCPU stands still until then. That takes one wake-up, of unplugd; over the socket it takes three.
  *
- * A vCPU stands still until its access is answered. Over the socket that takes three wake-ups: of unplugd-attach, of
- * unplugd, and of unplugd-attach again. Each takes longer than the work itself. Here it takes one, of unplugd, by the event
- * channel. The page has the same struct ioreq, and answer() answers it as it answers a frame of the socket.
- *
- * An access that no row answers, and all string I/O, goes back to the lender, by the number of its vCPU. The lender carries
- * it out as it would without us. Each vCPU has one access at a time, so there is no order to keep between the two. The page
- * goes back to the lender when either end of their socket is closed.
+ * An access that no row answers, and all string I/O, goes back to the lender, by the number of its vCPU. A vCPU has one access
+ * at a time, so no order is to be kept. The page goes back when either end of the lender's socket is closed.
  *
  * Sources: xen/include/public/hvm/ioreq.h, xen/sys/privcmd.h, xen/sys/evtchn.h.
  *
  * SPDX-License-Identifier: MIT
  */
-#include "page.h"
+#include "poller.h"
 
 #include <errno.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -72,11 +67,7 @@ static struct frame frame_of(const volatile struct frame *slot)
     struct frame frame;
 
     memcpy(&frame, (const void *)slot, FRAME);
-    frame.vp_eport = 0;
-    frame.pad = 0;
     frame.flags = REQUEST | (frame.flags & (STRING | READ));
-    if (frame.size < 8 && !(frame.flags & (READ | STRING)))
-        frame.data &= ((uint64_t)1 << 8 * frame.size) - 1;
     return frame;
 }
 
@@ -212,27 +203,20 @@ PyObject *Poller_borrow(Poller *self, PyObject *args)
     PyObject *table;
     unsigned domid, server;
     int events, privcmd, xen;
+    struct link *link;
 
     if (page == NULL)
         return PyErr_NoMemory();
     if (!PyArg_ParseTuple(args, "iiO!iIIy#p:borrow", &events, &page->lender, &TableType, &table, &privcmd, &domid, &server,
                           &ports, &size, &xen) ||
-        take_ports(page, ports, size) < 0 || make_room(self, events) < 0) {
-        forget(page);
-        return NULL;
-    }
-    if (self->links[events].table != NULL) {
-        PyErr_SetString(PyExc_ValueError, "the descriptor is attached already");
-        forget(page);
-        return NULL;
-    }
+        take_ports(page, ports, size) < 0 || (link = free_link(self, events)) == NULL)
+        return forget(page), NULL;
     page->xen = xen;
     if (begin(self, page, events, privcmd, domid, server) < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
-        forget(page);
-        return NULL;
+        return forget(page), NULL;
     }
-    self->links[events] = (struct link){ .table = (Table *)Py_NewRef(table), .page = page };
+    *link = (struct link){ .table = (Table *)Py_NewRef(table), .page = page };
     Py_RETURN_NONE;
 }
 
@@ -242,7 +226,7 @@ PyObject *Poller_give_back(Poller *self, PyObject *arg)
 
     if (lender == -1 && PyErr_Occurred())
         return NULL;
-    for (int fd = 0; fd < self->room; fd++)
+    for (int fd = 0; fd <= self->last; fd++)
         if (self->links[fd].page != NULL && self->links[fd].page->lender == lender)
             page_close(self, fd);
     Py_RETURN_NONE;

@@ -1,4 +1,4 @@
-/* What the loop, its connections and its pages share: the Poller and its links. No functions but those of links.
+/* What the loop (loop.c), its connections (connection.c) and its pages (page.c) share: the Poller and its links.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -33,6 +33,7 @@ typedef struct {
     double rings;           /* when; 0: it is not set */
     struct link *links;
     int room;               /* how many `links` there are */
+    int last;               /* the highest descriptor that had one */
     unsigned long long round;
     bool serving;           /* a connection or page is being served: the buffer is in use */
     bool called;            /* Python has something to do: set by the event loop's call_soon() and call_at() */
@@ -65,5 +66,35 @@ static inline void observe(const Poller *self, Table *table, double seconds)
     bucket[self->bounds + 1] += (uint64_t)(seconds * 1e9);
     table->spent += seconds;
 }
+
+/* --- connection.c */
+
+/* Read and answer what came; what is Python's is appended to `handed`. -1 and an exception where there is no memory. */
+int connection_serve(Poller *self, int fd, PyObject *handed);
+
+/* A descriptor that Python has is ready: not to be looked at until it is resumed. */
+void connection_mute(Poller *self, int fd);
+
+/* Forget what the Poller has of a descriptor. */
+void link_clear(struct link *link);
+
+/* The link of a descriptor that is to have one. NULL and an exception if it has one, or can have none. */
+struct link *free_link(Poller *self, int fd);
+
+PyObject *Poller_attach(Poller *self, PyObject *args);
+PyObject *Poller_send(Poller *self, PyObject *args);
+PyObject *Poller_resume(Poller *self, PyObject *args);
+PyObject *Poller_detach(Poller *self, PyObject *arg);
+
+/* --- page.c */
+
+/* Events came: answer the accesses, or give them to the lender. */
+void page_serve(Poller *self, int events);
+
+/* Give the page back. */
+void page_close(Poller *self, int events);
+
+PyObject *Poller_borrow(Poller *self, PyObject *args);
+PyObject *Poller_give_back(Poller *self, PyObject *arg);
 
 #endif

@@ -6,7 +6,6 @@
 
 #include <structmember.h>
 
-#include <string.h>
 #include <time.h>
 
 #include "frame.h"
@@ -30,12 +29,6 @@ static const struct row *look_up(const Rows *rows, const struct frame *frame)
             return row;
     }
     return NULL;
-}
-
-/* The bytes that a frame appends; NULL if it must be left to Python. */
-static const void *appended(const struct frame *frame, const unsigned char *payload)
-{
-    return frame->flags & STRING ? payload : (const unsigned char *)&frame->data;
 }
 
 void answer(Table *table, const unsigned char *in, size_t size, unsigned char *out, double time, struct answered *done)
@@ -64,7 +57,7 @@ void answer(Table *table, const unsigned char *in, size_t size, unsigned char *o
         }
         if (row->append) {
             size_t bytes = payload > 0 ? payload : 1;
-            const void *data = appended(&frame, in + done->used + FRAME);
+            const void *data = payload > 0 ? (const void *)(in + done->used + FRAME) : &frame.data;
 
             if (!log_append(&table->log, data, bytes))
                 break;
@@ -94,10 +87,8 @@ int wake(Table *table)
 {
     PyObject *woken = table->woken, *done;
 
-    if (woken == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "the table is closed");
-        return -1;
-    }
+    if (woken == NULL)
+        return PyErr_SetString(PyExc_RuntimeError, "the table is closed"), -1;
     Py_INCREF(woken);       /* what it does may close the table */
     done = PyObject_CallNoArgs(woken);
     Py_DECREF(woken);
@@ -116,24 +107,18 @@ static int take_row(Rows *self, PyObject *item)
     int read;
     PyObject *value;
 
-    if (!PyTuple_Check(item)) {
-        PyErr_SetString(PyExc_TypeError, "a row is a tuple");
-        return -1;
-    }
+    if (!PyTuple_Check(item))
+        return PyErr_SetString(PyExc_TypeError, "a row is a tuple"), -1;
     if (!PyArg_ParseTuple(item, "pKIOI|I:row", &read, &addr, &size, &value, &kind, &left))
         return -1;
-    if (kind >= MAX_KINDS || (Py_ssize_t)kind >= self->counts.len / (Py_ssize_t)sizeof(uint64_t)) {
-        PyErr_SetString(PyExc_ValueError, "a row's kind has no counter");
-        return -1;
-    }
+    if (kind >= MAX_KINDS || (Py_ssize_t)kind >= self->counts.len / (Py_ssize_t)sizeof(uint64_t))
+        return PyErr_SetString(PyExc_ValueError, "a row's kind has no counter"), -1;
     *row = (struct row){
         .addr = addr, .size = size, .kind = kind, .left = left, .read = read ? READ : 0, .append = value == Py_None,
         .count = (uint64_t *)self->counts.buf + kind,
     };
-    if (row->append && (read || size != 1)) {
-        PyErr_SetString(PyExc_ValueError, "only a write of one byte is appended");
-        return -1;
-    }
+    if (row->append && (read || size != 1))
+        return PyErr_SetString(PyExc_ValueError, "only a write of one byte is appended"), -1;
     if (!row->append) {
         row->value = PyLong_AsUnsignedLongLong(value);
         if (PyErr_Occurred())
@@ -147,17 +132,13 @@ static int Rows_init(Rows *self, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
     PyObject *rows, *counts;
 
-    if (self->counts.obj != NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "rows never change");
-        return -1;
-    }
+    if (self->counts.obj != NULL)
+        return PyErr_SetString(PyExc_RuntimeError, "rows never change"), -1;
     if (!PyArg_ParseTuple(args, "O!O:Rows", &PyTuple_Type, &rows, &counts) ||
         PyObject_GetBuffer(counts, &self->counts, PyBUF_WRITABLE) < 0)
         return -1;
-    if (PyTuple_GET_SIZE(rows) > MAX_ROWS || (uintptr_t)self->counts.buf % sizeof(uint64_t) != 0) {
-        PyErr_SetString(PyExc_ValueError, "too many rows, or counters that are not aligned");
-        return -1;
-    }
+    if (PyTuple_GET_SIZE(rows) > MAX_ROWS || (uintptr_t)self->counts.buf % sizeof(uint64_t) != 0)
+        return PyErr_SetString(PyExc_ValueError, "too many rows, or counters that are not aligned"), -1;
     for (Py_ssize_t at = 0; at < PyTuple_GET_SIZE(rows); at++)
         if (take_row(self, PyTuple_GET_ITEM(rows, at)) < 0)
             return -1;
@@ -236,10 +217,8 @@ static PyObject *Table_place(Table *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "Knnn:place", &generation, &at, &size, &used))
         return NULL;
     if (self->memory.obj == NULL || at < 0 || size < 0 || size > LOG_SIZE_LIMIT || at > self->memory.len - size ||
-        used < 0 || used > size) {
-        PyErr_SetString(PyExc_ValueError, "the area is not in the memory");
-        return NULL;
-    }
+        used < 0 || used > size)
+        return PyErr_SetString(PyExc_ValueError, "the area is not in the memory"), NULL;
     self->log.text = (unsigned char *)self->memory.buf + at;
     self->log.size = (uint32_t)size;
     self->log.used = (uint32_t)used;
@@ -279,10 +258,8 @@ static PyObject *Table_close(Table *self, PyObject *Py_UNUSED(ignored))
 
 static PyObject *Table_use(Table *self, PyObject *rows)
 {
-    if (!PyObject_TypeCheck(rows, &RowsType)) {
-        PyErr_SetString(PyExc_TypeError, "not Rows");
-        return NULL;
-    }
+    if (!PyObject_TypeCheck(rows, &RowsType))
+        return PyErr_SetString(PyExc_TypeError, "not Rows"), NULL;
     Py_XSETREF(self->rows, (Rows *)Py_NewRef(rows));
     Py_RETURN_NONE;
 }

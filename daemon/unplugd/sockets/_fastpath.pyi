@@ -7,9 +7,6 @@ from unplugd.core.answers import Answer
 from unplugd.domains import table
 from unplugd.sockets.poller import Handed
 
-READ_SIZE: int
-PAYLOAD_LIMIT: int
-
 class Rows(table.Rows):
     def __init__(self, rows: Sequence[Answer], counts: array[int], /) -> None: ...
 
@@ -29,4 +26,3 @@ class Poller:
         self, events: int, lender: int, table: table.Table, privcmd: int, domid: int, server: int, ports: bytes, xen: bool, /
     ) -> None: ...
     def give_back(self, lender: int, /) -> None: ...
-    def close(self) -> None: ...

@@ -52,11 +52,6 @@ class Selector(selectors.EpollSelector):
                 ready.append((key, mask & key.events))
         return ready
 
-    def close(self) -> None:
-        """Close the epoll, and what the Poller has in it."""
-        self.poller.close()
-        super().close()
-
 
 class Loop(asyncio.SelectorEventLoop):
     """An event loop with a Poller in its selector. What is scheduled while the Poller serves makes it return."""
