@@ -304,8 +304,9 @@ NAMES = st.sampled_from([
     "publish", "protocol_version", "policy.allow_unplug", "policy.legacy_unplug", "log.rate", "log.burst",
     "log.on_limit", "log.flush_after", "log.max_file_bytes", "blacklist.lookup_timeout", "blacklist.on_error",
     "blacklist.entry", "blacklist.range", "products", "socket.device_model_uids", "attach.user", "attach.monitor",
-    "http.listen", "log", "nonsense", "xenstore.domain",
+    "http.listen", "log", "nonsense", "xenstore.domain", "blacklist.mode", "blacklist.action", "guest",
 ])  # fmt: skip
+FIELDS = ["product", "build", "reason", "from", "to", "action", "guests", "match", "blacklist", "rate", "x"]
 SCALARS = st.one_of(
     st.booleans().map(lambda value: str(value).lower()), st.integers(-5, 2**33).map(str),
     st.floats().map(str), st.text(max_size=12).map(json.dumps),
@@ -314,9 +315,10 @@ SCALARS = st.one_of(
 )  # fmt: skip
 VALUES = st.one_of(
     SCALARS, st.lists(SCALARS, max_size=3).map(lambda items: f"[{', '.join(items)}]"),
-    st.lists(st.tuples(st.sampled_from(["product", "build", "reason", "from", "to", "x"]), SCALARS), max_size=4).map(
+    st.lists(st.tuples(st.sampled_from(FIELDS), SCALARS), max_size=4).map(
         lambda pairs: "[{" + ", ".join(f"{name} = {value}" for name, value in pairs) + "}]"),
-    st.sampled_from(['["nics"]', '["ide-disks", "nvme-disks"]', '[{product = "linux", build = 77}]']),
+    st.sampled_from(['[{match = ["web-[*"], blacklist = "exempt"}]', '[{match = ["["], rate = 5, on_limit = "delay"}]',
+                     '["nics"]', '["ide-disks", "nvme-disks"]', '[{product = "linux", build = 77}]']),
 )  # fmt: skip
 DOCUMENTS = st.one_of(
     st.lists(st.tuples(NAMES, VALUES), max_size=4).map(
