@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -27,14 +28,17 @@ from unplugd.config.load import load
 UNPLUGD = str(Path(sys.executable).with_name("unplugd"))
 RIGHTS = ["setpriv", "--bounding-set=-all,+chown", "--inh-caps=-all"] if os.geteuid() == 0 else []
 """What the unit leaves unplugd of root's rights."""
-SOON = 5.0
-"""Seconds for what takes less than one on a quiet machine."""
+SOON = 1.5
+"""Seconds of CPU time for a check, start of Python included: other programs may have the CPU meanwhile."""
 
 
 def check(file: Path) -> tuple[int, str]:
-    """Status and message of `unplugd --check`."""
+    """Status and message of `unplugd --check`, which ends soon."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([*RIGHTS, UNPLUGD, "--config", str(file), "--check"], capture_output=True, text=True,
                           timeout=60, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < SOON
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr.removeprefix("unplugd: ").strip()
 
@@ -84,10 +88,8 @@ class Tried:
     def agree(self) -> str:
         """Check and reload; why both refuse, "" if both accept."""
         before = self.seen()
-        began = time.monotonic()
         status, problem = check(self.daemon.file)
         refused = self.reload()
-        assert time.monotonic() - began < 2 * SOON
         assert (status, problem) == ((2, refused) if refused else (0, "")), (status, problem, refused)
         if refused:
             assert self.seen() == before
@@ -263,7 +265,10 @@ def longest_waits(daemon: Daemon, what: Any) -> float:
 
 
 def test_guests_do_not_wait_for_a_reload(run: Run) -> None:
-    """Neither for a megabyte of drop-ins nor for a file that takes long. In three tries, for the CPU is shared."""
+    """Neither for a megabyte of drop-ins nor for a file that takes long.
+
+    In a few tries, and beyond what a program beside unplugd costs them that needs as much CPU time: a check.
+    """
     daemon = run(embedded(7, 8))
     drop_ins = daemon.file.with_name(daemon.file.name + ".d")
 
@@ -275,8 +280,10 @@ def test_guests_do_not_wait_for_a_reload(run: Run) -> None:
                 for entry in range(1000)))
 
     waits: dict[str, float] = {}
-    for attempt in range(3):
+    for attempt in range(5):
         write(f"loses data on resume, as ticket {attempt} says")
+        beside = longest_waits(daemon, lambda: subprocess.run([UNPLUGD, "--config", str(daemon.file), "--check"],
+                                                              capture_output=True, check=True, timeout=60))
         waits = {"ten thousand entries": longest_waits(daemon, daemon.reload)}
         eventually(lambda: daemon.value("unplugd_blacklist_entries"), lambda count: count == 10_000)
         shutil.rmtree(drop_ins)
@@ -285,8 +292,9 @@ def test_guests_do_not_wait_for_a_reload(run: Run) -> None:
         (drop_ins / "slow.toml").write_text(".".join("a" * 100_000) + " = 1\n")
         waits["a slow file"] = longest_waits(daemon, lambda: daemon.reload(applied=False))
         shutil.rmtree(drop_ins)
-        if max(waits.values()) < 0.05:
+        if max(waits.values()) < 0.05 + beside:
             return
+        waits["beside a check"] = beside
     raise AssertionError(waits)
 
 
@@ -296,8 +304,9 @@ NAMES = st.sampled_from([
     "publish", "protocol_version", "policy.allow_unplug", "policy.legacy_unplug", "log.rate", "log.burst",
     "log.on_limit", "log.flush_after", "log.max_file_bytes", "blacklist.lookup_timeout", "blacklist.on_error",
     "blacklist.entry", "blacklist.range", "products", "socket.device_model_uids", "attach.user", "attach.monitor",
-    "http.listen", "log", "nonsense", "xenstore.domain",
+    "http.listen", "log", "nonsense", "xenstore.domain", "blacklist.mode", "blacklist.action", "guest",
 ])  # fmt: skip
+FIELDS = ["product", "build", "reason", "from", "to", "action", "guests", "match", "blacklist", "rate", "x"]
 SCALARS = st.one_of(
     st.booleans().map(lambda value: str(value).lower()), st.integers(-5, 2**33).map(str),
     st.floats().map(str), st.text(max_size=12).map(json.dumps),
@@ -306,9 +315,10 @@ SCALARS = st.one_of(
 )  # fmt: skip
 VALUES = st.one_of(
     SCALARS, st.lists(SCALARS, max_size=3).map(lambda items: f"[{', '.join(items)}]"),
-    st.lists(st.tuples(st.sampled_from(["product", "build", "reason", "from", "to", "x"]), SCALARS), max_size=4).map(
+    st.lists(st.tuples(st.sampled_from(FIELDS), SCALARS), max_size=4).map(
         lambda pairs: "[{" + ", ".join(f"{name} = {value}" for name, value in pairs) + "}]"),
-    st.sampled_from(['["nics"]', '["ide-disks", "nvme-disks"]', '[{product = "linux", build = 77}]']),
+    st.sampled_from(['[{match = ["web-[*"], blacklist = "exempt"}]', '[{match = ["["], rate = 5, on_limit = "delay"}]',
+                     '["nics"]', '["ide-disks", "nvme-disks"]', '[{product = "linux", build = 77}]']),
 )  # fmt: skip
 DOCUMENTS = st.one_of(
     st.lists(st.tuples(NAMES, VALUES), max_size=4).map(

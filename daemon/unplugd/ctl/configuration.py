@@ -34,6 +34,8 @@ def check(options: Namespace) -> int:
         found = [str(file) for file in files(path)]
         asked = _asked(options, config)
         answer = asked or {"valid": True, "files": found}
+        if answer["valid"]:
+            answer["warnings"] = list(config.warnings)
     except ConfigError as error:
         asked = None
         answer = {"valid": False, "file": error.file, "key": error.key, "problem": error.problem}
@@ -45,14 +47,16 @@ def check(options: Namespace) -> int:
         raise Failure(USAGE, show.safe(said), "a running unplugd keeps what it read before; unplugd.toml(5) has every"
                                               " key")
     print("configuration is valid: " + (", ".join(map(show.safe, answer["files"])) or "no file, the defaults"))
+    for warning in answer["warnings"]:
+        print(show.paint(f"warning: {show.safe(warning)}", show.YELLOW))
     if asked is None:
         print("  checked with the rights of unplugctl: no unplugd that uses it answers")
     return OK
 
 
 def _asked(options: Namespace, config: Config) -> dict[str, Any] | None:
-    """What a running unplugd says of these files, which it may be unable to read: it has fewer rights than root in a
-    shell. None where none answers that uses them."""
+    """The answer of a running unplugd about these files. It has fewer rights than root in a shell, so perhaps it cannot
+    read them. None if no unplugd answers that uses these files."""
     control = Control(options.socket or str(config.runtime_dir / "control.sock"))
     try:
         said = control.json("/api/v1/configuration")
