@@ -58,6 +58,7 @@ RELOAD = {
     "log.burst": "at once; a balance above it is reduced to it",
     "log.on_limit": ACCESS,
     "log.flush_after": "at once",
+    "log.identifier": "from the next line on",
     "log.max_file_bytes": "from the next line on",
     "http.listen": "at once; if the address cannot be used, the reload is refused",
     "attach.when_unreachable": ATTACH,

@@ -337,7 +337,8 @@ def test_what_is_published(calm: World) -> None:
         wire.announce(3, 1)
         wire.write(0x10, 2, 1)
         wire.write(0x10, 2, 2)
-        expected = {"product": b"3", "product-name": b"linux", "build": b"1", "blacklisted": b"0", "unplugged": b"3"}
+        expected = {"product": b"3", "product-name": b"linux", "build": b"1", "blacklisted": b"0", "unplugged": b"3",
+                    "verdict": b"allowed"}
         eventually(lambda: nodes(calm, domid), lambda found: found == expected)
         for name in expected:
             assert calm.xenstored.dom0.permissions(f"{base}/{name}") == ["n0"]
@@ -346,7 +347,7 @@ def test_what_is_published(calm: World) -> None:
         wire.announce(1, 86451)
         wire.write(0x10, 2, 8)
         expected |= {"product": b"1", "product-name": b"xensource-windows", "build": b"86451", "blacklisted": b"1"}
-        expected["unplugged"] = b"11"
+        expected |= {"unplugged": b"11", "verdict": b"ignored"}
         eventually(lambda: nodes(calm, domid), lambda found: found == expected)
         wire.reset()
         eventually(lambda: nodes(calm, domid), lambda found: found == {})
@@ -359,7 +360,8 @@ def test_what_is_published_of_a_driver_that_only_unplugs_or_is_not_registered(ca
         wire.write(0x10, 2, 3)
         eventually(lambda: nodes(calm, domid), lambda found: found == {"blacklisted": b"0", "unplugged": b"3"})
         wire.announce(0x4242, 0xFFFFFFFF)
-        expected = {"product": b"16962", "build": b"4294967295", "blacklisted": b"0", "unplugged": b"3"}
+        expected = {"product": b"16962", "build": b"4294967295", "blacklisted": b"0", "unplugged": b"3",
+                    "verdict": b"allowed"}
         eventually(lambda: nodes(calm, domid), lambda found: found == expected)
 
 

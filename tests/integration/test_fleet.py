@@ -45,12 +45,18 @@ def test_every_question_of_the_page_has_its_answer(fleet: Fleet) -> None:
     answers: dict[str, tuple[tuple[str, ...], Series]] = {
         "which driver builds run where": (
             ("instance", "product", "build"),
-            {((a, "1", "86451"), 1), ((a, "3", "1"), 1), ((b, "3", "1"), 1), ((b, "2", "589826"), 1)},
+            {((a, "1", "86451"), 1), ((a, "3", "1"), 1), ((b, "3", "1"), 1), ((b, "2", "589826"), 1),
+             ((b, "1", "86460"), 1), ((b, "1", "86451"), 1)},
         ),
-        "how many hosts run this build": ((), {((), 1)}),
+        "how many hosts run this build": ((), {((), 2)}),
         "do all hosts have the same number of blacklisted builds": (("entries",), {(("3",), 1), (("1",), 1)}),
         "which hosts have fewer than the maximum": (("instance",), {((b,), 1)}),
-        "which guests have a blacklisted driver": (("instance", "domid"), {((a, "7"), 1)}),
+        "which guests have a blacklisted driver": (("instance", "domid"), {((a, "7"), 1), ((b, "10"), 1)}),
+        "what became of the drivers, by verdict": (
+            ("verdict",), {(("allowed",), 3), (("reported",), 1), (("refused",), 1), (("ignored",), 1)},
+        ),
+        "which builds would be hit if the blacklist were enforced": (("product", "build"), {(("1", "86460"), 1)}),
+        "which guests were refused and unplugged devices all the same": (("instance", "domid"), {((b, "10"), 1)}),
         "which guests run without PV devices": (("instance", "domid"), {((a, "7"), 0), ((a, "9"), 0)}),
         "which versions of unplugd run": ((), {((), 2)}),
     }
@@ -75,6 +81,6 @@ def test_the_rules_are_evaluated_and_an_alert_fires(fleet: Fleet) -> None:
 
     # A device model broke the protocol on b; the blacklisted guest of a is alerted of after five minutes.
     fleet.prometheus.wait_for_value('count(ALERTS{alertname="UnplugdProtocolErrors",alertstate="firing"})', 1)
-    fleet.prometheus.wait_for_value('count(ALERTS{alertname="UnplugdGuestBlacklisted",alertstate="pending"})', 1)
+    fleet.prometheus.wait_for_value('count(ALERTS{alertname="UnplugdGuestBlacklisted",alertstate="pending"})', 2)
     assert {rule["health"] for rule in rules()} == {"ok"}, json.dumps(rules())
     assert {rule["name"] for rule in rules()} == set(re.findall(r"- (?:record|alert): (\S+)", Path(RULES).read_text()))

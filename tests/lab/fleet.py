@@ -26,6 +26,9 @@ CITRIX, XENSERVER, LINUX = 1, 2, 3
 """Product numbers of the registry, as the guests of this fleet have them."""
 BAD = 86451
 """The build that all of these hosts blacklist."""
+SUSPECT = 86460
+"""A build that one host only reports."""
+OBSERVED = {"product": "xensource-windows", "from": SUSPECT, "to": SUSPECT, "action": "report"}
 
 
 class Fleet:
@@ -83,21 +86,24 @@ def running(directory: Path) -> Iterator[Fleet]:
         limits = {"rate": 256, "burst": 8192}
         hosts = {
             "a": _start(run, embedded(7, 8, 9, blacklist=blacklist(BAD, 86452, 86453), log=limits)),
-            "b": _start(run, embedded(7, 8, blacklist=blacklist(BAD))),
+            "b": _start(run, embedded(7, 8, 9, 10, blacklist=blacklist(BAD) | {"range": [OBSERVED]})),
         }
         prometheus = Prometheus(directory, *(daemon.port for daemon in hosts.values()), rules=[RULES])
         prometheus.start()
         stack.callback(prometheus.stop)
         wires = {(host, domid): stack.enter_context(hosts[host].connect(domid))
-                 for host, domid in (("a", 7), ("a", 8), ("b", 7), ("b", 8))}  # fmt: skip
+                 for host, domid in (("a", 7), ("a", 8), ("b", 7), ("b", 8), ("b", 9), ("b", 10))}  # fmt: skip
         flood = _Flood(hosts["a"], 9)
         stack.callback(flood.stop)
         # seen at rest first: what happens then is an increase
-        prometheus.wait_for(lambda: prometheus.value("sum(unplugd_domains)") == 5, "all guests to be seen")
+        prometheus.wait_for(lambda: prometheus.value("sum(unplugd_domains)") == 7, "all guests to be seen")
         assert wires["a", 7].announce(CITRIX, BAD) == 0xD249
         _well(wires["a", 8], LINUX, 1)
         _well(wires["b", 7], LINUX, 1)
         _well(wires["b", 8], XENSERVER, 0x90002)
+        _well(wires["b", 9], CITRIX, SUSPECT)
+        assert wires["b", 10].announce(CITRIX, BAD) == 0xD249
+        assert wires["b", 10].write(0x10, 2, 3) == 3
         with hosts["b"].connect(7) as broken:
             broken.send(frame(kind=9))
             assert broken.take(1) == b""

@@ -75,6 +75,8 @@ GOOD: list[tuple[str, str, Any]] = [
     ("log.burst", "1", 1),
     ("log.on_limit", '"delay"', "delay"),
     ("log.flush_after", "0.5", 0.5),
+    ("log.identifier", '"qemu-dm-{domid}"', "qemu-dm-{domid}"),
+    ("log.identifier", '"{name}"', "{name}"),
     ("log.max_file_bytes", "65536", 65536),
     ("http.listen", '""', None),
     ("http.listen", '"0.0.0.0:80"', ("0.0.0.0", 80)),
@@ -132,6 +134,11 @@ BAD: list[tuple[str, str, str]] = [
     ("log.burst", "-0.5", "bytes"),
     ("log.on_limit", '"block"', '"drop", "delay"'),
     ("log.flush_after", "0", "seconds"),
+    ("log.identifier", '""', "1 to 64"),
+    ("log.identifier", '"unplugd"', "other than"),
+    ("log.identifier", '"{uuid}"', "{domid} and {name}"),
+    ("log.identifier", '"a\\nb"', "printable"),
+    ("log.identifier", "7", "printable"),
     ("log.max_file_bytes", "100", "4096"),
     ("log.max_file_bytes", "1e6", "4096"),
     ("http.listen", '"9877"', '"address:port"'),
@@ -180,7 +187,7 @@ def test_every_key_has_a_good_and_a_bad_value_here() -> None:
         "blacklist.mode", "blacklist.action", "blacklist.lookup_timeout", "blacklist.on_error",
         "policy.allow_unplug", "policy.blacklisted_unplug",
         "policy.legacy_unplug", "socket.device_model_uids", "log.sinks", "log.directory", "log.rate", "log.burst",
-        "log.on_limit", "log.flush_after", "log.max_file_bytes", "http.listen",
+        "log.on_limit", "log.flush_after", "log.identifier", "log.max_file_bytes", "http.listen",
         "attach.when_unreachable", "attach.unreachable_after", "attach.user", "attach.monitor",
     }  # fmt: skip
     assert {key for key, _, _ in GOOD} == {key for key, _, _ in BAD} == keys
@@ -200,6 +207,7 @@ def test_the_defaults_are_the_contracts(tmp_path: Path) -> None:
     assert config.log.sinks == ("journal",)
     assert config.log.directory == Path("/var/log/xen/unplugd")
     assert (config.log.rate, config.log.burst, config.log.on_limit) == (256, 131072, "drop")
+    assert config.log.identifier == "unplugd-guest"
     assert (config.log.flush_after, config.log.max_file_bytes) == (5.0, 1048576)
     assert config.http.listen == ("127.0.0.1", 9877)
     assert (config.attach.when_unreachable, config.attach.unreachable_after) == ("absent", 10.0)

@@ -647,3 +647,20 @@ def test_the_verdict_is_kept_over_a_restart_and_follows_the_configuration_of_the
         assert unplug(one.domain()) == 0
 
     run(tmp_path, main)
+
+
+def test_the_identifier_of_lines_names_the_guest(tmp_path: Path) -> None:
+    def identifiers(one: Host) -> list[str]:
+        return [entry["SYSLOG_IDENTIFIER"] for entry in one.journald.read()
+                if entry["MESSAGE_ID"] == Event.GUEST_LINE.message_id]
+
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        say(domain, b"a\n")
+        domain.rename("{domid}")
+        say(domain, b"b\n")
+        follow(one, Config(log=LogConfig(identifier="guests")), domain)
+        say(domain, b"c\n")
+        assert identifiers(one) == ["qemu-dm-7-web-01", "qemu-dm-7-{domid}", "guests"]
+
+    run(tmp_path, main, Config(log=LogConfig(identifier="qemu-dm-{domid}-{name}")))

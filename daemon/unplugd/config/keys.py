@@ -17,6 +17,7 @@ from unplugd.core.guestrules import Patterns
 from unplugd.core.protocol import ACTIONS, DEVICES, Action
 
 SINKS = ("journal", "file", "stderr")
+_IDENTIFIER_LIMIT = 64
 _LAST_DOMID = 0x7FEF
 _SOCKET_PATH = 107
 """Bytes of a unix socket's path (unix(7): sun_path without its NUL)."""
@@ -61,6 +62,15 @@ def _number(least: float, most: float, unit: str) -> Check:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or any(ord(character) < 0x20 or ord(character) == 0x7F for character in value):
         raise Wrong("a string without control characters")
+    return value
+
+
+def _identifier(value: Any) -> str:
+    text = str(value).replace("{domid}", "").replace("{name}", "")
+    if not isinstance(value, str) or not value or not value.isprintable() or len(value) > _IDENTIFIER_LIMIT \
+            or set(text) & {"{", "}"} or value == "unplugd":
+        raise Wrong(f"1 to {_IDENTIFIER_LIMIT} printable characters other than \"unplugd\"; {{domid}} and {{name}} are"
+                    " replaced")
     return value
 
 
@@ -207,6 +217,7 @@ KEYS: Mapping[str, Check] = {  # in the order of contract section 5
     "log.burst": _number(0, 1e12, "bytes"),
     "log.on_limit": _one_of("drop", "delay"),
     "log.flush_after": _number(0.01, 86400, "seconds"),
+    "log.identifier": _identifier,
     "log.max_file_bytes": integer(4096, 1 << 50),
     "http.listen": _listen,
     "attach.when_unreachable": _one_of("absent", "wait"),

@@ -81,6 +81,7 @@ class LogConfig(NamedTuple):
     burst: float = 131072
     on_limit: str = "drop"
     flush_after: float = 5.0
+    identifier: str = "unplugd-guest"
     max_file_bytes: int = 1048576
 
 

@@ -34,7 +34,8 @@ _FIELDS = ("MESSAGE", "MESSAGE_ID", "PRIORITY", "XEN_DOMID", "XEN_DOMAIN_UUID", 
 KINDS = {event.message_id: event.name.lower().replace("_", "-") for event in Event}
 """MESSAGE_ID to the name of the kind of event in output and --kind."""
 
-_NOT_EVENTS = {"guest-line", "lines-dropped"}
+_GUEST_LOG = (Event.GUEST_LINE, Event.LINES_DROPPED)
+_NOT_EVENTS = {KINDS[event.message_id] for event in _GUEST_LOG}
 """The kinds of records in guest logs."""
 
 FOLLOW_INTERVAL = 0.25
@@ -50,7 +51,8 @@ def log(options: Namespace) -> int:
             return _log_file(options, config, domain)
         raise Failure(FAILED, 'log.sinks has neither "journal" nor "file": guest lines go to standard error only',
                       "under systemd that is  journalctl -u unplugd")
-    matches = ["SYSLOG_IDENTIFIER=unplugd-guest", f"_UID={uid}", _match(options.domain, domain)]
+    # not by SYSLOG_IDENTIFIER, which is configurable (log.identifier)
+    matches = [*(f"MESSAGE_ID={kind.message_id}" for kind in _GUEST_LOG), f"_UID={uid}", _match(options.domain, domain)]
     for entry in entries(options, matches):
         if options.json:
             show.print_json_line(entry)

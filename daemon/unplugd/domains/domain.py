@@ -92,7 +92,7 @@ class Domain:
         return self._name or f"dom{self.domid}"
 
     def _identify_records(self) -> None:
-        self.records.identify(self.name, self.uuid, self.settings.registry)
+        self.records.identify(self.name, self.uuid, self.settings.registry, self.settings.config.log.identifier)
         self._guest.log.prefix = len(self.records.prefix)
 
     def rename(self, name: str) -> None:

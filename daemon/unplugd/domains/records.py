@@ -57,16 +57,18 @@ class DomainRecords:
     def __init__(self, domid: int, delivery: Delivery) -> None:
         self._domid = domid
         self._delivery = delivery
-        self._name = ""
+        self._name = self._identifier = ""
         self._identity: Fields = ()
         # the fields of the guest's lines are the same from line to line: made once, until something changes
         self._line_key: object = None
         self._line_fields: Fields = ()
         self._complaints = RecordLimit(COMPLAINTS, 1 / COMPLAINT_INTERVAL, time.monotonic())
 
-    def identify(self, name: str, uuid: str, registry: Registry) -> None:
-        """Who the domain is, and by what names products are called."""
+    def identify(self, name: str, uuid: str, registry: Registry, identifier: str) -> None:
+        """Who the domain is, and by what names products are called. `identifier` is `log.identifier`."""
         self._name = name
+        # the name comes last: what it contains is not replaced
+        self._identifier = identifier.replace("{domid}", str(self._domid)).replace("{name}", name)
         self._registry = registry
         self._identity = (
             ("XEN_DOMID", str(self._domid)), ("XEN_DOMAIN_UUID", uuid), ("XEN_DOMAIN_NAME", name),
@@ -87,7 +89,7 @@ class DomainRecords:
         if key != self._line_key:
             self._line_key = key
             self._line_fields = (
-                ("PRIORITY", kind.priority), ("SYSLOG_IDENTIFIER", "unplugd-guest"), ("MESSAGE_ID", kind.message_id),
+                ("PRIORITY", kind.priority), ("SYSLOG_IDENTIFIER", self._identifier), ("MESSAGE_ID", kind.message_id),
                 *self._identity, *self._driver(product, build),
             )
         return self._line_fields
