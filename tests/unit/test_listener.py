@@ -51,7 +51,7 @@ def test_where_it_is_and_whose(tmp_path: Path) -> None:
 def test_it_belongs_to_its_device_model(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
         domain = one.domain()
-        listener = Listener(domain, tmp_path, ConnectionPolicy(None), allowed)
+        listener = Listener(domain, tmp_path, ConnectionPolicy(None), allowed, one.poller)
         listener.start(1234, {})
         assert listener.path.stat().st_uid == 1234
         listener.configure(ConnectionPolicy([NOBODY]), 1234)
@@ -79,7 +79,7 @@ def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
 def test_the_sockets_of_a_successor_stay(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
         domain = one.domain()
-        first = Listener(domain, tmp_path, ConnectionPolicy(None), allowed)
+        first = Listener(domain, tmp_path, ConnectionPolicy(None), allowed, one.poller)
         first.start(None, {})
         async with served(one, domain) as second:
             first.close()
@@ -91,7 +91,7 @@ def test_the_sockets_of_a_successor_stay(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
-        listener = Listener(one.domain(), tmp_path / "gone", ConnectionPolicy(None), allowed)
+        listener = Listener(one.domain(), tmp_path / "gone", ConnectionPolicy(None), allowed, one.poller)
         with pytest.raises(HostError) as caught:
             listener.start(None, {})
         assert str(tmp_path / "gone" / "dom7.sock") in str(caught.value)
@@ -102,7 +102,7 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_before_it_is_there_a_change_of_owner_is_no_failure(tmp_path: Path) -> None:
     async def main(one: Host) -> None:
-        listener = Listener(one.domain(), tmp_path, ConnectionPolicy(None), allowed)
+        listener = Listener(one.domain(), tmp_path, ConnectionPolicy(None), allowed, one.poller)
         listener.configure(ConnectionPolicy(None), 5)
         assert one.journald.of(Event.SINK_FAILED) == []
 

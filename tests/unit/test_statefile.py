@@ -1,9 +1,11 @@
-"""What survives SIGKILL: a commit is there whole or not at all, whatever of it was stored when the process died."""
+"""What survives SIGKILL: the file of a domain, whatever is in it, and how its text moves on.
+
+What is left by a process that dies between two stores is test_crash.py's.
+"""
 
 from __future__ import annotations
 
 import os
-import random
 import stat
 from pathlib import Path
 
@@ -11,107 +13,211 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unplugd.core.events import Line
-from unplugd.core.guest import Guest, Verdict
-from unplugd.core.guestlog import Limits
+from unplugd.core.guest import Guest, Snapshot, Verdict
+from unplugd.core.guestlog import LINE_LIMIT, Limits
+from unplugd.core.ioreq import PAYLOAD_LIMIT
 from unplugd.core.protocol import Effect, Rules
 from unplugd.core.registry import Registry
-from unplugd.domains.statefile import NOTE_LIMIT, SIZE, StateFile, boot_id, read_note
+from unplugd.domains.statefile import (
+    AREA,
+    COMPACT_OVER,
+    NOTE_LIMIT,
+    WORD,
+    StateFile,
+    boot_id,
+    read_note,
+    state_path,
+)
+from unplugd.domains.table import Table
 
 BOOT = bytes(range(16))
 UUID = "4f0e0c5e-0000-4000-8000-000000000007"
+SIZE = 20 * 1024
 
 
 def guest() -> Guest:
     return Guest(Rules(), Limits(rate=1, burst=100_000), Registry(), 0.0)
 
 
-def keep(state: StateFile, one: Guest) -> None:
-    """As the daemon does before a response is sent."""
-    if one.changed:
-        state.commit(one)
-    elif one.grew:
-        state.grow(one)
-
-
-def say(one: Guest, data: bytes) -> None:
-    """Log bytes as a connection takes them in."""
-    one.log.write(data, 0.0)
-    if one.take_events():
-        one.changed = True
-    one.grew = True
-
-
-def found(path: Path, boot: bytes = BOOT) -> tuple[object, bytes] | None:
-    """What the next process finds."""
-    state = StateFile(path, boot)
-    one = guest()
+def found(directory: Path, boot: bytes = BOOT) -> tuple[Snapshot, bytes] | None:
+    """What the next process finds: the guest, and the text that is not recorded."""
+    state = StateFile(directory, 7, boot)
     try:
-        if not state.restore(one, 0.0):
-            return None
-        return now(one)
+        return None if state.kept is None else (state.kept, state.text(state.length))
     finally:
         state.close()
 
 
-def now(one: Guest) -> tuple[object, bytes]:
-    """What must be kept of it; `charged` counts with `delay` only, where every log byte is a whole commit."""
-    return one.snapshot()._replace(charged=0), bytes(one.log.partial)
+class Kept:
+    """A state file with the guest and the table that belong to it; text is written as the domain does."""
+
+    def __init__(self, directory: Path, uuid: str = UUID) -> None:
+        self.state = StateFile(directory, 7, BOOT)
+        self.guest = guest()
+        if self.state.kept is not None:
+            self.guest.restore(self.state.kept, 0.0)
+        self.state.own(uuid)
+        self.table = Table(self.state.memory, WORD, lambda: None)
+        self.table.place(*self.state.place)
+
+    def say(self, data: bytes) -> None:
+        """Text that a table appends."""
+        assert len(data) <= PAYLOAD_LIMIT
+        self.state.append(data, self.table.text)
+        self.table.place(*self.state.place)
+
+    def record(self) -> list[object]:
+        """The log takes the text: what it makes of it, and it is kept."""
+        text = self.state.text(self.table.text)
+        self.guest.log.write_all(text, 0.0)
+        self.state.recorded += len(text)
+        events: list[object] = [*self.guest.take_events()]
+        self.state.commit(self.guest)
+        return events
+
+    def compact(self) -> None:
+        self.state.compact(self.guest)
+        self.table.place(*self.state.place)
+
+    def close(self) -> None:
+        self.table.close()
+        self.state.close()
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
-    path = tmp_path / "dom7"
-    state = StateFile(path, BOOT)
-    assert state.durable
-    assert state.kept_uuid is None
-    state.own(UUID)
-    one = guest()
+    it = Kept(tmp_path)
+    assert it.state.kept is None
+    one = it.guest
     one.write(Effect.PRODUCT, 1, 0.0)
-    one.judge(1, 2**32 - 1, Verdict(blacklisted=True, reason="loses data"), 0.0)
+    one.judge(1, 2**32 - 1, Verdict(blacklisted=True, reason="loses data", rule="by hand"), 0.0)
     one.write(Effect.UNPLUG, 3, 0.0)
     one.write(Effect.FLAGS_WRITE, 1, 0.0)
     one.log.unsaid_lines, one.log.unsaid_bytes, one.log.throttled = 5, 500, True
-    say(one, b"line\npartial")
-    one.log.charged = 77
-    one.changed = True
-    keep(state, one)
-    state.close()
-    again = StateFile(path, BOOT)
+    it.say(b"line\npartial")
+    it.record()
+    assert not one.changed
+    it.close()
+    again = StateFile(tmp_path, 7, BOOT)
     assert again.kept_uuid == UUID
-    other = guest()
-    assert again.restore(other, 0.0)
-    assert other.snapshot() == one.snapshot()
-    assert other.log.partial == b"partial"
+    assert again.kept == one.snapshot()
+    assert again.text(again.length) == b"partial", "the open line; what was recorded is not said again"
     again.close()
 
 
 def test_a_new_file_has_nothing(tmp_path: Path) -> None:
-    assert found(tmp_path / "dom7") is None
+    assert found(tmp_path) is None
     assert stat.S_IMODE((tmp_path / "dom7").stat().st_mode) == 0o600
+    assert state_path(tmp_path, 7) == tmp_path / "dom7"
 
 
 def test_another_boot_of_dom0_is_another_world(tmp_path: Path) -> None:
-    path = tmp_path / "dom7"
-    state = StateFile(path, BOOT)
-    state.commit(guest())
-    state.close()
-    assert found(path) is not None
-    assert found(path, bytes(16)) is None
+    it = Kept(tmp_path)
+    it.say(b"text")
+    it.state.commit(it.guest)
+    it.close()
+    assert found(tmp_path) is not None
+    assert found(tmp_path, bytes(16)) is None
 
 
 def test_whose_state_it_is_follows_what_is_known(tmp_path: Path) -> None:
-    path = tmp_path / "dom7"
-    state = StateFile(path, BOOT)
+    for known in ("", UUID):
+        it = Kept(tmp_path, known)
+        it.state.commit(it.guest)
+        it.close()
+        again = StateFile(tmp_path, 7, BOOT)
+        assert again.kept_uuid == known
+        again.close()
+
+
+def test_the_state_of_another_is_discarded_and_its_text_with_it(tmp_path: Path) -> None:
+    it = Kept(tmp_path)
+    it.say(b"another's\nlines")
+    it.state.commit(it.guest)
+    it.close()
+    state = StateFile(tmp_path, 7, BOOT)
+    state.discard()
+    assert (state.kept, state.kept_uuid, state.place[3], state.recorded) == (None, "", 0, 0)
+    state.own("another")
+    table = Table(state.memory, WORD, lambda: None)
+    table.place(*state.place)
     state.commit(guest())
+    table.close()
     state.close()
-    again = StateFile(path, BOOT)
-    assert again.kept_uuid == ""
-    again.own(UUID)
-    again.commit(guest())
-    again.close()
-    third = StateFile(path, BOOT)
-    assert third.kept_uuid == UUID
-    third.close()
+    assert found(tmp_path) == (guest().snapshot(), b"")
+
+
+# --- text
+
+
+def test_text_counts_as_soon_as_the_word_says_so(tmp_path: Path) -> None:
+    it = Kept(tmp_path)
+    it.state.commit(it.guest)
+    for count, byte in enumerate(b"a guest writes byte by byte", 1):
+        it.state.append(bytes((byte,)), it.table.text)
+        kept = found(tmp_path)
+        assert kept is not None
+        assert kept[1] == b"a guest writes byte by byte"[:count - 1]
+        it.table.place(*it.state.place)
+        kept = found(tmp_path)
+        assert kept is not None
+        assert kept[1] == b"a guest writes byte by byte"[:count]
+    it.close()
+
+
+def test_an_open_line_leaves_room_for_a_string_write() -> None:
+    assert AREA - COMPACT_OVER == PAYLOAD_LIMIT
+    assert LINE_LIMIT <= COMPACT_OVER
+
+
+def test_compaction_moves_the_open_line_and_nothing_is_said_again(tmp_path: Path) -> None:
+    it = Kept(tmp_path)
+    it.state.commit(it.guest)
+    generations, said = [it.state.generation], 0
+    for number in range(9):
+        it.say(b"x" * 4000 + b"\nopen %d" % number)
+        said += len(it.record())
+        it.compact()
+        generations.append(it.state.generation)
+        kept = found(tmp_path)
+        assert kept is not None
+        assert kept[1] == bytes(it.guest.log.partial), number
+        assert it.table.text == len(it.guest.log.partial)
+    assert generations == list(range(10))
+    assert said == 9
+    it.close()
+
+
+def test_between_header_and_word_of_a_compaction_the_headers_length_counts(tmp_path: Path) -> None:
+    it = Kept(tmp_path)
+    it.say(b"line\nopen")
+    it.record()
+    it.state.compact(it.guest)  # and the table is not placed
+    kept = found(tmp_path)
+    assert kept is not None
+    assert kept[1] == b"open"
+    it.table.place(*it.state.place)
+    it.say(b"er")
+    kept = found(tmp_path)
+    assert kept is not None
+    assert kept[1] == b"opener"
+    it.close()
+
+
+@pytest.mark.parametrize("word", [0, 0xFFFF, AREA + 1, 1 << 16 | 20, 0xFFFF_FFFF_FFFF_FFFF, 3])
+def test_a_word_that_does_not_fit_its_header_does_not_count(tmp_path: Path, word: int) -> None:
+    it = Kept(tmp_path)
+    it.say(b"line\nopen")
+    it.record()
+    it.close()
+    content = bytearray((tmp_path / "dom7").read_bytes())
+    content[WORD:WORD + 8] = word.to_bytes(8, "little")
+    (tmp_path / "dom7").write_bytes(content)
+    kept = found(tmp_path)
+    assert kept is not None
+    assert kept[1] == b"open"
+
+
+# --- whatever is in it
 
 
 @pytest.mark.parametrize(
@@ -120,193 +226,75 @@ def test_whose_state_it_is_follows_what_is_known(tmp_path: Path) -> None:
     ids=["empty", "short", "ones", "magic", "older", "long"],
 )
 def test_garbage_is_discarded_without_a_word(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "dom7"
-    path.write_bytes(content)
-    assert found(path) is None
-    one = guest()
-    state = StateFile(path, BOOT)
-    one.write(Effect.PRODUCT, 3, 0.0)
-    state.commit(one)
-    state.close()
-    assert found(path) == now(one)
+    (tmp_path / "dom7").write_bytes(content)
+    assert found(tmp_path) is None
+    it = Kept(tmp_path)
+    it.guest.write(Effect.PRODUCT, 3, 0.0)
+    it.state.commit(it.guest)
+    it.close()
+    assert found(tmp_path) == (it.guest.snapshot(), b"")
+    assert (tmp_path / "dom7").stat().st_size == SIZE
 
 
 def test_a_truncated_file_is_discarded_or_whole(tmp_path: Path) -> None:
-    path = tmp_path / "dom7"
-    state = StateFile(path, BOOT)
-    one = guest()
-    say(one, b"abc")
-    keep(state, one)
-    state.close()
-    whole = path.read_bytes()
+    it = Kept(tmp_path)
+    it.say(b"abc")
+    it.state.commit(it.guest)
+    it.close()
+    whole = (tmp_path / "dom7").read_bytes()
     for size in (0, 1, 100, 511, 600, 1100, 4095, 4096, SIZE - 1):
-        path.write_bytes(whole[:size])
-        again = found(path)
-        assert again is None or again[0] == now(one)[0]
+        (tmp_path / "dom7").write_bytes(whole[:size])
+        again = found(tmp_path)
+        assert again is None or again[0] == it.guest.snapshot()
 
 
-@given(damage=st.lists(st.tuples(st.integers(0, 1200), st.integers(0, 255)), min_size=1, max_size=20))
+@given(damage=st.lists(st.tuples(st.integers(0, 1023), st.integers(0, 255)), min_size=1, max_size=20))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_is_seen(tmp_path: Path, damage: list[tuple[int, int]]) -> None:
-    path = tmp_path / "dom7"
-    path.unlink(missing_ok=True)
-    state = StateFile(path, BOOT)
-    one = guest()
-    state.commit(one)
-    before = now(one)
-    one.write(Effect.PRODUCT, 3, 0.0)
-    state.commit(one)
-    state.close()
-    content = bytearray(path.read_bytes())
+    (tmp_path / "dom7").unlink(missing_ok=True)
+    it = Kept(tmp_path)
+    it.state.commit(it.guest)
+    before = it.guest.snapshot()
+    it.guest.write(Effect.PRODUCT, 3, 0.0)
+    it.state.commit(it.guest)
+    it.close()
+    content = bytearray((tmp_path / "dom7").read_bytes())
     for at, value in damage:
         content[at] = value
-    path.write_bytes(content)
-    assert found(path) in (None, before, now(one))
+    (tmp_path / "dom7").write_bytes(content)
+    kept = found(tmp_path)
+    assert kept is None or kept[0] in (before, it.guest.snapshot())
 
 
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("say"), st.integers(1, 5).map(lambda count: b"z" * count)),
-        st.tuples(st.just("say"), st.sampled_from([b"\n", b"ab\n", b"one\ntwo\nthr", b"y" * 4094, b"x" * 5000])),
-        st.tuples(st.just("product"), st.just(b"")),
-        st.tuples(st.just("reset"), st.just(b"")),
-        st.tuples(st.just("restart"), st.just(b"")),
-    ),
-    min_size=1,
-    max_size=14,
-)
+@pytest.mark.parametrize("size", [128, 200])
+def test_texts_that_are_too_long_are_cut_between_letters(tmp_path: Path, size: int) -> None:
+    it = Kept(tmp_path)
+    it.guest.write(Effect.PRODUCT, 3, 0.0)
+    it.guest.judge(3, 1, Verdict(blacklisted=True, reason="\N{GREEK SMALL LETTER PI}" * size, rule="r" * size), 0.0)
+    it.state.commit(it.guest)
+    it.close()
+    kept = found(tmp_path)
+    assert kept is not None
+    assert set(kept[0].reason) == {"\N{GREEK SMALL LETTER PI}"}
+    assert set(kept[0].rule) == {"r"}
 
 
-def torn(before: bytes, after: bytes, chance: random.Random) -> list[bytes]:
-    """Files that a process can leave that dies between two states: stores are seen in the order they were made.
-
-    First the partial line's bytes, then the header or the length's word; the copy of a piece may have come to any part
-    of it, but the word is one store.
-    """
-    areas = after[4096:]
-    files = [before, after, before[:4096] + areas]
-    line = bytearray(before)
-    changed = [at for at in range(4096, SIZE) if before[at] != after[at]]
-    for at in changed[: chance.randint(0, len(changed))]:
-        line[at] = after[at]
-    files.append(bytes(line))
-    for at in changed:
-        if chance.random() < 0.5:
-            line[at] = after[at]
-    files.append(bytes(line))
-    header = bytearray(before[:4096] + areas)
-    header[1024:1032] = after[1024:1032] if before[:1024] == after[:1024] else before[1024:1032]
-    changed = [at for at in range(1024) if before[at] != after[at]]
-    cut = chance.randint(0, len(changed))
-    for at in changed[:cut]:
-        header[at] = after[at]
-    files.append(bytes(header))
-    header = bytearray(before[:4096] + areas)
-    for at in changed:
-        if chance.random() < 0.5:
-            header[at] = after[at]
-    files.append(bytes(header))
-    return files
-
-
-@given(steps=STEPS, seed=st.integers(0, 2**32))
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_torn_commit_leaves_the_old_or_the_new_state(
-    tmp_path: Path, steps: list[tuple[str, bytes]], seed: int
-) -> None:
-    chance = random.Random(seed)
-    path, broken = tmp_path / "dom7", tmp_path / "torn"
-    path.unlink(missing_ok=True)
-    state = StateFile(path, BOOT)
-    state.own(UUID)
-    one = guest()
-    state.commit(one)
-    for step, data in steps:
-        old, before = now(one), path.read_bytes()
-        match step:
-            case "say":
-                say(one, data)
-            case "product":
-                one.write(Effect.PRODUCT, chance.randint(0, 9), 0.0)
-            case "reset":
-                one.reset(0.0)
-                one.take_events()
-            case "restart":
-                state.close()
-                state = StateFile(path, BOOT)
-                one = guest()
-                assert state.restore(one, 0.0)
-                assert now(one) == old
-        keep(state, one)
-        after = path.read_bytes()
-        broken.write_bytes(after)
-        assert found(broken) == now(one), "what was acknowledged is there"
-        for content in torn(before, after, chance):
-            broken.write_bytes(content)
-            assert found(broken) in (old, now(one))
-    state.close()
-
-
-def test_bytes_are_there_as_soon_as_they_were_kept(tmp_path: Path) -> None:
-    path = tmp_path / "dom7"
-    state = StateFile(path, BOOT)
-    one = guest()
-    keep(state, one)
-    for count, byte in enumerate(b"a guest writes byte by byte", 1):
-        say(one, bytes((byte,)))
-        keep(state, one)
-        kept = found(path)
-        assert kept is not None
-        assert kept[1] == b"a guest writes byte by byte"[:count]
-    state.close()
-
-
-def test_what_journald_has_of_gathered_lines_is_not_said_again(tmp_path: Path) -> None:
-    """The compiled part keeps lines that journald is to get before the partial line (fastpath/gather.c)."""
-    path = tmp_path / "dom7"
-    state = StateFile(path, BOOT)
-    one = guest()
-    state.commit(one)
-    one.log.partial += b"first\nsecond\nhalf"
-    one.grew = True
-    state.grow(one)
-    for sent, lines in ((0, [b"first", b"second"]), (6, [b"second"]), (13, []), (4000, None)):
-        words = memoryview(state.mapping).cast("Q")
-        words[128] = sent << 44 | words[128] & (1 << 44) - 1
-        words.release()
-        again, other = StateFile(path, BOOT), guest()
-        assert again.restore(other, 0.0)
-        again.commit(other)
-        assert [event.text for event in other.events if isinstance(event, Line)] == (lines or [])
-        assert bytes(other.log.partial) == (b"" if lines is None else b"half")
-        again.close()
-        state.close()
-        path.unlink()
-        state = StateFile(path, BOOT)
-        state.commit(one)
-        one.grew = True
-        one.log.partial[:] = b""
-        state.grow(one)
-        one.log.partial += b"first\nsecond\nhalf"
-        state.grow(one)
-    state.close()
+# --- the file
 
 
 def test_a_state_in_memory_keeps_nothing(tmp_path: Path) -> None:
     state = StateFile.in_memory(BOOT)
-    assert not state.durable
-    one = guest()
-    say(one, b"abc")
-    keep(state, one)
-    assert not state.restore(guest(), 0.0)
+    assert state.kept is None
+    state.append(b"abc", 0)
+    state.commit(guest())
     state.remove()
 
 
 def test_a_released_domain_leaves_no_file(tmp_path: Path) -> None:
-    state = StateFile(tmp_path / "dom7", BOOT)
+    state = StateFile(tmp_path, 7, BOOT)
     state.remove()
     assert list(tmp_path.iterdir()) == []
-    gone = StateFile(tmp_path / "dom8", BOOT)
+    gone = StateFile(tmp_path, 8, BOOT)
     (tmp_path / "dom8").unlink()
     gone.remove()
 
@@ -315,8 +303,18 @@ def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "target").write_bytes(b"precious")
     (tmp_path / "dom7").symlink_to(tmp_path / "target")
     with pytest.raises(OSError, match="dom7"):
-        StateFile(tmp_path / "dom7", BOOT)
+        StateFile(tmp_path, 7, BOOT)
     assert (tmp_path / "target").read_bytes() == b"precious"
+    assert read_note(tmp_path, 7, BOOT) is None
+
+
+def test_a_pipe_or_a_directory_in_its_place_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "dom7")
+    (tmp_path / "dom8").mkdir()
+    for domid in (7, 8):
+        with pytest.raises(OSError, match=f"dom{domid}|Invalid argument|Illegal seek|No such device"):
+            StateFile(tmp_path, domid, BOOT)
+        assert read_note(tmp_path, domid, BOOT) is None
 
 
 def test_no_room_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +323,7 @@ def test_no_room_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
-        StateFile(tmp_path / "dom7", BOOT)
+        StateFile(tmp_path, 7, BOOT)
 
 
 def test_boot_id_is_this_boots(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,34 +342,33 @@ def test_boot_id_is_this_boots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_note_is_found_beside_the_state(tmp_path: Path) -> None:
     path = tmp_path / "dom7"
-    assert read_note(path, BOOT) is None
-    state = StateFile(path, BOOT)
-    assert read_note(path, BOOT) is None
-    one = guest()
+    assert read_note(tmp_path, 7, BOOT) is None
+    state = StateFile(tmp_path, 7, BOOT)
+    assert read_note(tmp_path, 7, BOOT) is None
     state.note(b"a longer one")
     state.note(b"web-01")
-    say(one, b"half a line")
-    keep(state, one)
-    assert read_note(path, BOOT) == b"web-01"
-    assert read_note(path, bytes(16)) is None, "another boot's"
+    state.append(b"half a line", 0)
+    state.commit(guest())
+    assert read_note(tmp_path, 7, BOOT) == b"web-01"
+    assert read_note(tmp_path, 7, bytes(16)) is None, "another boot's"
     state.note(bytes(NOTE_LIMIT + 1))
-    assert read_note(path, BOOT) == b"web-01"
+    assert read_note(tmp_path, 7, BOOT) == b"web-01"
     state.note(b"n" * NOTE_LIMIT)
-    assert read_note(path, BOOT) == b"n" * NOTE_LIMIT
+    assert read_note(tmp_path, 7, BOOT) == b"n" * NOTE_LIMIT
     state.close()
-    assert found(path) is not None
+    assert found(tmp_path) is not None
     path.write_bytes(path.read_bytes()[:3000])
-    assert read_note(path, BOOT) is None, "half of it"
+    assert read_note(tmp_path, 7, BOOT) is None, "half of it"
 
 
 @given(st.binary(min_size=1, max_size=200), st.integers(0, 4095), st.integers(0, 255))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
 def test_a_note_that_was_being_written_is_none(tmp_path: Path, note: bytes, place: int, byte: int) -> None:
     path = tmp_path / "dom7"
-    state = StateFile(path, BOOT)
+    state = StateFile(tmp_path, 7, BOOT)
     state.note(note)
     state.close()
     content = bytearray(path.read_bytes())
     content[place] = byte
     path.write_bytes(content)
-    assert read_note(path, BOOT) in (note, None)
+    assert read_note(tmp_path, 7, BOOT) in (note, None)
