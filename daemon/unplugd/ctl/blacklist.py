@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unplugd.config.load import Config, load
-from unplugd.core.blacklist import LAST_BUILD, ROOT, build_number, node, said
+from unplugd.core.blacklist import ROOT, build_number, node, said
 from unplugd.core.families import effect, family_of
 from unplugd.core.guestrules import Patterns
 from unplugd.core.protocol import ACTIONS, Action
