@@ -20,7 +20,8 @@ import pytest
 
 from tests.lab import daemon as lab
 from tests.lab.bystander import Bystander
-from tests.lab.daemon import Daemon, embedded, eventually, frame
+from tests.lab.daemon import Daemon, embedded, eventually
+from tests.lab.frames import frame
 
 NOW = 1.0
 """Seconds within which everybody else must be answered."""
