@@ -20,8 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tests.lab.frames import frame
 from tests.lab.host import host
-from tests.lab.portio import frame
 from unplugd.config.load import Config, LogConfig
 from unplugd.core.guest import ALLOWED, Verdict
 from unplugd.core.ioreq import FRAME_SIZE

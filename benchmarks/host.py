@@ -41,7 +41,8 @@ def neighbours(rounds: int, progress: Progress) -> Iterator[Figure]:
         deep = (*floods[:3], "128", *floods[4:])
         yield _beside(guests, "floods its log, 128 writes in flight", deep, rounds, progress, goal=2.0)
         figure = _beside(guests, "pipelines without end", pipelines, rounds, progress, goal=1.6)
-        theirs = _beside(echoes, "pipelines without end", (*pipelines, "-s", "1"), rounds, progress, "-s", "1", goal=1.6)
+        theirs = _beside(echoes, "pipelines without end", (*pipelines, "-s", "1"), rounds, progress, "-s", "1",
+                         goal=1.6)
         yield replace(figure, absolute=f"{figure.absolute}; at C echo {theirs.median:.2f}")
 
 

@@ -31,9 +31,10 @@ SOCKET_RETRY = 2.0
 class Domains:
     """The domains, by domid. All methods belong to the event loop's thread."""
 
-    def __init__(self, settings: Settings, access: ConnectionPolicy, judge: Judge, poller: ReadsConnections, passed: Passed,
-                 spawn: Callable[[Coroutine[None, None, None]], object], *, gone: Callable[[Domain], None],
-                 quiet: Callable[[], Awaitable[object]], verify: Callable[[Domain], None]) -> None:
+    def __init__(self, settings: Settings, access: ConnectionPolicy, judge: Judge, poller: ReadsConnections,
+                 passed: Passed, spawn: Callable[[Coroutine[None, None, None]], object], *,
+                 gone: Callable[[Domain], None], quiet: Callable[[], Awaitable[object]],
+                 verify: Callable[[Domain], None]) -> None:
         """`passed` are sockets that an earlier process left; what is used is taken out.
 
         `gone` is told of a domain that is released, before it is taken down. `quiet` returns once there is time for

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from tests.fuzz import sanitized
 from tests.fuzz.stream import Speaker, verdict
-from tests.lab.daemon import RESET, frame, outs
+from tests.lab.frames import RESET, frame, outs
 from tests.lab.host import Host, delivery, host, until
 from unplugd.config.load import Config, LogConfig, PolicyConfig
 from unplugd.core.counters import Counters

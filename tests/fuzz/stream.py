@@ -17,13 +17,14 @@ import importlib.util
 import os
 import random
 import resource
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+from tests.lab.frames import FRAME
 
 atheris: Any = importlib.import_module("atheris") if importlib.util.find_spec("atheris") else None
 
@@ -43,7 +44,6 @@ MEMORY = 512
 LONGEST = 16384
 """Bytes of one input."""
 
-_FRAME = struct.Struct("<QQIIIHBB")
 _SIZES = (1, 2, 4, 8)
 
 
@@ -54,7 +54,7 @@ def frames(data: bytes) -> Iterator[tuple[bytes, int]]:
     """
     at = 0
     while at + 32 <= len(data):
-        addr, _, count, size, _, _, bits, kind = _FRAME.unpack_from(data, at)
+        addr, _, count, size, _, _, bits, kind = FRAME.unpack_from(data, at)
         state, pointer, read = bits & 0x0F, bits & 0x10, bits & 0x20
         payload = 0
         if state:

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from tests.lab import xenstored as lab
-from tests.lab.daemon import Daemon, Run, embedded, eventually, frame, merged, toml, uuid
+from tests.lab.daemon import Daemon, Run, embedded, eventually, merged, toml, uuid
+from tests.lab.frames import frame
 from tests.lab.xenstored import Xenstored
 
 UNPLUGD = str(Path(sys.executable).with_name("unplugd"))

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from prometheus_client.openmetrics import parser
 
-from tests.lab.daemon import Daemon, Run, embedded, eventually, frame, merged, running, uuid
+from tests.lab.daemon import Daemon, Run, embedded, eventually, merged, running, uuid
+from tests.lab.frames import frame
 from tests.lab.prometheus import Prometheus, lint
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"

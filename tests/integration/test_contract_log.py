@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.daemon import RESET, Daemon, Run, embedded, eventually, frame, merged, outs, running, uuid
+from tests.lab.daemon import Daemon, Run, embedded, eventually, merged, running, uuid
+from tests.lab.frames import RESET, frame, outs
 from tests.lab.journald import Journald, missing
 
 DROPPED = re.compile(r"(\d+) lines \((\d+) bytes\)")

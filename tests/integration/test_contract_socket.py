@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.daemon import FRAME, RESET, Daemon, Wire, embedded, eventually, frame, outs, running
+from tests.lab.daemon import Daemon, Wire, embedded, eventually, running
+from tests.lab.frames import FRAME, RESET, frame, outs
 
 DOMIDS = range(1, 100)
 BAR = 0x10000

@@ -13,7 +13,8 @@ import pytest
 
 from tests.lab import xenspeak
 from tests.lab import xenstored as lab
-from tests.lab.daemon import Daemon, Run, Wire, eventually, frame, merged, outs, running, uuid
+from tests.lab.daemon import Daemon, Run, Wire, eventually, merged, running, uuid
+from tests.lab.frames import frame, outs
 from tests.lab.xenspeak import XenstoreError
 from tests.lab.xenstored import KINDS, Kind, Xenstored
 

@@ -17,7 +17,8 @@ import pytest
 
 from tests.lab.attack import COMPLAINTS, attacked, complaints, resident
 from tests.lab.bystander import Bystander
-from tests.lab.daemon import Daemon, Run, embedded, eventually, frame, outs, uuid
+from tests.lab.daemon import Daemon, Run, embedded, eventually, uuid
+from tests.lab.frames import frame, outs
 
 MAGIC_READ = frame(0x10, 2, read=True)
 

@@ -14,7 +14,8 @@ import pytest
 
 from tests.lab import xenstored as xen
 from tests.lab.attack import BEFORE, BURST, RATE, attacked, stored
-from tests.lab.daemon import RESET, Daemon, Run, embedded, eventually, frame, outs, uuid
+from tests.lab.daemon import Daemon, Run, embedded, eventually, uuid
+from tests.lab.frames import RESET, frame, outs
 from tests.lab.journald import Journald
 from tests.lab.xenspeak import XenstoreError
 from tests.lab.xenstored import LabError, Xenstored

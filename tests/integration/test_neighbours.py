@@ -23,7 +23,8 @@ import pytest
 
 from tests.lab import xenstored as xen
 from tests.lab.bystander import Bystander
-from tests.lab.daemon import Daemon, Wire, embedded, eventually, frame, merged, uuid
+from tests.lab.daemon import Daemon, Wire, embedded, eventually, merged, uuid
+from tests.lab.frames import frame
 from tests.lab.journald import Journald
 from tests.lab.xenspeak import XenstoreError
 from tests.lab.xenstored import Kind, LabError, Xenstored

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import struct
 import subprocess
@@ -19,7 +20,8 @@ import pytest
 
 from tests.lab import daemon as lab
 from tests.lab.bystander import Bystander
-from tests.lab.daemon import Daemon, embedded, eventually, frame
+from tests.lab.daemon import Daemon, embedded, eventually
+from tests.lab.frames import frame
 
 NOW = 1.0
 """Seconds within which everybody else must be answered."""

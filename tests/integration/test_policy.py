@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.lab import xenstored as lab
-from tests.lab.daemon import Daemon, eventually, outs, running, uuid
+from tests.lab.daemon import Daemon, eventually, running, uuid
+from tests.lab.frames import outs
 from tests.lab.xenspeak import XenstoreError
 from tests.lab.xenstored import KINDS, Xenstored
 from unplugd.simulator.cli import play

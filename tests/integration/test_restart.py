@@ -19,7 +19,8 @@ from typing import Self
 import pytest
 
 from tests.integration.test_units import UNIT, Host
-from tests.lab.daemon import RESET, Daemon, Run, Wire, embedded, eventually, frame, merged, outs
+from tests.lab.daemon import Daemon, Run, Wire, embedded, eventually, merged
+from tests.lab.frames import RESET, frame, outs
 from tests.lab.systemd import Systemd
 from unplugd.simulator.devicemodel import DeviceModel, NotReachable
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.lab.frames import Answer, answers
 from tests.lab.host import Host
-from tests.lab.portio import Answer, answers
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
 from unplugd.domains.domain import Domain

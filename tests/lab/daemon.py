@@ -20,7 +20,6 @@ import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,8 @@ from typing import Any, Self, TypeVar
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.lab.frames import FRAME, RESET, frame, outs
 
 PATIENCE = float(os.environ.get("UNPLUGD_TEST_PATIENCE", "60"))
 """Seconds that something which must happen gets on a slow and busy machine."""
@@ -87,37 +88,6 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 # --- the ioreq socket -------------------------------------------------------------------------------------------------
-
-FRAME = struct.Struct("<QQIIIHBB")
-
-
-def frame(
-    addr: int = 0x10,
-    size: int = 2,
-    data: int = 0,
-    *,
-    read: bool = False,
-    count: int = 1,
-    string: bool = False,
-    df: bool = False,
-    top: bool = False,
-    state: int = 1,
-    kind: int = 0,
-    eport: int = 0,
-    pad: int = 0,
-) -> bytes:
-    """`struct ioreq`, whatever is put into it."""
-    bits = state | string << 4 | read << 5 | df << 6 | top << 7
-    return FRAME.pack(addr, data, count, size, eport, pad, bits, kind)
-
-
-RESET = frame(0, 0, 0, state=0, count=0)
-
-
-def outs(addr: int, data: bytes, size: int = 1) -> bytes:
-    """`rep outs`: a frame and its payload."""
-    return frame(addr, size, count=len(data) // size, string=True) + data
-
 
 class Wire:
     """A connection to a domain's socket; every wait has a deadline."""

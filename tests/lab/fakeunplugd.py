@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-FRAME = struct.Struct("<QQIIIHBB")
+from tests.lab.frames import FRAME
 
 
 class FakeUnplugd:

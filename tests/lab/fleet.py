@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.lab.daemon import Daemon, Run, Wire, embedded, eventually, frame, uuid
+from tests.lab.daemon import Daemon, Run, Wire, embedded, eventually, uuid
 from tests.lab.daemon import running as daemons
+from tests.lab.frames import frame
 from tests.lab.prometheus import Prometheus
 
 RULES = Path(__file__).parents[2] / "config" / "prometheus" / "unplugd.rules.yml"

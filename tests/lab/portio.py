@@ -1,15 +1,11 @@
-"""A guest's port accesses at the byte level: frames made from the contract, not by unplugd's own encoder.
-
-`Machine` is a device model with one connection, in virtual time: it feeds an IoreqStream, answers its verdicts and
-waits out its token waits. Nothing here knows a socket.
-"""
+"""A device model with one connection, in virtual time: it feeds an IoreqStream, answers its verdicts and waits out its
+token waits. Its frames are those of the contract (frames.py). Nothing here knows a socket."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Collection
-from typing import NamedTuple
 
+from tests.lab.frames import RESET, Answer, answers, frame
 from unplugd.core.counters import Counters
 from unplugd.core.events import Event, Line
 from unplugd.core.guest import Guest, Verdict
@@ -19,45 +15,8 @@ from unplugd.core.registry import Registry
 from unplugd.core.stream import Backing, IoreqStream, NeedTokens, NeedVerdict
 
 BAR = 0x10000
-LAYOUT = struct.Struct("<QQIIIHBB")
 UNLIMITED = Limits(unlimited=True)
 RULES = Rules()
-RESET = bytes(32)
-
-
-class Answer(NamedTuple):
-    """A response, field by field, with the payload of a string read."""
-
-    addr: int
-    data: int
-    elements: int
-    size: int
-    eport: int
-    pad: int
-    bits: int
-    kind: int
-    payload: bytes = b""
-
-
-def frame(
-    addr: int, size: int, *, data: int = 0, read: bool = False, count: int = 1, string: bool = False,
-    state: int = 1, kind: int = 0, eport: int = 0, pad: int = 0, high: int = 0,
-) -> bytes:
-    """A request's 32 bytes; `high` is `df` (bit 6) and bit 7."""
-    bits = state | (0x10 if string else 0) | (0x20 if read else 0) | high
-    return LAYOUT.pack(addr, data, count, size, eport, pad, bits, kind)
-
-
-def answers(data: bytes) -> list[Answer]:
-    """The responses in `data`, which must be whole."""
-    found = []
-    while data:
-        addr, value, elements, size, eport, pad, bits, kind = LAYOUT.unpack_from(data)
-        more = elements * size if bits & 0x3F == 0x33 else 0
-        assert len(data) >= 32 + more, "a response is cut off"
-        found.append(Answer(addr, value, elements, size, eport, pad, bits, kind, data[32 : 32 + more]))
-        data = data[32 + more :]
-    return found
 
 
 class Machine:

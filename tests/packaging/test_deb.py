@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.lab.daemon import Wire, uuid
+from tests.lab.frames import frame
 from tests.packaging.tree import Debian, run, wait_for
 
 EMBEDDED = f"""
@@ -35,9 +36,8 @@ FORGIVEN = ("/var/log/", "/var/cache/apt/", "/var/cache/ldconfig", "/var/lib/apt
 
 
 # While the package is upgraded: who connects as a device model or as Prometheus is never turned away.
-NEIGHBOURS = """
-import json, os, socket, struct, time
-magic = struct.pack("<QQIIIHBB", 0x10, 0, 1, 2, 0, 0, 0x21, 0)
+NEIGHBOURS = f"magic = {frame(0x10, 2, read=True)!r}" + """
+import json, os, socket, time
 asked, refused, longest = 0, [], 0.0
 while not os.path.exists("/root/enough"):
     for family, address, request in ((socket.AF_UNIX, "/run/unplugd/dom7.sock", magic),

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.lab.daemon import RESET, Daemon, Wire, embedded, frame, outs
+from tests.lab.daemon import Daemon, Wire, embedded
+from tests.lab.frames import RESET, frame, outs
 
 GUESTS = 50
 SECONDS = 4.0

@@ -10,7 +10,8 @@ import contextlib
 import time
 
 from tests.lab.bystander import Bystander
-from tests.lab.daemon import Daemon, embedded, frame, outs
+from tests.lab.daemon import Daemon, embedded
+from tests.lab.frames import frame, outs
 from unplugd.core.counters import Counters
 from unplugd.core.events import LinesDropped
 from unplugd.core.guest import Guest

@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.lab.daemon import FRAME, RESET, frame, outs
+from tests.lab.frames import FRAME, RESET, frame, outs
 
 MAGIC_READ = frame(0x10, 2, read=True)
 PRODUCT, BUILD, BLACKLISTED_BUILD = 3, 1, 666

@@ -6,7 +6,8 @@ import contextlib
 import re
 from pathlib import Path
 
-from tests.lab.daemon import Daemon, embedded, eventually, frame, uuid
+from tests.lab.daemon import Daemon, embedded, eventually, uuid
+from tests.lab.frames import frame
 
 GROWTH = 0.05
 """The part by which the daemon may be larger afterwards."""

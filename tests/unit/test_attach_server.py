@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-import struct
 from collections import deque
 from errno import EEXIST, EINVAL, ENOENT, EPERM
 from typing import cast
 
 import pytest
 
+from tests.lab.frames import FRAME
 from unplugd.attach import server as server_module
 from unplugd.attach.server import IoreqServer, NotYet
 from unplugd.attach.slots import PAGE_SIZE, SLOT_SIZE, SlotState
 from unplugd.attach.xen import EventChannels, ForeignMemory, XenDeviceModel, XenError
-
-LAYOUT = struct.Struct("<QQIIIHBB")
 
 
 class FakeXen:
@@ -33,18 +31,18 @@ class FakeXen:
     def _page(self, vcpus: int) -> bytearray:
         page = bytearray(PAGE_SIZE)
         for vcpu in range(vcpus):
-            LAYOUT.pack_into(page, vcpu * SLOT_SIZE, 0, 0, 0, 0, 100 + vcpu, 0, 0, 0)
+            FRAME.pack_into(page, vcpu * SLOT_SIZE, 0, 0, 0, 0, 100 + vcpu, 0, 0, 0)
         return page
 
     def request(self, server: int, vcpu: int, state: SlotState = SlotState.READY) -> None:
         """The vCPU reads 2 bytes at 0x10."""
-        LAYOUT.pack_into(self.pages[server], vcpu * SLOT_SIZE, 0x10, 0, 1, 2, 100 + vcpu, 0, state | 0x20, 0)
+        FRAME.pack_into(self.pages[server], vcpu * SLOT_SIZE, 0x10, 0, 1, 2, 100 + vcpu, 0, state | 0x20, 0)
         self.events.append(200 + vcpu)
 
     def taken(self, server: int, vcpu: int) -> int:
         """The vCPU takes its answer."""
         at = vcpu * SLOT_SIZE
-        data, bits = LAYOUT.unpack_from(self.pages[server], at)[1], self.pages[server][at + 30]
+        data, bits = FRAME.unpack_from(self.pages[server], at)[1], self.pages[server][at + 30]
         assert bits & 0xF == SlotState.RESPONSE
         self.pages[server][at + 30] = bits & ~0xF
         return int(data)

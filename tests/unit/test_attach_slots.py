@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import struct
-
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.lab.frames import FRAME
 from unplugd.attach.slots import PAGE_SIZE, SLOT_SIZE, Access, Kind, Slots, SlotState
-
-LAYOUT = struct.Struct("<QQIIIHBB")
 
 
 def page(**vcpus: bytes) -> tuple[bytearray, Slots]:
@@ -20,7 +17,7 @@ def page(**vcpus: bytes) -> tuple[bytearray, Slots]:
 
 def slot(*, state: int = 1, data: int = 0, port: int = 0x10, count: int = 1, size: int = 2, eport: int = 9,
          string: bool = False, read: bool = False, df: bool = False, kind: int = 0) -> bytes:
-    return LAYOUT.pack(port, data, count, size, eport, 0, state | string << 4 | read << 5 | df << 6, kind)
+    return FRAME.pack(port, data, count, size, eport, 0, state | string << 4 | read << 5 | df << 6, kind)
 
 
 @given(st.integers(0, 127), st.integers(0, (1 << 64) - 1), st.sampled_from([1, 2, 4]), st.booleans(), st.booleans(),

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.lab.client import Client, served
+from tests.lab.frames import RESET, answers, frame
 from tests.lab.host import Host, host, until
-from tests.lab.portio import RESET, answers, frame
 from unplugd.config.load import BlacklistConfig, Config, LogConfig, PolicyConfig
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict

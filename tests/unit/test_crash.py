@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.lab.corealone import Core, verdict
+from tests.lab.frames import RESET, frame
 from tests.lab.host import UUID, host
-from tests.lab.portio import RESET, frame
 from tests.unit.test_same_as_core import (
     CONFIG,
     DELAYING,

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.lab.fakeunplugd import FRAME, FakeUnplugd
+from tests.lab.fakeunplugd import FakeUnplugd
+from tests.lab.frames import FRAME
 from unplugd.simulator.devicemodel import (
     MAX_PAYLOAD,
     ConnectionClosed,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.frames import frame
 from tests.lab.host import OTHER_UUID, UUID, Host, host, until
-from tests.lab.portio import frame
 from unplugd.config.load import BlacklistConfig, Config, LogConfig, PolicyConfig
 from unplugd.core.blacklist import BlacklistRange
 from unplugd.core.guest import Verdict

@@ -29,8 +29,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unplugd
+from tests.lab.frames import RESET, frame
 from tests.lab.host import Host, host, until
-from tests.lab.portio import RESET, frame
 from unplugd.config.load import Config, LogConfig, PolicyConfig
 from unplugd.core.counters import DURATION_BOUNDS
 from unplugd.core.guest import ALLOWED, Snapshot, Verdict

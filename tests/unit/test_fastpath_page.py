@@ -21,8 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.lab.frames import frame
 from tests.lab.host import until
-from tests.lab.portio import frame
 from unplugd.attach.slots import SLOT_SIZE, SlotState
 from unplugd.config.load import LogConfig
 from unplugd.core.ioreq import FRAME_SIZE
@@ -34,7 +34,6 @@ try:
 except ImportError:
     pytest.skip("the compiled part was not built", allow_module_level=True)
 
-LAYOUT = struct.Struct("<QQIIIHBB")
 READ, STRING = 0x20, 0x10
 PORTS = {0: 41, 1: 77, 127: 3}
 """Ours, by vCPU."""
@@ -89,7 +88,7 @@ class Xen:
 
     def put(self, access: Access, *, ring: bool = True) -> None:
         """Have a vCPU stand still, and (`ring`) say so."""
-        LAYOUT.pack_into(self.page, access.vcpu * SLOT_SIZE, access.port, access.data, access.count, access.size,
+        FRAME.pack_into(self.page, access.vcpu * SLOT_SIZE, access.port, access.data, access.count, access.size,
                          100 + access.vcpu, 0, access.bits | SlotState.READY, access.kind)
         if ring:
             self.ring(access.vcpu)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.daemon import frame, outs
+from tests.lab.frames import frame, outs
 from tests.lab.host import Host, host
 from unplugd.core.guest import ALLOWED, Verdict
 from unplugd.core.stream import NeedVerdict

@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.lab.portio import BAR, Machine, frame
+from tests.lab.frames import frame
+from tests.lab.portio import BAR, Machine
 from unplugd.core.blacklist import Hit
 from unplugd.core.counters import KINDS
 from unplugd.core.events import (

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.portio import BAR, RESET, Machine, answers, frame
+from tests.lab.frames import RESET, answers, frame
+from tests.lab.portio import BAR, Machine
 from unplugd.core.events import (
     Announced,
     Blacklisted,

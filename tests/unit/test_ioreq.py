@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.lab.portio import LAYOUT, frame
+from tests.lab.frames import FRAME, frame
 from unplugd.core.ioreq import FRAME_SIZE, LAST_ADDRESS, PAYLOAD_LIMIT, RESET, decode, pio, response
 from unplugd.errors import ClientFault
 
@@ -31,7 +31,7 @@ def test_layout_is_xens() -> None:
     ("bits", "read", "string"), [(0x01, False, False), (0x11, False, True), (0x21, True, False), (0xF1, True, True)]
 )
 def test_bits_of_byte_30(bits: int, read: bool, string: bool) -> None:
-    request = decode(LAYOUT.pack(0x10, 0, 1, 2, 0, 0, bits, 0))
+    request = decode(FRAME.pack(0x10, 0, 1, 2, 0, 0, bits, 0))
     assert (request.read, request.string) == (read, string)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.lab.client import Client, allowed, served
+from tests.lab.frames import frame
 from tests.lab.host import Host, host, until
-from tests.lab.portio import frame
 from unplugd.errors import HostError
 from unplugd.sinks.records import Event
 from unplugd.sockets.access import ConnectionPolicy

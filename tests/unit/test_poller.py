@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.lab.frames import frame
 from tests.lab.host import until
-from tests.lab.portio import frame
 from unplugd.core.answers import answers as rows_of
 from unplugd.core.counters import Counters
 from unplugd.core.ioreq import FRAME_SIZE, PAYLOAD_LIMIT

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.lab.portio import BAR, Machine, frame
+from tests.lab.frames import frame
+from tests.lab.portio import BAR, Machine
 from unplugd.core.counters import KINDS
 from unplugd.core.guest import Verdict
 from unplugd.core.protocol import (

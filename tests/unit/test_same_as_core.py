@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.lab.corealone import Core, Record, in_order, noted, verdict
+from tests.lab.frames import RESET, frame
 from tests.lab.host import Host, host, until
-from tests.lab.portio import BAR, RESET, frame
+from tests.lab.portio import BAR
 from unplugd.config.load import Config, LogConfig, PolicyConfig
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict

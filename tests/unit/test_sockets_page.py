@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.lab.frames import FRAME
 from tests.lab.host import Host, host, until
-from tests.lab.portio import LAYOUT
 from unplugd.attach.connect import acting_as
 from unplugd.attach.slots import SLOT_SIZE, SlotState
 from unplugd.core.pageoffer import MESSAGE_LIMIT, SOCKET, VCPUS, greet, offer
@@ -112,7 +112,7 @@ class Lender:
 
     def put(self, vcpu: int) -> None:
         """A vCPU reads the magic number."""
-        LAYOUT.pack_into(self.page, vcpu * SLOT_SIZE, 0x10, 0, 1, 2, 100 + vcpu, 0, READ | SlotState.READY, 0)
+        FRAME.pack_into(self.page, vcpu * SLOT_SIZE, 0x10, 0, 1, 2, 100 + vcpu, 0, READ | SlotState.READY, 0)
         self.xen.send(struct.pack("<I", PORTS[vcpu]))
 
     def state(self, vcpu: int) -> int:

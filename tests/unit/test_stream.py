@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.lab.portio import BAR, RESET, UNLIMITED, Answer, Machine, answers, frame
+from tests.lab.frames import RESET, Answer, answers, frame
+from tests.lab.portio import BAR, UNLIMITED, Machine
 from unplugd.core.events import Event
 from unplugd.core.guest import Guest, Verdict
 from unplugd.core.guestlog import Limits

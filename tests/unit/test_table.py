@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.lab.portio import BAR, RESET, answers, frame
+from tests.lab.frames import RESET, answers, frame
+from tests.lab.portio import BAR
 from unplugd.core import answers as rows_of
 from unplugd.core.counters import KINDS
 from unplugd.core.guestlog import SLOT

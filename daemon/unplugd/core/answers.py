@@ -1,8 +1,8 @@
 """The rows of a guest: which accesses need no protocol, because their answer is a constant or they only log a byte.
 
 A row is in the table only if executing it changes no row. Magic number, version, flags and log bytes are such accesses;
-product, build, unplug, flags writes and resets change the state from which the rows follow, and are never rows. The rows
-come from the table of protocol.py, as the documentation does. table.py (and the compiled part) executes them.
+product, build, unplug, flags writes and resets change the state from which the rows follow, and are never rows. The
+rows come from the table of protocol.py, as the documentation does. table.py (and the compiled part) executes them.
 """
 
 from __future__ import annotations

@@ -260,7 +260,7 @@ class Guest:
                         log.charged, log.unsaid_lines, log.unsaid_bytes, log.throttled, self.reason, self.rule)
 
     def restore(self, kept: Snapshot, now: float) -> None:
-        """Go on where an earlier process stopped. The log text that it had not recorded is written to the log after that."""
+        """Go on where an earlier process stopped. The log text that it had not recorded is written to the log later."""
         platform, log = self.platform, self.log
         platform.product, platform.build = kept.product, kept.build
         platform.action, platform.asked, platform.ignored = Action(kept.action), kept.asked, kept.ignored

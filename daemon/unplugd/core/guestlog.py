@@ -18,7 +18,7 @@ LINE_LIMIT = 4095
 """Bytes at which a line is cut and goes on as the next one (qemu-traditional's buffer)."""
 
 SLOT = 256
-"""Bytes that XENBUS has for a line. A string write of so many bytes without a newline, which begins a line, is a line."""
+"""Bytes that XENBUS has for a line. A string write of this length without a newline that begins a line is a line."""
 
 RECORD_COST = 64
 """The least that a record costs, so that a flood of short lines is bounded too."""
@@ -131,8 +131,8 @@ class GuestLog:
     def _drop_all(self, data: bytes, now: float) -> bool:
         """Drop every line that ends in `data`, where none can pass: a flood must not cost more than what it writes.
 
-        False where one might pass, or would have to be cut: then nothing was done. A line passes only if the bucket can pay
-        for it and for the record that says what was dropped before it, each of which costs RECORD_COST at least.
+        False where one might pass, or would have to be cut: then nothing was done. A line passes only if the bucket can
+        pay for it and for the record that says what was dropped before it, each of which costs RECORD_COST at least.
         """
         limits = self.limits
         if (limits.delay or limits.unlimited or not self.throttled or not self.unsaid_lines

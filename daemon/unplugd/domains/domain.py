@@ -192,7 +192,7 @@ class Domain:
     # --- what the guest causes
 
     def answer(self, data: bytes, at: int) -> tuple[bytes, int]:
-        """Answers to the frames from offset `at` on that rows answer, and how many bytes they took (core.stream.Backing)."""
+        """Answers to the frames from offset `at` on that rows answer, and how many bytes they took (stream.Backing)."""
         self._use_rows()
         return self.table.answer(data, at)
 
@@ -216,7 +216,7 @@ class Domain:
             self._record(table.heard or time.monotonic(), forever=True)
 
     def _woken(self) -> None:
-        """The table has appended what must be looked at before it is answered: a line's begin, its end, or a full line."""
+        """The table has appended what must be looked at before it is answered: a line's begin or end, a full line."""
         now = time.monotonic()
         if self.turns.over:
             self._record_later()
@@ -227,9 +227,9 @@ class Domain:
     def _record(self, now: float, *, forever: bool) -> None:
         """Have the guest's log take the text that the table appended, and record what follows.
 
-        What one event says is recorded, and kept as recorded, before the next is: after SIGKILL one is recorded twice at
-        most, and none is lost. Lines that are dropped need not be kept: the next process drops them again. Without `forever`
-        it takes BUDGET seconds at most, and the rest comes later.
+        What one event says is recorded, and kept as recorded, before the next is: after SIGKILL one is recorded twice
+        at most, and none is lost. Lines that are dropped need not be kept: the next process drops them again. Without
+        `forever` it takes BUDGET seconds at most, and the rest comes later.
         """
         state, guest = self.state, self._guest
         text = state.text(self.table.text)
@@ -303,7 +303,8 @@ class Domain:
             self._tell(event)
 
     def _tell(self, event: CoreEvent) -> None:
-        platform = self._guest.platform  # as it was when the event came: what is behind it in the text is not recorded yet
+        # as it was when the event came: what is behind it in the text is not recorded yet
+        platform = self._guest.platform
         match event:
             case Line(text, product, build):
                 self._log_lines += 1

@@ -25,7 +25,7 @@ _LINE_LIMIT = 4095
 def snapshot(fields: Sequence[Any]) -> Snapshot:
     """The guest's part of a header, as Snapshot.
 
-    Every field is bounded here: a header that has a valid checksum was written by unplugd, but perhaps by another version.
+    Every field is bounded here: a header with a valid checksum was written by unplugd, but perhaps by another version.
     """
     product, build, blacklisted, unplugged, flags, balance, at, charged, lines, size, throttled, reason = fields
     if balance != balance:

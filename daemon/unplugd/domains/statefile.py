@@ -1,16 +1,17 @@
 """What is remembered of a domain where SIGKILL does not reach it: one small mapped file a domain, on tmpfs.
 
-A response is sent only after what it acknowledges is here (contract section 1, "Acknowledged"). The kernel keeps what was
-stored into the mapping whatever becomes of the process, so keeping costs a few memory copies and no system call.
+A response is sent only after what it acknowledges is here (contract section 1, "Acknowledged"). The kernel keeps what
+was stored into the mapping whatever becomes of the process, so keeping costs a few memory copies and no system call.
 
-    page 0    two slots, written in turn: header with sequence number, snapshot of the guest, checksum. The valid one with
-              the higher number counts; a slot that was being written when the process died is not valid, the other one is.
-              Then the word: generation and length of the log text. Then what xenstore said of the domain (see note()).
-    areas     two of AREA bytes for the log text; the one of the header's generation counts. Text is only ever added at its
-              end (by the domain's table), and then counts by the word. The header says up to where it has been recorded:
-              the open line, and whatever an earlier process did not come to record, is behind that position.
-    compact() moves the open line into the other area: first the text, then the header with the next generation, then the
-              word. Until the new word is there, the header's own length counts.
+    page 0    two slots, written in turn: header with sequence number, snapshot of the guest, checksum. The valid one
+              with the higher number counts; a slot that was being written when the process died is not valid, the other
+              one is. Then the word: generation and length of the log text. Then what xenstore said of the domain (see
+              note()).
+    areas     two of AREA bytes for the log text; the one of the header's generation counts. Text is only ever added at
+              its end (by the domain's table), and then counts by the word. The header says up to where it has been
+              recorded: the open line, and whatever an earlier process did not come to record, is behind that position.
+    compact() moves the open line into the other area: first the text, then the header with the next generation, then
+              the word. Until the new word is there, the header's own length counts.
 
 The file belongs to a boot of dom0, a domid and a uuid: anything else in it is another domain's and is discarded.
 """
@@ -115,7 +116,7 @@ class StateFile:
         """The file until its first commit, where version 0.1.0 left one, which it then replaces."""
         descriptor = open_file(self._new or self._path, os.O_RDWR | os.O_CREAT)
         try:
-            if old is not None or os.fstat(descriptor).st_size != _SIZE:  # new, or not all of it was written: begin anew
+            if old is not None or os.fstat(descriptor).st_size != _SIZE:  # new, or not written as a whole: begin anew
                 os.ftruncate(descriptor, 0)
             # storing into a page that tmpfs cannot provide would be SIGBUS: have them all now
             os.posix_fallocate(descriptor, 0, _SIZE)
@@ -186,7 +187,7 @@ class StateFile:
         return self.memory[at + self.recorded:at + end]
 
     def append(self, data: bytes, end: int) -> None:
-        """Add `data` to the text, which has `end` bytes; it counts once the table is placed anew. There must be room."""
+        """Add `data` to the text of `end` bytes; it counts once the table is placed anew. There must be room."""
         at = _AREAS[self._area] + end
         self.memory[at:at + len(data)] = data
         self.length = end + len(data)
@@ -227,7 +228,7 @@ class StateFile:
             self._new = None
 
     def compact(self, guest: Guest) -> None:
-        """Go on in the other area, where only the open line is. All of the text must be recorded; then place the table."""
+        """Go on in the other area, with only the open line. All text must be recorded; then place the table."""
         partial = bytes(guest.log.partial)
         self._area ^= 1
         at = _AREAS[self._area]

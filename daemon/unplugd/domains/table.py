@@ -1,8 +1,8 @@
 """The table in Python: a guest's rows and its log text, as the compiled part has them (daemon/fastpath/table.c).
 
 It answers the frames at the beginning of what came, as far as rows answer them, and appends log bytes to a text in
-mapped memory. It knows no port and no magic number: the rows say all of that (answers.py). The owner looks at the text when
-`woken` is called: a line has ended, or the text has `wake` bytes.
+mapped memory. It knows no port and no magic number: the rows say all of that (answers.py). The owner looks at the text
+when `woken` is called: a line has ended, or the text has `wake` bytes.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ class Table:
             kind, payload = _string(rows.string, data, at)
             if not payload or len(log) + len(payload) > room:
                 break
-            out += data[at:at + 8] + bytes(8) + data[at + 16:at + 30] + bytes((data[at + 30] ^ _ANSWERED, data[at + 31]))
+            end = bytes((data[at + 30] ^ _ANSWERED, data[at + 31]))
+            out += data[at:at + 8] + bytes(8) + data[at + 16:at + 30] + end
             at += FRAME_SIZE + len(payload)
             log += payload
             kinds.append(kind)
@@ -165,7 +166,7 @@ class Table:
 def _answer_single(
     single: Mapping[_Shape, tuple[int, int, bool]], data: bytes, at: int, room: int, log: bytearray, kinds: list[int]
 ) -> bytes:
-    """Answers to the single accesses from `at` on, up to the first frame of another shape, or until `log` has no room."""
+    """Answers to the single accesses from `at` on, up to the first frame of another shape, or while `log` has room."""
     frames = bytearray(data[at:at + (len(data) - at) // FRAME_SIZE * FRAME_SIZE])
     words = memoryview(frames).cast("Q")  # four a frame; the requests become answers in their place
     word = 0
@@ -186,7 +187,7 @@ def _answer_single(
 
 
 def _string(string: Mapping[tuple[int, int, int], tuple[int, int]], data: bytes, at: int) -> tuple[int, bytes]:
-    """Kind and payload of a string at `at` that is appended; no payload for any other frame, and where it is not all there."""
+    """Kind and payload of a string at `at` that is appended; no payload for any other or an incomplete frame."""
     begin = at + FRAME_SIZE
     if begin > len(data):
         return 0, b""

@@ -14,7 +14,7 @@ _SHARE = 0.1
 
 
 def serve_guests() -> bool:
-    """Serve guests that wait. True where the loop is to turn: it has something else to do, or cannot serve guests here."""
+    """Serve guests that wait. True if the loop must turn: it has something else to do, or cannot serve guests here."""
     serve = getattr(asyncio.get_running_loop(), "serve_guests", None)
     return serve is None or bool(serve())
 

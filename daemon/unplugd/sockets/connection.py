@@ -1,8 +1,8 @@
 """One connection of a device model: what its table does not answer is answered here, and it is closed in the end.
 
-A Poller reads the connection and answers by the domain's table (poller.py, or the compiled part). What comes to _handed()
-begins with a frame that no row answers. Framing and protocol are in core/stream.py; what an access leaves behind is in
-Domain.settle().
+A Poller reads the connection and answers by the domain's table (poller.py, or the compiled part). What comes to
+_handed() begins with a frame that no row answers. Framing and protocol are in core/stream.py; what an access leaves
+behind is in Domain.settle().
 """
 
 from __future__ import annotations
@@ -185,7 +185,8 @@ class Connection:
     def _fail(self, error: Exception) -> None:
         """No memory, or a fault of unplugd's own: the client gets no answer, so it must see that none will come."""
         asyncio.get_running_loop().call_exception_handler({
-            "message": f"a connection of domain {self._domain.domid} cannot be served and is closed", "exception": error,
+            "message": f"a connection of domain {self._domain.domid} cannot be served and is closed",
+            "exception": error,
         })
         self._end()
 

@@ -55,8 +55,8 @@ class Listener:
     open_connections: ClassVar[int] = 0
     """Connections of all domains that are open."""
 
-    def __init__(self, domain: Domain, directory: Path, access: ConnectionPolicy, judge: Judge, poller: ReadsConnections, *,
-                 keep: bool = False) -> None:
+    def __init__(self, domain: Domain, directory: Path, access: ConnectionPolicy, judge: Judge,
+                 poller: ReadsConnections, *, keep: bool = False) -> None:
         """`keep`: leave the socket with systemd for the next process."""
         self.domain = domain
         self._keep = keep

@@ -79,7 +79,7 @@ class Loop(asyncio.SelectorEventLoop):
         return super().call_at(when, callback, *args, context=context)
 
     def serve_guests(self) -> bool:
-        """Serve guests that wait, in the middle of long work. True where the loop is to turn: it has something to do."""
+        """Serve guests that wait, in the middle of long work. True if the loop must turn: it has something to do."""
         return self.poller.serve()
 
 

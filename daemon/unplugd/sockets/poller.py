@@ -27,8 +27,8 @@ class ReadsConnections(Protocol):
     def attach(self, fd: int, table: Table, handed: Handed, /) -> None:
         """Serve a connection by `table`. Raises OSError, MemoryError."""
     def send(self, fd: int, answers: bytes, /) -> int:
-        """Send answers on a connection that was handed over; how many bytes. The rest can be sent when the loop says that
-        the socket takes more (loop.add_writer()).
+        """Send answers on a connection that was handed over; how many bytes. The rest can be sent when the loop says
+        that the socket takes more (loop.add_writer()).
 
         Raises OSError.
         """
