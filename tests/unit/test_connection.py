@@ -14,6 +14,7 @@ import pytest
 from tests.lab.client import Client, served
 from tests.lab.frames import RESET, answers, frame
 from tests.lab.host import Host, host, until
+from tests.unit.test_poller import LOOPS
 from unplugd.config.load import BlacklistConfig, Config, LogConfig, PolicyConfig
 from unplugd.core.guest import Verdict
 from unplugd.core.stream import NeedVerdict
@@ -39,17 +40,20 @@ class Judge:
 
 
 def run(tmp_path: Path, test: Callable[[Host], Coroutine[Any, Any, None]], config: Config | None = None) -> None:
-    """Run a test in which no callback of the loop may fail."""
+    """Run a test on each loop; no callback of the loop may fail."""
 
-    async def main() -> None:
+    async def main(directory: Path) -> None:
         failed: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context))
-        async with host(tmp_path, config) as one:
+        directory.mkdir()
+        async with host(directory, config) as one:
             await test(one)
         await asyncio.sleep(0.01)
         assert failed == []
 
-    asyncio.run(main())
+    for name, loop in LOOPS.items():
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(main(tmp_path / name))
 
 
 def test_a_linux_guest_over_the_socket(tmp_path: Path) -> None:
@@ -315,5 +319,143 @@ def test_a_reload_counts_from_the_next_frame_on(tmp_path: Path) -> None:
                 domain.configure()
                 listener.configure(ConnectionPolicy(None), None)
                 assert (await client.ask(legacy)).data == 3
+
+    run(tmp_path, main)
+
+
+def line(text: str) -> bytes:
+    return frame(0x12, 1, count=len(text) + 1, string=True) + text.encode() + b"\n"
+
+
+def test_a_line_that_journald_does_not_take_is_kept_in_order(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        async with served(one, domain) as listener:
+            with await Client.connect(listener.path) as client:
+                await client.ask(line("first"))
+                one.journald.read()
+                one.journald.stop()
+                for text in ("second", "third"):
+                    await client.ask(line(text))
+                one.journald.start()
+                await client.ask(line("fourth"))
+                await until(lambda: one.journald.lines == ["first", "second", "third", "fourth"])
+                assert domain.log_lines == 4
+
+    run(tmp_path, main)
+
+
+def test_lines_have_the_name_and_the_driver_that_the_domain_has_now(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        async with served(one, domain) as listener:
+            with await Client.connect(listener.path) as client:
+                await client.ask(line("first"))
+                domain.rename("db-01")
+                await client.ask(line("second"))
+                await client.send(PRODUCT + BUILD + line("third") + RESET + line("fourth"))
+                await client.receive(5 * 32)
+                seen = [
+                    (entry["MESSAGE"], entry["XEN_DOMAIN_NAME"], entry.get("UNPLUG_BUILD"))
+                    for entry in one.journald.read() if entry["SYSLOG_IDENTIFIER"] == "unplugd-guest"
+                ]  # fmt: skip
+                assert seen == [
+                    ("first", "web-01", None), ("second", "db-01", None), ("third", "db-01", "1"),
+                    ("fourth", "db-01", None),
+                ]  # fmt: skip
+
+    run(tmp_path, main)
+
+
+def test_the_limit_ends(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        domain = one.domain()
+        async with served(one, domain) as listener:
+            with await Client.connect(listener.path) as client:
+                for _ in range(4):
+                    await client.ask(line("x" * 100))
+                assert domain.throttled
+                for number in range(2000):
+                    await client.ask(line(f"{number:0100}"))
+                    if len(one.journald.lines) > 3:
+                        break
+                    await asyncio.sleep(0.01)
+                assert one.journald.lines[-1] == f"{number:0100}"
+                assert domain.log_lines + domain.dropped_lines["rate-limit"] == 5 + number
+
+    run(tmp_path, main, Config(log=LogConfig(rate=400, burst=300)))
+
+
+def test_a_fault_of_unplugds_own_ends_the_connection_without_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", said.append)
+
+    async def main(one: Host) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context))
+        said.clear()
+        domain = one.domain()
+        async with served(one, domain) as listener:
+            for request in (line("kept"), PRODUCT + MAGIC):
+                with await Client.connect(listener.path) as client, await Client.connect(listener.path) as other:
+                    assert (await client.ask(MAGIC)).data == 0x49D2
+
+                    def broken(*_arguments: object, **_named: object) -> None:
+                        raise ValueError("a bug")
+
+                    with monkeypatch.context() as patch:
+                        patch.setattr(domain, "_record", broken)
+                        patch.setattr(domain, "settle", broken)
+                        await client.send(request)
+                        assert await client.ended(), "nothing is acknowledged"
+                    assert (await other.ask(MAGIC)).data == 0x49D2
+                await until(lambda: domain.connections == 0)
+            assert len(said) == 2
+            with await Client.connect(listener.path) as client:
+                await client.ask(line("next"))
+            assert one.journald.lines == ["kept", "next"]
+
+    run(tmp_path, main)
+
+
+def test_a_judge_that_fails_ends_the_connection(tmp_path: Path) -> None:
+    said: list[object] = []
+
+    async def main(one: Host) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context))
+        said.clear()
+
+        def judge(_domain: Domain, need: NeedVerdict, _deadline: float) -> asyncio.Future[Verdict]:
+            if need.build == 1:
+                raise MemoryError
+            verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+            verdict.set_exception(ValueError("a bug"))
+            return verdict
+
+        async with served(one, one.domain(), judge) as listener:
+            for build in (1, 2):
+                with await Client.connect(listener.path) as client:
+                    await client.ask(PRODUCT)
+                    await client.send(frame(0x10, 4, data=build))
+                    assert await client.ended()
+            assert len(said) == 2
+
+    run(tmp_path, main)
+
+
+def test_a_verdict_from_before_a_reset_counts_no_more(tmp_path: Path) -> None:
+    async def main(one: Host) -> None:
+        judge = Judge()
+        domain = one.domain()
+        async with served(one, domain, judge) as listener:
+            with await Client.connect(listener.path) as client, await Client.connect(listener.path) as other:
+                await client.send(PRODUCT + BUILD)
+                await until(lambda: judge.asked)
+                await other.send(RESET)
+                await other.receive(32)
+                judge.verdicts.put_nowait(Verdict(blacklisted=True))
+                assert len(await client.receive(64)) == 64
+                assert (domain.product, domain.build, domain.blacklisted) == (None, None, False)
 
     run(tmp_path, main)

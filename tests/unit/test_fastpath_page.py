@@ -1,4 +1,4 @@
-"""A lent ioreq page against the domain's socket: same accesses, same answers, same everything.
+"""A lent ioreq page against core/ alone: same accesses, same answers, same everything.
 
 The hypervisor and unplugd-attach are played here: a page, a socket in place of the event channels, and a lender who
 carries out over the socket what comes back to him.
@@ -12,26 +12,29 @@ import mmap
 import os
 import socket
 import struct
+import tempfile
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.lab.corealone import Core
 from tests.lab.frames import frame
-from tests.lab.host import until
+from tests.lab.host import host, until
+from tests.unit.test_same_as_core import CONFIG, LOOPS, Daemon
 from unplugd.attach.slots import SLOT_SIZE, SlotState
-from unplugd.config.load import LogConfig
+from unplugd.config.load import Config, LogConfig
 from unplugd.core.ioreq import FRAME_SIZE
 from unplugd.domains.domain import Domain
-from unplugd.sockets import loop as eventloop
+from unplugd.sockets.loop import compiled_poller
 
-try:
-    from tests.unit.test_fastpath import LOG, Peer, fast, pure, run
-except ImportError:
+if "compiled" not in LOOPS:
     pytest.skip("the compiled part was not built", allow_module_level=True)
 
 READ, STRING = 0x20, 0x10
@@ -68,7 +71,7 @@ MAGIC = read(0x10, 2)
 class Xen:
     """A page that is lent for a domain."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Daemon) -> None:
         self.peer = peer
         self.memory = os.memfd_create("page")
         os.ftruncate(self.memory, mmap.PAGESIZE)
@@ -78,13 +81,12 @@ class Xen:
         for end in (self.theirs, self.events, self.lender, self.borrower):
             end.setblocking(False)
         self.handed: list[int] = []
-        holder, tail = eventloop.poller(), peer.domain.tail
+        holder = compiled_poller()
         assert holder is not None
-        assert tail is not None
         self.poller = holder
         ports = b"".join(struct.pack("<BI", *item) for item in PORTS.items())
         events = os.dup(self.events.fileno())
-        holder.borrow(events, self.borrower.fileno(), tail, self.memory, 7, 1, ports, False)
+        holder.borrow(events, self.borrower.fileno(), peer.domain.table, self.memory, 7, 1, ports, False)
 
     def put(self, access: Access, *, ring: bool = True) -> None:
         """Have a vCPU stand still, and (`ring`) say so."""
@@ -124,7 +126,7 @@ class Xen:
                 assert vcpu == bytes([access.vcpu])
                 assert self.state(access.vcpu) == SlotState.IN_PROCESS
                 self.handed.append(access.port)
-                response = await self.peer.exchange(0, access.frame, FRAME_SIZE)
+                response = await self.peer.send(0, access.frame, FRAME_SIZE, closed=False)
                 at = access.vcpu * SLOT_SIZE
                 if access.bits & READ:
                     self.page[at + 8:at + 16] = response[8:16]
@@ -142,10 +144,29 @@ class Xen:
         os.close(self.memory)
 
 
-def with_page(test: Callable[[Xen], Coroutine[Any, Any, None]], log: LogConfig = LOG) -> None:
+def run(test: Callable[[Daemon], Coroutine[Any, Any, None]], config: Config = CONFIG) -> None:
+    """A test with a domain, in which no callback may fail."""
+    failed: list[object] = []
+
+    async def main(directory: Path) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+        async with host(directory, config) as one:
+            peer = Daemon(one)
+            peer.connect(0)
+            try:
+                await test(peer)
+            finally:
+                peer.close()
+
+    with tempfile.TemporaryDirectory() as directory, asyncio.Runner(loop_factory=LOOPS["compiled"]) as runner:
+        runner.run(main(Path(directory)))
+    assert failed == []
+
+
+def with_page(test: Callable[[Xen], Coroutine[Any, Any, None]], config: Config = CONFIG) -> None:
     """A test with a page that is lent, and given back afterwards."""
 
-    async def main(peer: Peer) -> None:
+    async def main(peer: Daemon) -> None:
         xen = Xen(peer)
         try:
             await test(xen)
@@ -153,7 +174,7 @@ def with_page(test: Callable[[Xen], Coroutine[Any, Any, None]], log: LogConfig =
         finally:
             xen.close()
 
-    run(fast, main, log)
+    run(main, config)
 
 
 ACCESSES = st.one_of(
@@ -172,22 +193,17 @@ ACCESSES = st.one_of(
 @settings(deadline=None, max_examples=150)
 @given(st.lists(ACCESSES, max_size=30))
 def test_it_is_the_same_over_the_page(accesses: list[Access]) -> None:
-    seen: list[tuple[list[int], dict[str, object]]] = []
-
-    async def over_the_socket(peer: Peer) -> None:
-        answers = []
-        for access in accesses:
-            response = await peer.exchange(0, access.frame, FRAME_SIZE)
-            answers.append(int.from_bytes(response[8:16], "little") if access.bits & READ else access.data)
-        seen.append((answers, peer.seen()))
-
     async def over_the_page(xen: Xen) -> None:
-        answers = [await xen.answered(access) for access in accesses]
-        seen.append((answers, xen.peer.seen()))
+        domain = xen.peer.domain
+        core = Core(CONFIG, domain.records.prefix, domain.settings.delivery.cost)
+        core.connect(0)
+        for access in accesses:
+            response, _ = core.send(0, access.frame)
+            expected = int.from_bytes(response[8:16], "little") if access.bits & READ else access.data
+            assert await xen.answered(access) == expected
+        assert await xen.peer.seen(len(core.records)) == core.seen()
 
-    run(pure, over_the_socket)
     with_page(over_the_page)
-    assert seen[0] == seen[1]
 
 
 def test_what_is_plain_is_answered_in_place() -> None:
@@ -197,7 +213,7 @@ def test_what_is_plain_is_answered_in_place() -> None:
         assert await xen.answered(Access(0x12, 2, 0xFFFF_0003)) == 0xFFFF_0003  # a write finds its slot as it was
         for value in b"seen\n":
             await xen.answered(Access(0x12, 1, value, vcpu=1))
-        assert xen.handed == [0x12]  # the byte with which a line begins, for which Python sets a timer
+        assert xen.handed == [0x12], "the product number alone"
         assert xen.peer.domain.guest.snapshot().product == 3
         await until(lambda: xen.peer.one.journald.lines == ["seen"])
         assert xen.peer.one.counters.ioreqs["magic"] == 1
@@ -207,15 +223,15 @@ def test_what_is_plain_is_answered_in_place() -> None:
 
 def test_what_has_consequences_is_the_lenders() -> None:
     async def test(xen: Xen) -> None:
-        for access in (Access(0x10, 2, 3), Access(0x10, 1, 1), read(0x10, 1), Access(0x0E, 4, 1), read(0x10, 4),
-                       Access(0x10, 4, 7), read(0x14, 2)):
+        for access in (Access(0x10, 2, 3), Access(0x10, 1, 1), Access(0x0E, 4, 1), read(0x10, 4), Access(0x10, 4, 7),
+                       read(0x14, 2)):
             await xen.answered(access)
-        assert len(xen.handed) == 7
+        assert len(xen.handed) == 6
         xen.handed.clear()
-        # neither strings, nor what is no port, nor what nobody knows
+        # neither strings, nor what is no port access, nor what nobody knows
         for access in (Access(0x12, 1, 0x1000, STRING, count=5), Access(0x10, 2, bits=READ | STRING, count=2),
                        Access(0x10, 2, bits=READ, kind=1), Access(0x10, 2, bits=READ, kind=8),
-                       Access(0x10, 2, bits=READ, count=2), Access(0x10008, 1, 0x41), Access(0x12, 1, 0x41, kind=2)):
+                       Access(0x10, 2, bits=READ, count=2), Access(0x12, 1, 0x41, kind=2)):
             xen.put(access)
             await until(lambda: xen.given() == b"\0")
             assert xen.state() == SlotState.IN_PROCESS
@@ -255,7 +271,7 @@ def test_a_log_that_is_delayed_is_the_lenders() -> None:
         assert await xen.answered(MAGIC) == 0x49D2
         assert xen.handed == [0x12]
 
-    with_page(test, LogConfig(on_limit="delay"))
+    with_page(test, Config(log=LogConfig(on_limit="delay")))
 
 
 def test_one_domain_does_not_keep_others_waiting() -> None:
@@ -269,7 +285,7 @@ def test_one_domain_does_not_keep_others_waiting() -> None:
 
 @pytest.mark.parametrize("how", ["lender", "events", "domain", "give_back"])
 def test_the_page_goes_back(how: str) -> None:
-    async def test(peer: Peer) -> None:
+    async def test(peer: Daemon) -> None:
         before = len(os.listdir("/proc/self/fd"))
         xen = Xen(peer)
         assert await xen.answered(MAGIC) == 0x49D2
@@ -282,8 +298,7 @@ def test_the_page_goes_back(how: str) -> None:
                 xen.theirs.close()
                 await until(lambda: xen.given() == b"")
             case "domain":
-                assert peer.domain.tail is not None
-                peer.domain.tail.close()
+                peer.domain.table.close()
                 xen.put(MAGIC)
                 await until(lambda: xen.given() == b"")
                 assert xen.state() == SlotState.READY
@@ -297,17 +312,17 @@ def test_the_page_goes_back(how: str) -> None:
         xen.close()
         assert len(os.listdir("/proc/self/fd")) <= before
 
-    run(fast, test)
+    run(test)
 
 
 def test_a_fault_gives_the_page_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The access has no answer: the lender finds it in its slot, and asks by the socket."""
-    async def test(peer: Peer) -> None:
+    async def test(peer: Daemon) -> None:
         xen = Xen(peer)
         for value in b"line":
             await xen.answered(Access(0x12, 1, value))
         with monkeypatch.context() as patched:
-            patched.setattr(Domain, "line_ended", broken)
+            patched.setattr(Domain, "_record", broken)
             patched.setattr("sys.unraisablehook", lambda _: None)
             xen.put(Access(0x12, 1, 0x5C))
             await until(lambda: xen.state() == SlotState.RESPONSE)
@@ -316,30 +331,57 @@ def test_a_fault_gives_the_page_back(monkeypatch: pytest.MonkeyPatch) -> None:
         assert xen.state() == SlotState.READY
         xen.close()
 
-    run(fast, test)
+    run(test)
 
 
-def broken(domain: Domain, now: float) -> None:
+def broken(_domain: Domain, _now: float, *, forever: bool) -> None:
     raise RuntimeError("no")
 
 
-def test_what_is_no_page_is_refused() -> None:
-    async def test(peer: Peer) -> None:
-        ours, theirs = socket.socketpair()
-        holder, tail = eventloop.poller(), peer.domain.tail
+@pytest.mark.parametrize("closes", ["table", "page", "both"])
+def test_a_domain_that_goes_within_the_callback(closes: str) -> None:
+    async def test(peer: Daemon) -> None:
+        xen = Xen(peer)
+        holder = compiled_poller()
         assert holder is not None
-        assert tail is not None
+        domain, record = peer.domain, peer.domain._record
+
+        def goes(now: float, *, forever: bool) -> None:
+            record(now, forever=forever)
+            if closes != "page":
+                domain.table.close()
+            if closes != "table":
+                holder.give_back(xen.borrower.fileno())
+
+        with patch.object(domain, "_record", goes):
+            xen.put(Access(0x12, 1, 0x0A))
+            await until(lambda: xen.given() == b"" or xen.state() == SlotState.RESPONSE)
+        # where the page is still ours, the byte was kept before, and is answered
+        assert (xen.state() == SlotState.RESPONSE) is (closes == "table")
+        xen.put(MAGIC)
+        await until(lambda: closes != "table" or xen.given() == b"")
+        assert xen.state() == SlotState.READY
+        xen.close()
+
+    run(test)
+
+
+def test_what_is_no_page_is_refused() -> None:
+    async def test(peer: Daemon) -> None:
+        ours, theirs = socket.socketpair()
+        holder, table = compiled_poller(), peer.domain.table
+        assert holder is not None
         memory = os.memfd_create("page")
         one = struct.pack("<BI", 0, 7)
         for ports in (b"", one[:4], one + b"x", struct.pack("<BI", 128, 7), 129 * one):
             with pytest.raises(ValueError, match="not the vCPUs of an ioreq page"):
-                holder.borrow(ours.fileno(), theirs.fileno(), tail, memory, 7, 1, ports, False)
+                holder.borrow(ours.fileno(), theirs.fileno(), table, memory, 7, 1, ports, False)
         with pytest.raises(OSError, match="ioctl"):  # it can be mapped, but is no privcmd
-            holder.borrow(ours.fileno(), theirs.fileno(), tail, memory, 7, 1, one, True)
+            holder.borrow(ours.fileno(), theirs.fileno(), table, memory, 7, 1, one, True)
         with pytest.raises(OSError, match="device"):
-            holder.borrow(ours.fileno(), theirs.fileno(), tail, theirs.fileno(), 7, 1, one, False)
+            holder.borrow(ours.fileno(), theirs.fileno(), table, theirs.fileno(), 7, 1, one, False)
         os.close(memory)
         ours.close()
         theirs.close()
 
-    run(fast, test)
+    run(test)

@@ -74,6 +74,12 @@ class Owner:
         self.attached = False
         self.poller.detach(self.fd)
 
+    def close(self) -> None:
+        if self.attached:
+            self.detach()
+        self.ours.close()
+        self.theirs.close()
+
     async def receive(self, size: int) -> bytes:
         got = b""
         deadline = time.monotonic() + 20
@@ -113,10 +119,7 @@ def run(loop: str, test: Test, *, faults: int = 0) -> None:
             async with asyncio.timeout(30):
                 await test(owner)
         finally:
-            if owner.attached:
-                owner.detach()
-            owner.ours.close()
-            owner.theirs.close()
+            owner.close()
         await asyncio.sleep(0)
 
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
@@ -435,9 +438,7 @@ def test_a_fault_within_the_callback_ends_the_connection_without_an_answer(
         with contextlib.suppress(BlockingIOError):
             assert it.theirs.recv(100) == b"nothing is acknowledged"
         assert await other.ask(MAGIC) == ANSWER, "others go on"
-        other.detach()
-        other.ours.close()
-        other.theirs.close()
+        other.close()
 
     run(loop, test, faults=1 if loop == "pure" else 0)
     assert len(unraisable) == (0 if loop == "pure" else 1)
@@ -453,9 +454,7 @@ def test_an_owner_that_attaches_hundreds_of_others_within_the_callback(loop: str
         for other in others:
             assert await other.ask(MAGIC) == ANSWER
         for other in others:
-            other.detach()
-            other.ours.close()
-            other.theirs.close()
+            other.close()
 
     run(loop, test)
 
@@ -485,9 +484,7 @@ def test_no_domain_keeps_others_waiting(loop: str) -> None:
         for one in connections:
             assert len(await one.receive(96)) == 96
         for one in [other, *connections[1:]]:
-            one.detach()
-            one.ours.close()
-            one.theirs.close()
+            one.close()
 
     run(loop, test)
 

@@ -26,7 +26,6 @@ from unplugd.domains.domain import Domain
 from unplugd.errors import HostError
 from unplugd.sockets import loop as eventloop
 from unplugd.sockets import page as ioreqpage
-from unplugd.sockets import pureloop
 from unplugd.sockets.page import IoreqPages, check_devices
 
 try:
@@ -190,7 +189,7 @@ def test_without_the_compiled_part_nobody_listens(tmp_path: Path) -> None:
             pages.give_back(7)
             assert pages.lent == []
 
-    with asyncio.Runner(loop_factory=pureloop.Loop) as runner:
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         runner.run(main())
 
 
@@ -308,20 +307,6 @@ def test_a_domain_that_nobody_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run(tmp_path, work)
 
 
-def test_a_domain_that_has_no_fast_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work(world: World) -> None:
-        tail, world.domains[7].tail = world.domains[7].tail, None
-        with nothing_left():
-            lender = await world.connect()
-            lender.end.send(greet(7))
-            lender.offer()
-            await world.refused(lender)
-            lender.close()
-        world.domains[7].tail = tail
-
-    run(tmp_path, work)
-
-
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_offer_with_too_few_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     async def work(world: World) -> None:
@@ -395,15 +380,15 @@ def test_what_the_compiled_part_refuses(tmp_path: Path, monkeypatch: pytest.Monk
     async def work(world: World) -> None:
         refusing = Refusing()
         with nothing_left(), monkeypatch.context() as patched:
-            patched.setattr(ioreqpage, "poller", lambda: refusing)
+            patched.setattr(ioreqpage, "compiled_poller", lambda: refusing)
             patched.setattr(ioreqpage, "check_devices", lambda events, privcmd: None)
             lender = await world.connect()
             lender.end.send(greet(7))
             lender.offer()
             await world.refused(lender)
             lender.close()
-        ((_, tail, _, *said),) = refusing.asked
-        assert tail is world.domains[7].tail
+        ((_, table, _, *said),) = refusing.asked
+        assert table is world.domains[7].table
         assert said == [7, 3, OFFER[2:], True]
 
     run(tmp_path, work, xen=True)
