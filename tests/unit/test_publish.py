@@ -34,7 +34,7 @@ class World:
         self.replaced: list[Domain] = []
         self.publisher = Publisher(one.say, noted=self._note, replaced=self.replaced.append)
         self.publisher.use(store, enabled=enabled)
-        one.settings.published = self.publisher.changed
+        one.settings.published = lambda _domid: self.publisher.changed(self.domain)
         self.domain = one.domain()
 
     def _note(self, domain: Domain, published: bool) -> None:
