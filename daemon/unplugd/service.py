@@ -158,7 +158,7 @@ class Service:
         self._follower = DomainFollower(self._domains, self._say)
         self._publisher = Publisher(self._say, noted=self._noted, replaced=self._domains.replaced)
         self._blacklist = Blacklist(config.blacklist, self.settings.registry, self.counters, self._directory.state,
-                                    self.settings.boot, self._say)
+                                    self.settings.boot, self._say, self.settings.blacklist)
 
     def _use_xenstore(self) -> None:
         # those that were taken over are served already: reading them is not urgent
@@ -301,7 +301,7 @@ class Service:
         if http is not None:
             await self._http.replace(http)
         self.config = config
-        self.settings.configure(config)
+        self.settings.configure(config, prepared)
         self._publisher.enabled = config.publish
         self._domains.configure(ConnectionPolicy(config.socket.device_model_uids))
         self._oversight.spawn(self._publisher.publish_all(list(self.domains.values())))
@@ -312,6 +312,7 @@ class Service:
                 await self._blacklist.put_entries()
             except StoreError as error:
                 self._say(Event.STORE_REFUSED, f"the configured blacklist is not in xenstore yet: {error}")
+        self._warn(config)
 
     def _refuse_what_needs_a_restart(self, config: Config) -> None:
         old = self.config

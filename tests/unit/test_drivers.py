@@ -119,6 +119,7 @@ def test_chatty_logs_more_than_the_default_limit_takes() -> None:
         (VERSION_0_OR_1, 1, Then.GO_ON),
         (VERSION_0_OR_1, 2, Then.STOP_UNKNOWN_VERSION),
         (XENBUS_PROBE, BLACKLISTED_MAGIC, Then.SKIP_TO_UNPLUG_DISOBEYING),
+        (XENBUS_PROBE, 0xFFFF, Then.SKIP_TO_UNPLUG),
         (XENBUS_VERSION, 0, Then.SKIP_TO_UNPLUG),
         (XENBUS_VERSION, 2, Then.GO_ON),
         (LINUX.steps[1], 0, Then.STOP_UNKNOWN_VERSION),

@@ -87,7 +87,7 @@ class Blacklist:
     _lookups: SharedReads
 
     def __init__(self, config: BlacklistConfig, registry: Registry, counters: Counters, state_directory: Path,
-                 boot: bytes, say: Say) -> None:
+                 boot: bytes, say: Say, prepared: Configured | None = None) -> None:
         self._counters = counters
         self._owned_file = state_directory / "owned"
         self._mirror_file = state_directory / "mirror"
@@ -103,7 +103,7 @@ class Blacklist:
         self._malformed: set[str] = set()
         """Nodes without effect; there was a record about each."""
         self._owned = self._load(self._owned_file, _NOT_OWNED)
-        self.configure(config, registry)
+        self.configure(config, registry, prepared)
 
     def use(self, store: Store, lookups: Store) -> None:
         """Ask this one; `lookups` is a connection for verdicts alone (`store` itself where nothing can queue)."""

@@ -42,8 +42,8 @@ class Settings:
     def __post_init__(self) -> None:
         self.configure(self.config)
 
-    def configure(self, config: Config) -> None:
-        """Take the rules from `config`."""
+    def configure(self, config: Config, prepared: Configured | None = None) -> None:
+        """Take the rules from `config`. `prepared` is its blacklist, if that exists already."""
         self.config = config
         self.registry = Registry(config.products)
         self.rules = Rules(
@@ -52,7 +52,7 @@ class Settings:
             config.policy.legacy_unplug,
         )
         blacklist = config.blacklist
-        self.blacklist = Configured(blacklist.entries, blacklist.ranges, blacklist.action)
+        self.blacklist = prepared or Configured(blacklist.entries, blacklist.ranges, blacklist.action)
         self._rows: dict[tuple[object, ...], table.Rows] = {}
 
     def rule_of(self, name: str, uuid: str) -> GuestRule | None:

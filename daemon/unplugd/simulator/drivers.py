@@ -253,7 +253,7 @@ TOO_LONG = slot(b"xen|ModuleAdd: FFFFF80218A00000 - FFFFF80218A3FFFF [" + b"a-dr
 XENBUS_PROBE = In(
     2, BASE,
     ((MAGIC, PRESENT), (BLACKLISTED_MAGIC, Conclusion("blacklisted before it began", Then.SKIP_TO_UNPLUG_DISOBEYING))),
-    otherwise=ABSENT,
+    otherwise=Conclusion("no unplug protocol here, goes on all the same", Then.SKIP_TO_UNPLUG),
 )  # fmt: skip
 XENBUS_VERSION = In(
     1, LOG, ((0, Conclusion("protocol version 0: no blacklist", Then.SKIP_TO_UNPLUG)),),
