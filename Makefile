@@ -38,5 +38,5 @@ clean: ## take away what setup and tests made
 	rm -rf .venv .cache .hypothesis build dist daemon/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What takes longer than the tests: real Xen, soak, packages.
-include tests/xen/xen.mk tests/soak/soak.mk tests/packaging/packaging.mk
+# What takes longer than the tests: sanitizers, real Xen, soak, packages.
+include tests/fuzz/fuzz.mk tests/xen/xen.mk tests/soak/soak.mk tests/packaging/packaging.mk

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# setup.sh demo|test : what `make demo` or `make test` needs, made ready in this checkout.
+# setup.sh demo|test|sanitize : what `make demo`, `make test`, or `make sanitize` and `make analyse` need, made ready in this
+# checkout.
 #
 # Idempotent; quick when there is nothing to do. As root, what is missing comes from apt; without root, it says what is
 # missing and what the project then does without. Beside apt's packages, only .venv and .cache are written.
@@ -7,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 mode=${1:-test}
-case $mode in demo | test) ;; *) echo "usage: scripts/setup.sh demo|test" >&2; exit 2 ;; esac
+case $mode in demo | test | sanitize) ;; *) echo "usage: scripts/setup.sh demo|test|sanitize" >&2; exit 2 ;; esac
 
 log=.cache/setup.log
 minimum=3.11
@@ -66,7 +67,7 @@ need() { packages+=("$1"); lacks+=("$1: $2"); }
 survey() {
     packages=() lacks=()
     "$python" -c 'import ensurepip, venv' 2>/dev/null || need python3-venv 'no virtual environment, so nothing runs'
-    [ "$mode" = test ] || return 0
+    [ "$mode" != demo ] || return 0
     command -v cc >/dev/null || {
         need gcc 'no compiled fast path, no systemd-python, and no xenstored in the tests'
         need libc6-dev 'as gcc'
@@ -82,6 +83,12 @@ survey() {
     command -v curl >/dev/null || need curl "the README's look at /metrics is not tried"
     { [ -x /usr/lib/systemd/systemd-journald ] || [ -x /lib/systemd/systemd-journald ]; } &&
         command -v systemd-analyze >/dev/null || need systemd 'no journald and no systemd in the tests'
+    [ "$mode" = sanitize ] || return 0
+    command -v clang >/dev/null || need clang 'the compiled part is not fuzzed guided by coverage'
+    command -v clang-tidy >/dev/null || need clang-tidy 'the compiled part is analysed by gcc alone'
+    { command -v clang >/dev/null && ls "$(clang -print-runtime-dir)"/libclang_rt.fuzzer*.a; } >/dev/null 2>&1 ||
+        need libclang-rt-dev 'as clang'
+    [ -e /usr/share/i18n/locales/de_DE ] || need locales 'the tests do not run in a German locale'
 }
 
 # Somebody else's apt may hold a lock that DPkg::Lock::Timeout does not cover (that of the package lists), and a mirror

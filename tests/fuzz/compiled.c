@@ -460,7 +460,7 @@ static void run(struct connection *one)
 
 static void send_some(struct connection *one, size_t size)
 {
-    if (one->theirs < 0 || one->ended)
+    if (one->theirs < 0 || one->ended || owner.closed)
         return;
     if (size > one->queue.size)
         size = one->queue.size;
@@ -525,7 +525,7 @@ static void access_page(void)
     unsigned char answer;
     size_t logged;
 
-    if (page.events < 0)
+    if (page.events < 0 || owner.closed)
         return;
     slot = page.slots + vcpu;
     if (kind & 1)

@@ -94,7 +94,7 @@ class Requests:
         return choice((
             frame(0x10, 2, read=True), frame(0x12, 1, read=True), frame(0x10, 1, read=True),
             frame(0x12, 2, choice((0, 1, 3, 3, 4, 0xFFFF))),
-            frame(0x10, 4, choice((13, 14, 99, 86451))),
+            frame(0x10, 4, choice((11, 13, 14, 99, 86451))),
             frame(0x10, 2, choice((0, 1, 2, 3, 5, 15, 0xFFFF))),
             frame(0x10, 1, self._chance.randrange(256)),
             frame(0x10004, 4, 1), frame(0x10008, 4, choice((1, 2, 3))),
@@ -171,11 +171,16 @@ class Session:
         self.generation += 1
         self.uuid = f"4f0e0c5e-0000-4000-{self.domid:04x}-{self.generation:012d}"
         self.open()
-        settings = self.one.settings
-        self.guest = Guest(settings.rules, settings.limits(unlimited=False), settings.registry, self.now,
-                           settings.delivery.cost)
-        self.guest.log.prefix = len(self.domain.records.prefix)
+        self.guest = self.new_guest()
         self.connect()
+
+    def new_guest(self) -> Guest:
+        """core/ alone, as the Domain makes it."""
+        settings, domain = self.one.settings, self.domain
+        limits = settings.limits_of(domain.rule, unlimited=domain.unlimited)
+        guest = Guest(settings.rules_of(domain.rule), limits, settings.registry, self.now, settings.delivery.cost)
+        guest.log.prefix = len(domain.records.prefix)
+        return guest
 
     def open(self) -> None:
         """Its Domain and socket."""
@@ -400,10 +405,8 @@ class Session:
 
     def restore(self) -> None:
         """core/ alone, restored from what it was."""
-        before, settings = self.guest, self.one.settings
-        limits = settings.limits(unlimited=self.domain.unlimited)
-        self.guest = Guest(settings.rules, limits, settings.registry, self.now, settings.delivery.cost)
-        self.guest.log.prefix = len(self.domain.records.prefix)
+        before = self.guest
+        self.guest = self.new_guest()
         self.guest.restore(before.snapshot(), self.now)
         self.guest.log.write_all(bytes(before.log.partial), self.now)
         assert not self.guest.take_events()
@@ -437,7 +440,8 @@ class Session:
         else:
             unlimited = not self.domain.unlimited
             self.domain.limit(unlimited=unlimited)
-            self.guest.log.configure(self.one.settings.limits(unlimited=unlimited), self.now)
+            limits = self.one.settings.limits_of(self.domain.rule, unlimited=unlimited)
+            self.guest.log.configure(limits, self.now)
         self.guest.log.prefix = len(self.domain.records.prefix)
 
     def compare(self) -> None:

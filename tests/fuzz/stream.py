@@ -34,7 +34,7 @@ with atheris.instrument_imports(include=["unplugd.core"]) if _guided else nullco
     from unplugd.core.counters import Counters
     from unplugd.core.guest import Guest, Verdict
     from unplugd.core.guestlog import Limits
-    from unplugd.core.protocol import Rules
+    from unplugd.core.protocol import Action, Rules
     from unplugd.core.registry import Registry
     from unplugd.core.stream import IoreqStream, NeedTokens, NeedVerdict
 
@@ -103,8 +103,8 @@ class Speaker:
 
 
 def verdict(build: int) -> Verdict:
-    """What xenstore says of a build number here."""
-    return Verdict(blacklisted=bool(build & 1))
+    """What is said of a build number here."""
+    return Verdict(blacklisted=bool(build & 1), action=(Action.REFUSE, Action.WITHHOLD, Action.REPORT)[build % 3])
 
 
 class Outcome:

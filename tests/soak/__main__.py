@@ -44,15 +44,15 @@ def _fuzz(seconds: int) -> Result:
     return figures, problems
 
 
-def _fastpath(seconds: int) -> Result:
+def _sanitized(fuzzer: str, seconds: int) -> Result:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.fastpath", str(seconds)],
-        cwd=ROOT, capture_output=True, text=True, errors="replace", check=False, timeout=seconds + 300,
+        [sys.executable, "-m", f"tests.fuzz.{fuzzer}", str(seconds)],
+        cwd=ROOT, capture_output=True, text=True, errors="replace", check=False, timeout=seconds + 600,
     )  # fmt: skip
     output = (done.stdout + done.stderr).strip()
     if done.returncode:
-        return {}, [f"the compiled fast path: {output[-3000:]}"]
-    return {"the compiled fast path, sanitized": output.splitlines()[-1]}, []
+        return {}, [f"the compiled part, {fuzzer}: {output[-3000:]}"]
+    return {f"the compiled part, {fuzzer}": output.splitlines()[-1]}, []
 
 
 def _flood(seconds: float) -> Result:
@@ -75,6 +75,12 @@ def _outage() -> Result:
     return run()
 
 
+def _writers(seeds: int) -> Result:
+    from tests.soak.writer import run
+
+    return run(seeds)
+
+
 def _memory(accesses: int, domains: int) -> Result:
     from tests.soak.memory import run
 
@@ -88,18 +94,22 @@ def _stages(*, long: bool) -> dict[str, Callable[[], Result]]:
             "flood": lambda: _flood(600),
             "outage": _outage,
             "attacks": _attacks,
+            "writers": lambda: _writers(10),
             "memory": lambda: _memory(1_000_000, 1000),
             "fuzz": lambda: _fuzz(3600),
-            "fastpath": lambda: _fastpath(900),
+            "fastpath": lambda: _sanitized("fastpath", 900),
+            "compiled": lambda: _sanitized("compiled", 900),
         }
     return {
         "kills": lambda: _kills(40, slow=True),
         "flood": lambda: _flood(60),
         "outage": _outage,
         "attacks": _attacks,
+        "writers": lambda: _writers(1),
         "memory": lambda: _memory(300_000, 200),
         "fuzz": lambda: _fuzz(180),
-        "fastpath": lambda: _fastpath(45),
+        "fastpath": lambda: _sanitized("fastpath", 45),
+        "compiled": lambda: _sanitized("compiled", 30),
     }
 
 
@@ -107,7 +117,7 @@ def main() -> int:
     """Run the stages; 1 where something does not hold."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--long", action="store_true", help="the full figures, about two hours")
-    parser.add_argument("stage", nargs="*", help="kills, flood, outage, attacks, memory, fuzz, fastpath (all of them)")
+    parser.add_argument("stage", nargs="*", help="kills, flood, outage, attacks, writers, memory, fuzz, fastpath...")
     options = parser.parse_args()
     stages = _stages(long=options.long)
     if unknown := set(options.stage) - stages.keys():
@@ -118,7 +128,7 @@ def main() -> int:
     for name in options.stage or stages:
         print(f"soak: {name} ...", flush=True)
         since = time.monotonic()
-        if name in {"kills", "outage"} and (reason := why_not()):
+        if name in {"kills", "outage", "writers"} and (reason := why_not()):
             print(f"soak: {name}: {reason}")
             outcome["skipped" if "CI" not in os.environ else "failed"] += 1
             continue

@@ -123,7 +123,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["events", "--socket", "x"]) == 130
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "unplugctl.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "unplugctl.md").read_text("utf-8")
 
 
 def test_the_page_has_every_exit_status() -> None:
@@ -132,7 +132,7 @@ def test_the_page_has_every_exit_status() -> None:
 
 DOCS = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
 COMMAND = re.compile(r"(?:`|^ *(?:sudo )?)unplugctl ([a-z][^`#\n]*)", re.MULTILINE)
-WRITTEN = sorted({command for page in DOCS for command in COMMAND.findall(page.read_text())})
+WRITTEN = sorted({command for page in DOCS for command in COMMAND.findall(page.read_text("utf-8"))})
 
 
 @pytest.mark.parametrize("command", WRITTEN)

@@ -49,14 +49,14 @@ listen = "[::1]:1234"
 
 def round_trip(tmp_path: Path, config: Config) -> Config:
     file = tmp_path / "effective.toml"
-    file.write_text(toml(effective(config)))
+    file.write_text(toml(effective(config)), "utf-8")
     return load(file)
 
 
 def test_the_effective_configuration_is_one(tmp_path: Path) -> None:
     assert round_trip(tmp_path, Config()) == Config()
     file = tmp_path / "all.toml"
-    file.write_text(ALL)
+    file.write_text(ALL, "utf-8")
     config = load(file)
     assert round_trip(tmp_path, config) == config
     assert config.products == {"my.drivers": 0x1234, "entry": 7}
@@ -70,7 +70,7 @@ def test_numbers_and_texts_survive(rate: float, flush: float, reason: str) -> No
         file = Path(directory) / "a.toml"
         file.write_text(
             f"log = {{ rate = {rate!r}, flush_after = {flush!r} }}\n[[blacklist.entry]]\nproduct = 'linux'\nbuild = 3\n"
-            f"reason = {json.dumps(reason, ensure_ascii=False)}\n")
+            f"reason = {json.dumps(reason, ensure_ascii=False)}\n", "utf-8")
         config = load(file)
         assert round_trip(Path(directory), config) == config
 

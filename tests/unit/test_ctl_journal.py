@@ -161,7 +161,7 @@ def test_a_kind_of_event_that_does_not_exist(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_page_has_every_kind() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "unplugctl.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "unplugctl.md").read_text("utf-8")
     section = page.partition("## Kinds of events")[2].partition("\n## ")[0]
     named = set(re.findall(r"`([a-z-]+)`", section)) - {"-k"}
     assert named == set(journal.KINDS.values()) - {"guest-line", "lines-dropped"}

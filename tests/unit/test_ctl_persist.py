@@ -59,16 +59,16 @@ def test_an_entry_is_added_once(config: Path) -> None:
     assert config.read_text() == "# the administrator's\n"
     assert path.stat().st_mode & 0o777 == 0o644
     assert sorted(each.name for each in path.parent.iterdir()) == [persist.FILE]
-    assert path.read_text().startswith("# Blacklist entries")
+    assert path.read_text("utf-8").startswith("# Blacklist entries")
 
 
 def test_what_is_added_can_be_removed(config: Path) -> None:
     path = persist.add(config, "linux", 1, "a")
     assert path is not None
-    before = path.read_text()
+    before = path.read_text("utf-8")
     persist.add(config, "linux", 2, "b")
     assert persist.remove(config, "linux", 2) == ([path], [])
-    assert path.read_text() == before
+    assert path.read_text("utf-8") == before
     assert persist.remove(config, "linux", 1) == ([path], [])
     assert entries(config) == []
     assert persist.remove(config, "linux", 1) == ([], [])
@@ -81,10 +81,10 @@ def test_comments_and_everything_else_stay(config: Path) -> None:
     path.write_text(EDITED)
     path.chmod(0o600)
     persist.add(config, "linux", 9, "")
-    assert path.read_text().startswith(EDITED)
+    assert path.read_text("utf-8").startswith(EDITED)
     assert persist.remove(config, "linux", 7) == ([path], [])
     assert persist.remove(config, "linux", 9) == ([path], [])
-    text = path.read_text()
+    text = path.read_text("utf-8")
     assert path.stat().st_mode & 0o777 == 0o600
     for kept in ("# kept by hand", "publish = false   # why: tests", "# about this one", "# between", "# after",
                  "rate = 512", "0x10"):  # fmt: skip
