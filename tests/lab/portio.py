@@ -61,11 +61,11 @@ class Machine:
                     self.now += seconds
                     self.waited += seconds
                     out += self.stream.resume(None, self.now)
-            if self.stream.waiting is None:
-                before = len(self.rest)
-                out += self.receive(b"")
-                if self.stream.waiting is None and len(self.rest) == before:
-                    break
+                case None:
+                    before = len(self.rest)
+                    out += self.receive(b"")
+                    if len(self.rest) == before:
+                        break
         self.said += self.guest.take_events()
         return out
 

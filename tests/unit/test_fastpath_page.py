@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.lab.corealone import Core
-from tests.lab.frames import frame
+from tests.lab.frames import FRAME, frame
 from tests.lab.host import host, until
 from tests.unit.test_same_as_core import CONFIG, LOOPS, Daemon
 from unplugd.attach.slots import SLOT_SIZE, SlotState

@@ -66,7 +66,7 @@ def test_the_magic_number_is_noted_when_it_says_something_else() -> None:
 def test_what_rows_answered_is_noted_once_for_all() -> None:
     one = guest()
     one.noticed(1 << KINDS.index("log"), 1.0)
-    assert one.history.steps == ()
+    assert not one.history.steps
     one.noticed(1 << KINDS.index("version") | 1 << KINDS.index("magic"), 2.0)
     one.noticed(1 << KINDS.index("magic"), 3.0)
     assert [(step.did, step.answer, first, times) for step, first, _, times in one.history.steps] == [

@@ -130,7 +130,7 @@ def test_a_partial_line_of_before_the_restart_counts_anew() -> None:
 def test_bytes_are_taken_up_to_the_first_event() -> None:
     log = Log(Limits(rate=0, burst=1000))
     data = b"\n\none\n\n" + b"x" * 100 + b"\nhalf"
-    taken = []
+    taken: list[int] = []
     while sum(taken) < len(data):
         taken.append(log.log.write(data[sum(taken):], log.now))
         assert len(log.events) == min(len(taken), 2)

@@ -36,8 +36,8 @@ class Old:
 
     def commit(
         self, partial: bytes = b"", *, product: int = 1, build: int = 86451, blacklisted: bool = True,
-        unplugged: int = 3, flags: int = 1, balance: float = 500.0, unsaid: tuple[int, int] = (4, 40), reason: str = "loses data",
-        magic: bytes = b"unplugd1",
+        unplugged: int = 3, flags: int = 1, balance: float = 500.0, unsaid: tuple[int, int] = (4, 40),
+        reason: str = "loses data", magic: bytes = b"unplugd1",
     ) -> Old:
         """A header: the partial line is in the other area from now on."""
         self.sequence += 1
