@@ -61,17 +61,13 @@ class Machine:
                     self.now += seconds
                     self.waited += seconds
                     out += self.stream.resume(None, self.now)
-            if self.stream.waiting is None:
-                before = len(self.rest)
-                out += self.receive(b"")
-                if len(self.rest) == before and not self.waits():
-                    break
+                case None:
+                    before = len(self.rest)
+                    out += self.receive(b"")
+                    if len(self.rest) == before:
+                        break
         self.said += self.guest.take_events()
         return out
-
-    def waits(self) -> bool:
-        """Whether a frame waits for a verdict or for tokens."""
-        return self.stream.waiting is not None
 
     def receive(self, data: bytes) -> bytes:
         """Bytes in, bytes out, up to what must be waited for or a limit."""

@@ -234,9 +234,9 @@ def test_another_descriptor_wants_a_turn_of_the_loop() -> None:
         it.theirs.send(MAGIC)
         assert serve_guests()
         assert it.theirs.recv(100) == ANSWER
-        before = called.called
+        assert called.call_count == 0
         await asyncio.sleep(0.01)
-        assert (before, called.called) == (False, True)
+        assert called.call_count > 0
         asyncio.get_running_loop().remove_reader(ours)
         ours.close()
         theirs.close()
@@ -270,10 +270,10 @@ def test_what_is_compiled_serves_its_own_tables_and_counts_in_the_counters() -> 
 
 
 def test_constants_are_the_same() -> None:
-    header = (SOURCES[0].parent / "poller.h").read_text()
-    assert f"READ_SIZE = {table.READ_SIZE // 1024} * 1024," in header
-    assert f"PAYLOAD_LIMIT = {PAYLOAD_LIMIT}," in (SOURCES[0].parent / "frame.h").read_text()
-    assert f"BUDGET = {turns.BUDGET * 1e6:.0f}," in header
+    headers = "".join(path.read_text() for path in SOURCES[0].parent.glob("*.h"))
+    assert f" BUDGET = {turns.BUDGET * 1e6:.0f}," in headers
+    assert f" PAYLOAD_LIMIT = {PAYLOAD_LIMIT}," in headers
+    assert f" READ_SIZE = {table.READ_SIZE // 1024} * 1024," in headers
 
 
 @pytest.mark.parametrize(("bounds", "durations"), [

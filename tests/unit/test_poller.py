@@ -503,7 +503,7 @@ def test_nonsense_is_refused() -> None:
         with pytest.raises(ValueError, match="attached already"):
             poller.attach(it.fd, it.table, it.take)
         with pytest.raises(TypeError):
-            poller.attach(it.fd, pure.Table(bytearray(64), 0, dict), it.take)
+            poller.attach(it.fd, pure.Table(bytearray(64), 0, lambda: None), it.take)
         closed = os.dup(it.fd)
         os.close(closed)
         with pytest.raises(OSError, match="Bad file descriptor"):

@@ -164,7 +164,7 @@ def test_string_of_build_numbers_is_looked_up_one_by_one_and_only_the_first_says
     stream.receive(frame(0x10, 4, count=3, string=True) + b"\1\0\0\0\2\0\0\0\3\0\0\0", machine.now)
     while isinstance(stream.waiting, NeedVerdict):
         firsts.append((stream.waiting.build, stream.waiting.first))
-        out = stream.resume(Verdict(blacklisted=False), machine.now)
+        out += stream.resume(Verdict(blacklisted=False), machine.now)
     assert firsts == [(1, True), (2, False), (3, False)]
     assert len(out) == 32
     machine.stream.receive(frame(0x10, 4, data=9), machine.now)
