@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.lab.corealone import Core
-from tests.lab.frames import frame
+from tests.lab.frames import FRAME, frame
 from tests.lab.host import host, until
 from tests.unit.test_same_as_core import CONFIG, LOOPS, Daemon
 from unplugd.attach.slots import SLOT_SIZE, SlotState
@@ -91,7 +91,7 @@ class Xen:
     def put(self, access: Access, *, ring: bool = True) -> None:
         """Have a vCPU stand still, and (`ring`) say so."""
         FRAME.pack_into(self.page, access.vcpu * SLOT_SIZE, access.port, access.data, access.count, access.size,
-                         100 + access.vcpu, 0, access.bits | SlotState.READY, access.kind)
+                        100 + access.vcpu, 0, access.bits | SlotState.READY, access.kind)
         if ring:
             self.ring(access.vcpu)
 
