@@ -22,7 +22,8 @@ import time
 from collections import deque
 from pathlib import Path
 
-from tests.lab.daemon import Daemon, Wire, embedded, frame, outs
+from tests.lab.daemon import Daemon, Wire, embedded
+from tests.lab.frames import frame, outs
 from tests.lab.journald import Journald
 
 GUESTS = 4
