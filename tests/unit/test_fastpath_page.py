@@ -91,7 +91,7 @@ class Xen:
     def put(self, access: Access, *, ring: bool = True) -> None:
         """Have a vCPU stand still, and (`ring`) say so."""
         FRAME.pack_into(self.page, access.vcpu * SLOT_SIZE, access.port, access.data, access.count, access.size,
-                         100 + access.vcpu, 0, access.bits | SlotState.READY, access.kind)
+                        100 + access.vcpu, 0, access.bits | SlotState.READY, access.kind)
         if ring:
             self.ring(access.vcpu)
 
