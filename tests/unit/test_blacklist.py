@@ -12,6 +12,7 @@ from unplugd.core.blacklist import (
     BlacklistRange,
     Configured,
     Hit,
+    build_number,
     describe,
     for_guest,
     node,
@@ -132,3 +133,12 @@ def test_entries_and_ranges_in_words() -> None:
     assert describe(BlacklistEntry("linux", 1), Action.REPORT) == "entry linux 1 (report)"
     assert describe(BlacklistRange("linux", 1, 2, guests=Patterns("a", "b")), Action.REFUSE) == (
         "range linux 1-2 for guests a, b (refuse)")
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [("0", 0), ("7", 7), ("4294967295", LAST_BUILD), ("4294967296", None), ("07", None), ("00", None), ("-1", None),
+     ("", None), ("٣", None), ("1" * 5000, None)],
+)  # fmt: skip
+def test_which_nodes_are_build_numbers(name: str, build: int | None) -> None:
+    assert build_number(name) == build

@@ -32,16 +32,6 @@ class BlacklistEntry(NamedTuple):
     guests: Patterns | None = None
     """Whom it is for; None: all guests."""
 
-    @property
-    def first(self) -> int:
-        """As of a range."""
-        return self.build
-
-    @property
-    def last(self) -> int:
-        """As of a range."""
-        return self.build
-
 
 class BlacklistRange(NamedTuple):
     """The build numbers `first` to `last` of a product, both included."""
@@ -128,9 +118,9 @@ class Configured:
 
 def describe(one: BlacklistEntry | BlacklistRange, action: Action) -> str:
     """An entry or range in words; `action` is what counts where it names none."""
-    builds = f"{one.first}" if isinstance(one, BlacklistEntry) else f"{one.first}-{one.last}"
-    kind = "entry" if isinstance(one, BlacklistEntry) else "range"
-    return f"{kind} {one.product} {builds}{said(one.action or action, one.guests)}"
+    what = f"entry {one.product} {one.build}" if isinstance(one, BlacklistEntry) else (
+        f"range {one.product} {one.first}-{one.last}")
+    return f"{what}{said(one.action or action, one.guests)}"
 
 
 def said(action: Action, guests: Patterns | None) -> str:

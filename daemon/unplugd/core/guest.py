@@ -81,11 +81,6 @@ class Snapshot(NamedTuple):
     rule: str
     """As Guest.rule."""
 
-    @property
-    def blacklisted(self) -> bool:
-        """As Platform.blacklisted."""
-        return self.action >= Action.REFUSE
-
 
 class Guest:
     """The state of one domain and the events that it caused, oldest first, in `events` (the caller takes them)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unplugd.config.load import Config, load
-from unplugd.core.blacklist import Configured, Hit, for_guest, node, strictest
+from unplugd.core.blacklist import Configured, Hit, build_number, for_guest, node, strictest
 from unplugd.core.families import effect, family_of, predicted
 from unplugd.core.guestrules import first_match, stance
 from unplugd.ctl import show
@@ -50,8 +50,9 @@ def nodes(now: Config, wanted: Config) -> dict[str, str]:
                 for one in (now, wanted))
     there: dict[str, str] = {}
     if now.xenstore.backend != "embedded":
-        for (product, build), reason in with_store(now.xenstore, read_blacklist).items():
-            path = node(product, int(build)) if build.isascii() and build.isdigit() else None
+        for (product, name), reason in with_store(now.xenstore, read_blacklist).items():
+            build = build_number(name)
+            path = None if build is None else node(product, build)
             if path is not None and (path not in old or path in new):
                 there[path] = reason
     return {**new, **there}
