@@ -86,7 +86,7 @@ def test_the_guest_is_read(tmp_path: Path) -> None:
     uuid, guest, text = found
     assert (uuid, text) == (UUID.encode(), b"half a li")
     assert (guest.product, guest.build, guest.unplugged, guest.flags) == (1, 86451, 3, 1)
-    assert (guest.blacklisted, guest.action, guest.reason) == (True, Action.REFUSE, "loses data")
+    assert (guest.action, guest.reason) == (Action.REFUSE, "loses data")
     assert (guest.balance, guest.balance_at) == (500.0, 7.0)
     assert (guest.unsaid_lines, guest.unsaid_bytes, guest.throttled) == (4, 40, True)
 
@@ -95,7 +95,7 @@ def test_a_guest_that_has_not_said_anything(tmp_path: Path) -> None:
     old = Old().commit(product=-1, build=-1, blacklisted=False, unplugged=0, flags=0, unsaid=(0, 0), reason="")
     found = oldstate.read(old.write(tmp_path), BOOT)
     assert found is not None
-    assert (found[1].product, found[1].build, found[1].blacklisted, found[1].reason) == (None, None, False, "")
+    assert (found[1].product, found[1].build, found[1].action, found[1].reason) == (None, None, Action.NONE, "")
 
 
 def test_the_newer_header_counts_and_where_it_is_torn_the_other(tmp_path: Path) -> None:
