@@ -12,6 +12,7 @@ from unplugd.core.blacklist import (
     BlacklistRange,
     Configured,
     Hit,
+    build_number,
     describe,
     for_guest,
     node,
@@ -132,3 +133,18 @@ def test_entries_and_ranges_in_words() -> None:
     assert describe(BlacklistEntry("linux", 1), Action.REPORT) == "entry linux 1 (report)"
     assert describe(BlacklistRange("linux", 1, 2, guests=Patterns("a", "b")), Action.REFUSE) == (
         "range linux 1-2 for guests a, b (refuse)")
+
+
+def test_an_entry_is_a_range_of_one_build() -> None:
+    entry = BlacklistEntry("linux", 7)
+    assert (entry.first, entry.last) == (7, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [("0", 0), ("1", 1), ("86451", 86451), ("4294967295", 2**32 - 1), ("4294967296", None), ("9" * 5000, None),
+     ("", None), ("01", None), ("+1", None), ("-1", None), (" 1", None), ("0x10", None), ("\u0663", None),
+     ("1_0", None)],
+)  # fmt: skip
+def test_a_build_number_has_one_name(name: str, build: int | None) -> None:
+    assert build_number(name) == build
