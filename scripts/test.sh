@@ -52,7 +52,7 @@ stage() {
         core)
             local cover=("$bin/coverage") about=(--rcfile=/dev/null --data-file=.cache/coverage-core)
             "${cover[@]}" run "${about[@]}" --branch --source=unplugd.core -m pytest -q \
-                tests/unit/test_{protocol,guests_recorded,ioreq,stream,guest,bucket,registry,blacklist,guestrules,families,events,guestlog,history,escape,pageoffer,counters}.py \
+                tests/unit/test_{protocol,answers,guests_recorded,ioreq,stream,guest,bucket,registry,blacklist,guestrules,families,events,guestlog,history,escape,pageoffer,counters}.py \
                 >.cache/core.log 2>&1 || { tail -n 30 .cache/core.log; return 1; }
             "${cover[@]}" report "${about[@]}" --show-missing --skip-covered --fail-under=100
             ;;

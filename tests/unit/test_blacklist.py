@@ -135,10 +135,16 @@ def test_entries_and_ranges_in_words() -> None:
         "range linux 1-2 for guests a, b (refuse)")
 
 
+def test_an_entry_is_a_range_of_one_build() -> None:
+    entry = BlacklistEntry("linux", 7)
+    assert (entry.first, entry.last) == (7, 7)
+
+
 @pytest.mark.parametrize(
     ("name", "build"),
-    [("0", 0), ("7", 7), ("4294967295", LAST_BUILD), ("4294967296", None), ("07", None), ("00", None), ("-1", None),
-     ("", None), ("٣", None), ("1" * 5000, None)],
+    [("0", 0), ("1", 1), ("86451", 86451), ("4294967295", 2**32 - 1), ("4294967296", None), ("9" * 5000, None),
+     ("", None), ("01", None), ("+1", None), ("-1", None), (" 1", None), ("0x10", None), ("\u0663", None),
+     ("1_0", None)],
 )  # fmt: skip
-def test_which_nodes_are_build_numbers(name: str, build: int | None) -> None:
+def test_a_build_number_has_one_name(name: str, build: int | None) -> None:
     assert build_number(name) == build

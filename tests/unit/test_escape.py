@@ -131,3 +131,12 @@ def test_neither_grows_more_than_four_times(raw: bytes) -> None:
 )
 def test_journal_examples(raw: bytes, journal: str) -> None:
     assert escape_journal(raw).decode() == journal
+
+
+@pytest.mark.parametrize(
+    ("text", "raw"),
+    [("", b""), ("a", b"a"), ("\N{EURO SIGN}", b"\xe2\x82\xac"), ("\udcff", b"\xff"), ("\ud800", b"\xed\xa0\x80")],
+)
+def test_any_string_has_bytes(text: str, raw: bytes) -> None:
+    """Lone surrogates that a decoder makes are the bytes that were not UTF-8; JSON has others."""
+    assert utf8(text) == raw
