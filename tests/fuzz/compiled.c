@@ -15,7 +15,7 @@
  * SPDX-License-Identifier: MIT
  */
 #define _GNU_SOURCE
-#include "loop.h"
+#include "poller.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -296,7 +296,7 @@ static PyObject *woken(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(ignored))
         for (int i = 0; i < CONNECTIONS; i++)
             detach(&connections[i]);
         break;
-    case ATTACH_MORE:           /* so that the Poller moves its links */
+    case ATTACH_MORE:
         record();
         if (spares + 1 < 64 && socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0) {
             int high = fcntl(pair[0], F_DUPFD, 200 + 4 * spares);
@@ -728,18 +728,19 @@ static void step(void)
     }
 }
 
+PyMODINIT_FUNC PyInit__fastpath(void);
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     double bound[] = { 1e-5, 1e-3 };
-    PyObject *hook;
+    PyObject *hook, *module, *type;
 
     (void)argc, (void)argv;
     setenv("PYTHONMALLOC", "malloc", 1);        /* so that objects of Python are guarded too */
     Py_InitializeEx(0);
-    REQUIRE(PyType_Ready(&RowsType) == 0 && PyType_Ready(&TableType) == 0 && PyType_Ready(&PollerType) == 0);
+    REQUIRE((module = PyInit__fastpath()) != NULL && (type = PyObject_GetAttrString(module, "Poller")) != NULL);
     /* what the owner raises is expected: sys.unraisablehook has nothing to print */
     hook = PyRun_String("__import__('sys').__setattr__('unraisablehook', lambda raised: None)", Py_eval_input,
                         PyDict_New(), NULL);
@@ -750,7 +751,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     memset(PyByteArray_AS_STRING(durations), 0, 8 * 4);
     bounds = Py_BuildValue("(dd)", bound[0], bound[1]);
     epoll = epoll_create1(EPOLL_CLOEXEC);
-    poller = (Poller *)PyObject_CallFunction((PyObject *)&PollerType, "iOO", epoll, bounds, durations);
+    poller = (Poller *)PyObject_CallFunction(type, "iOO", epoll, bounds, durations);
     REQUIRE(poller != NULL);
     page.events = -1;
     for (int i = 0; i < CONNECTIONS; i++)

@@ -113,9 +113,8 @@ def environment() -> dict[str, str]:
 
 def guided() -> Path:
     """Build the coverage-guided fuzzer."""
-    sources = [path for path in sorted(SOURCES.glob("*.c")) if path.name != "module.c"]
     library = _libpython()
-    return _build("compiled", "clang", [Path(__file__).with_name("compiled.c"), *sources], [
+    return _build("compiled", "clang", [Path(__file__).with_name("compiled.c"), *sorted(SOURCES.glob("*.c"))], [
         "-fsanitize=fuzzer,address,undefined", str(library), f"-Wl,-rpath,{library.parent}",
     ])
 

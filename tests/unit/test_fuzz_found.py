@@ -85,10 +85,8 @@ def test_objects_that_were_never_initialised_harm_nothing() -> None:
             table.__init__(memory, 3, print)
         with pytest.raises(ValueError, match="the area"):
             table.place(1, 0, 10, 0)
-        with pytest.raises(OSError, match="Bad file descriptor"):
+        with pytest.raises(ValueError, match="not a descriptor"):
             poller.attach(0, table, print)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        poller.poll(0.0)
     del poller
     os.fstat(0)  # its end closed nothing of ours
 
@@ -104,7 +102,6 @@ def test_a_poller_is_made_once_and_takes_no_impossible_descriptor() -> None:
             with pytest.raises(ValueError, match="not a descriptor"):
                 poller.attach(impossible, table, print)
         table.close()
-        poller.close()
 
 
 def test_guests_are_not_served_while_answers_wait_in_the_buffer() -> None:
@@ -133,4 +130,3 @@ def test_guests_are_not_served_while_answers_wait_in_the_buffer() -> None:
             poller.detach(theirs.fileno())
         assert len(refused) == 1
         table.close()
-        poller.close()
