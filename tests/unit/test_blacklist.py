@@ -135,11 +135,6 @@ def test_entries_and_ranges_in_words() -> None:
         "range linux 1-2 for guests a, b (refuse)")
 
 
-def test_an_entry_is_a_range_of_one_build() -> None:
-    entry = BlacklistEntry("linux", 7)
-    assert (entry.first, entry.last) == (7, 7)
-
-
 @pytest.mark.parametrize(
     ("name", "build"),
     [("0", 0), ("1", 1), ("86451", 86451), ("4294967295", 2**32 - 1), ("4294967296", None), ("9" * 5000, None),

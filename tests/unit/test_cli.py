@@ -67,7 +67,7 @@ def test_a_host_that_does_not_give_a_directory_is_status_2(
     assert main(["--config", str(file)]) == 2
     error = capsys.readouterr().err
     assert f"{tmp_path}/occupied/run" in error
-    assert "Not a directory" in error
+    assert "not a directory" in error
 
 
 @pytest.mark.parametrize("arguments", [["--colour"], ["extra"], ["--config"]])
