@@ -98,16 +98,17 @@ class GuestLog:
             at += self.write(data[at:], now)
 
     def write(self, data: bytes, now: float) -> int:
-        """Bytes from the guest, up to the first that causes an event; how many were taken.
+        """Bytes from the guest, up to the first that causes an event, or ends a line that is dropped; how many were taken.
 
-        So the caller can record the event, and keep that it did, before it goes on: see Domain.
+        So the caller can record the event, and keep that it did, before it goes on: see Domain. And where one line is
+        dropped, most of those behind it are dropped at once.
         """
         self._last_byte = now
         if self._drop_all(data, now):
             return len(data)
-        events, partial = len(self._events), self.partial
+        before, partial = (len(self._events), self.dropped_lines), self.partial
         at = 0
-        while at < len(data) and len(self._events) == events:
+        while at < len(data) and (len(self._events), self.dropped_lines) == before:
             if not partial and (empty := _EMPTY_LINES.match(data, at)):
                 self.line_number += empty.end() - at
                 self.charged = 0
@@ -136,12 +137,14 @@ class GuestLog:
         """
         limits = self.limits
         if (limits.delay or limits.unlimited or not self.throttled or not self.unsaid_lines
-                or now >= self._last_report + REPORT_INTERVAL or self.bucket.refill(now) >= 2 * RECORD_COST):
+                or now >= self._last_report + REPORT_INTERVAL):
             return False
         *ended, rest = (bytes(self.partial) + data).split(b"\n")
         if max(map(len, ended), default=0) >= LINE_LIMIT or len(rest) >= LINE_LIMIT:
             return False
         sizes = [size for line in ended if (size := len(line) - line.endswith(b"\r"))]
+        if self.bucket.refill(now) >= max(RECORD_COST, min(sizes, default=0)) + RECORD_COST:
+            return False
         if ended:
             self.line_number += len(ended)
         if sizes:
