@@ -3,7 +3,7 @@
     python -m benchmarks.bytecodes
 
 A guest makes its accesses one after the other, by a connection in this process; Python's own tracing counts what the
-event loop's thread does for them. With the compiled part that is nothing, but for what is rare.
+event loop's thread does for them. With the compiled part that is nothing, but where a line ends or a text is full.
 """
 
 from __future__ import annotations
@@ -20,15 +20,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tests.lab.client import allowed
 from tests.lab.frames import frame
 from tests.lab.host import host
 from unplugd.config.load import Config, LogConfig
-from unplugd.core.guest import ALLOWED, Verdict
 from unplugd.core.ioreq import FRAME_SIZE
-from unplugd.core.stream import NeedVerdict
-from unplugd.domains.domain import Domain
 from unplugd.sockets import loop as eventloop
-from unplugd.sockets import pureloop
 from unplugd.sockets.access import ConnectionPolicy
 from unplugd.sockets.listener import Listener
 
@@ -57,16 +54,12 @@ class Tally:
         return self.trace
 
 
-async def _judge(domain: Domain, need: NeedVerdict, deadline: float) -> Verdict:
-    return ALLOWED
-
-
 async def _count(tally: Tally) -> dict[str, float]:
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         async with host(Path(name), Config(log=LogConfig(rate=0, burst=700, flush_after=1000))) as one:
             domain = one.domain()
-            listener = Listener(domain, one.directory, ConnectionPolicy([os.geteuid()]), _judge)
+            listener = Listener(domain, one.directory, ConnectionPolicy([os.geteuid()]), allowed, one.poller)
             listener.start(None, {})
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
                 client.connect(str(listener.path))
@@ -104,7 +97,7 @@ def _counting(tally: Tally | None) -> Iterator[None]:
 def main() -> int:
     """The command line."""
     results = []
-    for loop in (pureloop.Loop, eventloop.new_event_loop):
+    for loop in (asyncio.SelectorEventLoop, eventloop.new_event_loop):
         tally = Tally()
         threading.settrace(None)  # guests' threads are not counted
         sys.settrace(tally.trace)

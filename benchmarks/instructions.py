@@ -36,10 +36,9 @@ MUCH_LATER = 12.0
 
 
 PATIENCE = """\
-from unplugd.sockets import connection, turns
+from unplugd.domains import turns
 turns.BUDGET *= 100
-turns._MINOR *= 100
-connection.SLOW *= 100
+turns.MINOR *= 100
 """
 """Run by the daemon's interpreter before all else. The compiled part has its own figure, and stays far below it."""
 
