@@ -98,7 +98,7 @@ class GuestLog:
             at += self.write(data[at:], now)
 
     def write(self, data: bytes, now: float) -> int:
-        """Bytes from the guest, up to the first that causes an event, or ends a line that is dropped; how many were taken.
+        """Bytes from the guest, up to the first that causes an event or ends a dropped line; how many were taken.
 
         So the caller can record the event, and keep that it did, before it goes on: see Domain. And where one line is
         dropped, most of those behind it are dropped at once.
