@@ -23,6 +23,9 @@ from unplugd.sockets.poller import ReadsConnections
 CLOSE_TIMEOUT = 5.0
 """Seconds that a client has to read its last responses before its connection is closed all the same."""
 
+LONGEST_WAIT = 1.0
+"""Seconds after which a response that waits for tokens is looked at again."""
+
 Judge = Callable[[Domain, NeedVerdict, float], asyncio.Future[Verdict]]
 """Looks a build number up; the float is the time.monotonic() at which the frame's lookups must be over."""
 
@@ -107,7 +110,8 @@ class Connection:
             case NeedVerdict() as need:
                 self._ask(need)
             case NeedTokens(seconds):
-                self._timer = asyncio.get_running_loop().call_later(seconds, self._resume, None)
+                # limits may change meanwhile: see how it stands now and then
+                self._timer = asyncio.get_running_loop().call_later(min(seconds, LONGEST_WAIT), self._resume, None)
             case None:
                 domain.settings.counters.observe(time.monotonic() - self._since)
                 self._since = now
@@ -201,11 +205,9 @@ class Connection:
         if self._closing:
             return
         self._stop_waiting()
-        if self._out:
-            self._closing = True
-            self._timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._end)
-        else:
-            self._end()
+        self._closing = True
+        self._timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._end)
+        self._send()
 
     def _stop_waiting(self) -> None:
         if self._verdict is not None:

@@ -101,7 +101,8 @@ class Poller:
         began = time.monotonic()
         try:
             answers, used = link.table.answer(data, 0)
-            self._charge(link.table, time.monotonic() - began)
+            if used:  # else the frame is counted where it is served
+                self._charge(link.table, time.monotonic() - began)
             if self._links.get(fd) is not link:
                 return  # the domain went meanwhile
             sent = _send(fd, answers)
