@@ -1,8 +1,6 @@
-/* Connections. A connection is read here while it is armed. A frame that no row answers, and all behind it, goes to Python
- * in order, and the connection with it, until Python resumes it. The beginning of a frame is kept here.
- *
- * "Acknowledged" (contract section 1) is the order in connection_serve(): log bytes are appended and published, Python has
- * looked at them where it must, and only then the answers are sent.
+/* Connections, read here while they are armed. A frame that no row answers, and all behind it, goes to Python in order, and the
+ * connection with it, until Python resumes it. "Acknowledged" (contract section 1) is the order in connection_serve(): log
+ * bytes are appended and published, Python has looked at them where it must, and only then the answers are sent.
  *
  * SPDX-License-Identifier: MIT
  */

@@ -1,11 +1,6 @@
-/* unplugd.sockets._fastpath: constants answered and log bytes appended without entering Python.
- *
- * A Table (table.c) has a guest's rows and its log text (log.h). The Poller, here, stands in the place of select.epoll in the
- * event loop's selector, and answers by the tables what comes on connections (connection.c) and lent pages (page.c). What
- * has no row is Python's. sockets/poller.py and domains/table.py do the same in Python; the tests hold both to the same.
- *
- * All of it runs on the event loop's thread with the GIL held, so it never runs beside Python: only between two callbacks,
- * or where long work lets guests be served (Poller.serve).
+/* unplugd.sockets._fastpath: constants answered and log bytes appended without entering Python. The Poller stands in the place
+ * of select.epoll in the event loop's selector, and serves connections (connection.c) and lent pages (page.c) by their tables
+ * (table.c). All of it runs on the loop's thread with the GIL held: between two callbacks, or where long work calls serve().
  *
  * SPDX-License-Identifier: MIT
  */
@@ -186,6 +181,14 @@ static PyObject *Poller_serve(Poller *self, PyObject *Py_UNUSED(ignored))
     return count < 0 ? NULL : PyBool_FromLong(self->called);
 }
 
+static PyObject *Poller_close(Poller *self, PyObject *Py_UNUSED(ignored))
+{
+    if (self->durations.obj != NULL && self->alarm >= 0)
+        close(self->alarm);
+    self->alarm = -1;
+    Py_RETURN_NONE;
+}
+
 static void Poller_dealloc(Poller *self)
 {
     for (int fd = 0; self->links != NULL && fd <= self->last; fd++)
@@ -195,8 +198,7 @@ static void Poller_dealloc(Poller *self)
             link_clear(&self->links[fd]);
     free(self->links);
     Py_XDECREF(self->handed);
-    if (self->durations.obj != NULL && self->alarm >= 0)
-        close(self->alarm);
+    Py_XDECREF(Poller_close(self, NULL));
     if (self->durations.obj != NULL)
         PyBuffer_Release(&self->durations);
     Py_TYPE(self)->tp_free((PyObject *)self);
@@ -242,6 +244,7 @@ static PyMethodDef Poller_methods[] = {
     {"detach", (PyCFunction)Poller_detach, METH_O, "A connection is gone."},
     {"borrow", (PyCFunction)Poller_borrow, METH_VARARGS, "Serve a lent ioreq page."},
     {"give_back", (PyCFunction)Poller_give_back, METH_O, "Serve the page of the lender at this descriptor no more."},
+    {"close", (PyCFunction)Poller_close, METH_NOARGS, "Close its timer: the event loop ends."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -29,7 +29,7 @@ def test_one_round(tmp_path: Path) -> None:
     assert "| one access at a time" in done.stdout
     assert "one access at a time" in (tmp_path / "picture.svg").read_text()
     found = json.loads(figures.read_text())
-    assert len(found["figures"]) == (8 if found["compiled"] else 4)
+    assert len(found["figures"]) == (4 if found["compiled"] else 2)
     assert all(one["median"] > 0 and len(one["values"]) == 1 for one in found["figures"])
 
 

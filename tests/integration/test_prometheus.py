@@ -12,6 +12,7 @@ import pytest
 from tests.lab.hostview import StandInDomain, StandInHost, many
 from tests.lab.prometheus import PATIENCE, Prometheus, lint
 from unplugd.core.counters import KINDS
+from unplugd.core.escape import visible
 from unplugd.http.exposition import OPENMETRICS, TEXT
 from unplugd.http.server import HttpServer
 
@@ -128,14 +129,15 @@ NASTY = [
 ]  # fmt: skip
 
 
-def test_no_name_spoils_a_scrape_and_each_is_what_it_was(serve: Serve, prometheus: Scrape) -> None:
+def test_no_name_spoils_a_scrape_and_each_can_be_looked_at(serve: Serve, prometheus: Scrape) -> None:
     running = serve(StandInHost(StandInDomain(domid, name=name) for domid, name in enumerate(NASTY, 1)))
     server = prometheus(running.port)
     server.wait_for_value("unplugd_domains", len(NASTY))
     assert server.target_error() == ""
     seen = {labels["domid"]: labels.get("name", "") for labels, _ in server.query("unplugd_domain_info")}
-    expected = {str(domid): name for domid, name in enumerate(NASTY, 1)}
-    expected["7"] = "caf\ufffd"
+    expected = {str(domid): visible(name) for domid, name in enumerate(NASTY, 1)}
+    assert expected["1"] == 'x"} 1\\x0aunplugd_xenstore_up 7\\x0a'
+    assert expected["6"] == NASTY[5]
     assert seen == expected
     assert server.value("unplugd_xenstore_up") == 1
 

@@ -52,6 +52,11 @@ class Selector(selectors.EpollSelector):
                 ready.append((key, mask & key.events))
         return ready
 
+    def close(self) -> None:
+        """Close the epoll, and the Poller's timer in it."""
+        self.poller.close()
+        super().close()
+
 
 class Loop(asyncio.SelectorEventLoop):
     """An event loop with a Poller in its selector. What is scheduled while the Poller serves makes it return."""
