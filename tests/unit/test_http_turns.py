@@ -47,7 +47,7 @@ def test_many_clients_have_one_turn_in_an_iteration() -> None:
         await turns.begin()
         for _ in range(5):
             worked.append(iteration)
-            spin(TURN)
+            spin(2 * TURN)
             await turns.go_on()
         done += 1
 

@@ -199,14 +199,14 @@ def test_sockets_passed_by_name(tmp_path: Path) -> None:
             listener = socket.socket(socket.AF_UNIX)
             listeners.append(listener)
             # High numbers, so that moving one to 3 does not overwrite another.
-            os.dup2(listener.fileno(), 50 + n)
+            os.dup2(listener.fileno(), 200 + n)
             listener.bind(str(tmp_path / str(n)))
             listener.listen()
-        done = receive([50, 51, 52], "http:other:http")
+        done = receive([200, 201, 202], "http:other:http")
     finally:
         for n, listener in enumerate(listeners):
             listener.close()
-            os.close(50 + n)
+            os.close(200 + n)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "names": {"http": [str(tmp_path / "0"), str(tmp_path / "2")], "other": [str(tmp_path / "1")]},
@@ -218,11 +218,11 @@ def test_sockets_passed_by_name(tmp_path: Path) -> None:
 
 def test_a_probe_that_was_left_is_put_aside() -> None:
     reading, writing = os.pipe()
-    os.dup2(writing, 50)
+    os.dup2(writing, 200)
     try:
-        done = receive([50], "probe")
+        done = receive([200], "probe")
     finally:
-        for fd in (reading, writing, 50):
+        for fd in (reading, writing, 200):
             os.close(fd)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["names"] == {}
@@ -230,11 +230,11 @@ def test_a_probe_that_was_left_is_put_aside() -> None:
 
 def test_what_is_passed_must_be_a_socket(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file:
-        os.dup2(file.fileno(), 50)
+        os.dup2(file.fileno(), 200)
         try:
-            done = receive([50], "http")
+            done = receive([200], "http")
         finally:
-            os.close(50)
+            os.close(200)
     assert done.returncode == 1
     assert "http (fd 3)" in done.stderr
 
