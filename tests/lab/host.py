@@ -96,6 +96,7 @@ class Host:
         self.poller = open_poller(self.counters)
         self.published: list[int] = []
         self.said: list[tuple[Event, str]] = []
+        self._domains: list[Domain] = []
         self.settings = Settings(
             config._replace(runtime_dir=directory),
             delivery(config.log, directory / "state", journald=self.journald.path),
@@ -111,7 +112,16 @@ class Host:
 
     def domain(self, domid: int = 7, name: str = "web-01", uuid: str = UUID) -> Domain:
         """A domain of this host."""
-        return Domain(domid, name, uuid, self.settings)
+        domain = Domain(domid, name, uuid, self.settings)
+        self._domains.append(domain)
+        return domain
+
+    def stop(self) -> None:
+        """The domains that a test has left."""
+        for domain in self._domains:
+            if domain.state.memory.closed:
+                continue
+            domain.stop()
 
 
 @asynccontextmanager
@@ -121,6 +131,7 @@ async def host(directory: Path, config: Config | None = None) -> AsyncIterator[H
     try:
         yield one
     finally:
+        one.stop()
         await one.settings.delivery.stop(deadline=0.0)
         one.journald.stop()
 
