@@ -110,7 +110,7 @@ static int answer_all(Poller *self, Table *table, size_t size, struct answered *
         if ((all->due = some.due))
             result = wake(table);
     } while (result == 0 && all->due && all->used < size);
-    if (all->used > 0)      /* else the frame is Python's, and counted there */
+    if (all->used > 0)      /* else Python serves the frame, and counts it */
         observe(self, table, now() - began);
     Py_DECREF((PyObject *)table);
     return result;

@@ -61,7 +61,7 @@ static void alarm_rang(Poller *self)
         return;             /* it was set again since: the next round finds it */
 }
 
-/* What is ready at one descriptor. 1: it is Python's; 0: done; -1 and an exception. */
+/* What is ready at one descriptor. 1: for Python; 0: done; -1 and an exception. */
 static int look_at(Poller *self, int fd, uint32_t events, PyObject *handed)
 {
     const struct link *link;
@@ -86,7 +86,7 @@ static int look_at(Poller *self, int fd, uint32_t events, PyObject *handed)
     return 0;
 }
 
-/* One round: wait, serve, and collect what is Python's. With `events` NULL, other descriptors stay ready. How many were
+/* One round: wait, serve, and collect what is for Python. With `events` NULL, other descriptors stay ready. How many were
  * ready; -1 and an exception if something fails. */
 static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject *handed)
 {

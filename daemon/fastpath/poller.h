@@ -18,7 +18,7 @@ struct ioreq_page;          /* page.c */
 
 struct link {               /* by its descriptor */
     Table *table;           /* NULL: there is none */
-    PyObject *handed;       /* of a connection: called with (answers not sent, bytes from a frame on that is Python's) */
+    PyObject *handed;       /* of a connection: called with (answers not sent, bytes from a frame on that has no row) */
     unsigned char *rest;    /* of a connection: the beginning of a frame; NULL: there is none */
     size_t rest_size;
     bool armed;             /* a connection that is read here, else Python has it */
@@ -69,7 +69,7 @@ static inline void observe(const Poller *self, Table *table, double seconds)
 
 /* --- connection.c */
 
-/* Read and answer what came; what is Python's is appended to `handed`. -1 and an exception where there is no memory. */
+/* Read and answer what came; what is for Python is appended to `handed`. -1 and an exception where there is no memory. */
 int connection_serve(Poller *self, int fd, PyObject *handed);
 
 /* A descriptor that Python has is ready: not to be looked at until it is resumed. */

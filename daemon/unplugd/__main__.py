@@ -1,7 +1,7 @@
 """The process `unplugd`, from its first instruction to its last: what makes it start and end quickly.
 
 Guests wait while unplugd is restarted, and most of that time goes into loading modules and taking them down again. What
-the command does is cli.py's, what the service does is service.py's; nothing here changes either.
+the command does is in cli.py, what the service does in service.py; nothing here changes either.
 """
 
 from __future__ import annotations

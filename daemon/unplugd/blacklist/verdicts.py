@@ -81,7 +81,7 @@ class _Lookup(NamedTuple):
 
 
 class Blacklist:
-    """The verdicts of all domains. Which xenstore is asked, use() says; who asks before that waits for it."""
+    """The verdicts of all domains. use() says which xenstore is asked; a request before that waits."""
 
     _store: Store
     _lookups: SharedReads
