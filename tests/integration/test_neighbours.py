@@ -99,7 +99,7 @@ def test_journald_is_stopped(launch: Launch, journald: Journald) -> None:
         say(wire, 50, 450)
         eventually(lambda: "journal" in daemon.manager.status())
         journald.resume()
-        eventually(lambda: in_journal(journald) == list(range(450)))
+        eventually(lambda: in_journal(journald), lambda found: found == list(range(450)))
     assert sink_drops(daemon) == 0
     assert other.longest < NOW
 
@@ -130,7 +130,7 @@ def test_journald_is_killed(launch: Launch, journald: Journald, socket_gone: boo
         say(wire, 50, 250)
         eventually(lambda: "journal" in daemon.manager.status())
         journald.start()
-        eventually(lambda: in_journal(journald) == list(range(250)))
+        eventually(lambda: in_journal(journald), lambda found: found == list(range(250)))
         eventually(lambda: "journal" not in daemon.manager.status())
     assert sink_drops(daemon) == 0
     assert other.longest < NOW
@@ -146,7 +146,10 @@ def test_unplugd_is_killed_while_journald_is_away(launch: Launch, journald: Jour
     with daemon.connect(1) as wire:
         say(wire, 200, 250)
     journald.start()
-    eventually(lambda: in_journal(journald) == list(range(250)))
+    found = eventually(lambda: in_journal(journald), lambda found: len(found) >= 250 and found[-1] == 249)
+    # Nothing is lost, and all is in order. The line that was being recorded at SIGKILL may come twice (contract 1).
+    assert list(dict.fromkeys(found)) == list(range(250))
+    assert len(found) <= 251
 
 
 # --- xenstored
