@@ -63,6 +63,7 @@ RELOAD = {
     "http.listen": "at once; if the address cannot be used, the reload is refused",
     "attach.when_unreachable": ATTACH,
     "attach.unreachable_after": ATTACH,
+    "attach.forward": ATTACH,
     "attach.user": ATTACH,
     "attach.monitor": ATTACH,
 }

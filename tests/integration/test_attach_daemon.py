@@ -6,9 +6,12 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from tests.lab.daemon import PATIENCE, Daemon, Run, embedded
 from unplugd.attach.agent import Agent
 from unplugd.attach.connect import connect as connect_to
+from unplugd.attach.forward import PAUSE, Forward
 from unplugd.attach.guestmem import GuestMemory
 from unplugd.attach.slots import PAGE_SIZE, Access, Kind
 from unplugd.attach.unplugd import Unplugd
@@ -30,6 +33,10 @@ class Pages:
 class Qemu:
     def __init__(self) -> None:
         self.written: list[tuple[int, int, int]] = []
+        self.told: list[tuple[int, int, int]] = []
+
+    async def attempt(self, port: int, size: int, value: int) -> None:
+        self.told.append((port, size, value))
 
     async def write(self, port: int, size: int, value: int) -> None:
         self.written.append((port, size, value))
@@ -80,11 +87,13 @@ def play(daemon: Daemon, work: Callable[[Guest, Qemu, Pages], Awaitable[None]]) 
         answers: asyncio.Queue[int | None] = asyncio.Queue()
         qemu, pages = Qemu(), Pages()
         failures: list[BaseException] = []
+        reports: list[str] = []
+        asked = Forward(unplugd, qemu, reports.append, failures.append)
         agent = Agent(
-            unplugd, qemu, Platform(), GuestMemory(pages), lambda _, data: answers.put_nowait(data), failures.append
+            asked, qemu, Platform(), GuestMemory(pages), lambda _, data: answers.put_nowait(data), failures.append
         )
         await work(Guest(agent, answers), qemu, pages)
-        assert failures == []
+        assert (failures, reports) == ([], [])
         connection.cancel()
         unplugd.close()
         await asyncio.sleep(0.01)
@@ -155,3 +164,23 @@ def test_an_access_outlives_the_daemon(run: Run) -> None:
         assert qemu.written == [(0x10, 2, 2)]
 
     play(daemon, work)
+
+
+@pytest.mark.parametrize(("action", "told"), [("report", True), ("refuse", False), ("withhold", False)])
+def test_qemu_is_told_of_drivers_that_may_run(run: Run, action: str, told: bool) -> None:
+    listed = {"product": "experimental", "build": 0x9035E, "action": action}
+
+    async def work(guest: Guest, qemu: Qemu, pages: Pages) -> None:
+        await guest.write(0x12, 2, 0xFFFF)
+        await guest.write(0x10, 4, 0x9035E)
+        await guest.write(0x10, 2, 2)
+        if not told:
+            await asyncio.sleep(4 * PAUSE)
+            assert qemu.told == []
+            return
+        async with asyncio.timeout(PATIENCE):
+            while len(qemu.told) < 2:
+                await asyncio.sleep(0.01)
+        assert qemu.told == [(0x12, 2, 0xFFFF), (0x10, 4, 0x9035E)]
+
+    play(run(embedded(7, blacklist={"entry": [listed]})), work)

@@ -162,3 +162,35 @@ def test_what_fails_is_tried_until_it_is_done(monkeypatch: pytest.MonkeyPatch) -
     assert fake.commands == ["o /h 0x10 0x3"] * 2
     assert len(said) == 2, said
     assert said[-1].endswith("is done")
+
+
+def test_an_attempt_fails_in_time_and_the_next_command_has_its_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu, "ONCE", 0.2)
+    fake = FakeQemu(refuse=1, mute=1)
+
+    async def work(monitor: Monitor) -> None:
+        with pytest.raises(MonitorFailure, match="no"):
+            await monitor.attempt(0x12, 2, 3)
+        with pytest.raises(MonitorFailure, match="TimeoutError"):
+            await monitor.attempt(0x12, 2, 3)
+        await monitor.attempt(0x12, 2, 3)
+        assert await monitor.read(0x12, 2) == 3
+
+    assert run(fake, work) == []
+    assert fake.commands == ["o /h 0x12 0x3", "i /h 0x12"]
+
+
+def test_an_attempt_waits_only_so_long_for_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu, "ONCE", 0.2)
+    fake = FakeQemu(refuse=1000)
+
+    async def work(monitor: Monitor) -> None:
+        order = asyncio.create_task(monitor.write(0x10, 2, 3))
+        await asyncio.sleep(0)
+        with pytest.raises(MonitorFailure):
+            await monitor.attempt(0x12, 2, 3)
+        fake.refuse = 0
+        await order
+
+    assert len(run(fake, work)) == 2
+    assert fake.ports == {0x10: 3}

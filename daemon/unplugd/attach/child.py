@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from unplugd.attach.agent import Agent
 from unplugd.attach.broker import ChildEnd
 from unplugd.attach.confine import Identity, confine
+from unplugd.attach.forward import Forward
 from unplugd.attach.guestmem import GuestMemory
 from unplugd.attach.lender import Lender
 from unplugd.attach.plan import FIRST_CONFIG, FIRST_PORT, LAST_CONFIG, LAST_PORT
@@ -144,7 +145,8 @@ async def _main(
 
     # An exception in a callback (an answer of unplugd, an access) ends the process, as one in a task does.
     loop.set_exception_handler(lambda _, context: failed(context.get("exception") or RuntimeError(context["message"])))
-    agent = Agent(unplugd, monitor, platform, GuestMemory(memory), server.answer, failed)
+    asked = Forward(unplugd, monitor, broker.log, failed) if config.forward else unplugd
+    agent = Agent(asked, monitor, platform, GuestMemory(memory), server.answer, failed)
     lender = Lender(server, privcmd, lambda: broker.connect("pages"), agent.take, agent.busy)
     unplugd.answers = lender.offer
     confine(domain.domid, identity, kept.empty, supervisor, events.fd)

@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 ATTEMPT = 30.0
 """Seconds for one command, the connection included: QEMU may be busy starting, or serve xentop on this socket."""
+ONCE = 5.0
+"""Seconds for a command that may fail. While it holds the connection, an unplug order waits for it."""
 IDLE = 1.0
 """Seconds after which an unused connection is closed."""
 _FIRST_RETRY, _LAST_RETRY = 0.05, 1.0
@@ -52,6 +54,15 @@ def read_result(text: str) -> int:
     return int(match[1], 16)
 
 
+_FAILURES = (OSError, TimeoutError, EOFError, ValueError, MonitorFailure)
+
+
+def _silent(text: str) -> None:
+    """Check the answer to a write. Raises MonitorFailure."""
+    if text.strip():
+        raise MonitorFailure(f"monitor answered {text[:80]!r}")
+
+
 class Monitor:
     """The monitor of one domain's QEMU. `connect` brings a connected socket or raises OSError."""
 
@@ -69,11 +80,21 @@ class Monitor:
         corrupt it. So this waits, as the guest would wait for QEMU itself.
         """
 
-        def check(text: str) -> None:
-            if text.strip():
-                raise MonitorFailure(f"monitor answered {text[:80]!r}")
+        await self._insist(write_command(port, size, value), _silent)
 
-        await self._insist(write_command(port, size, value), check)
+    async def attempt(self, port: int, size: int, value: int) -> None:
+        """Write a port, with one attempt. Raises MonitorFailure if QEMU has not done it in time; it may do it later."""
+        try:
+            async with asyncio.timeout(ONCE), self._lock:
+                self._stay_open()
+                try:
+                    _silent(await self._run(write_command(port, size, value)))
+                except BaseException:
+                    self.close()  # an answer may still come, and would be taken for that of the next command
+                    raise
+                self._close_later()
+        except _FAILURES as error:
+            raise MonitorFailure(str(error) or type(error).__name__) from error
 
     async def read(self, port: int, size: int) -> int:
         """Read a port; tries for as long as it takes."""
@@ -86,14 +107,12 @@ class Monitor:
     async def _insist(self, command: str | dict[str, Any], parse: Callable[[Any], _T]) -> _T:
         retry, failed = _FIRST_RETRY, False
         async with self._lock:
-            if self._idle is not None:
-                self._idle.cancel()
-                self._idle = None
+            self._stay_open()
             while True:
                 try:
                     async with asyncio.timeout(ATTEMPT):
                         answer = parse(await self._run(command))
-                except (OSError, TimeoutError, EOFError, ValueError, MonitorFailure) as error:
+                except _FAILURES as error:
                     self.close()
                     if not failed:
                         failed = True
@@ -121,14 +140,17 @@ class Monitor:
             raise MonitorFailure(f"monitor answered {answer!r}")
         return answer
 
+    def _stay_open(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
     def _close_later(self) -> None:
         self._idle = asyncio.get_running_loop().call_later(IDLE, self.close)
 
     def close(self) -> None:
         """End the connection, if there is one."""
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+        self._stay_open()
         if self._link is not None:
             self._link[1].close()
         self._link = None

@@ -13,6 +13,8 @@ class AttachConfig(NamedTuple):
     ones, so that its driver stays with the emulated devices) or "wait" (until unplugd is back)."""
     unreachable_after: float = 10.0
     """Seconds that an access waits for unplugd before it is answered as absent."""
+    forward: bool = True
+    """Whether product and build number of a driver that is not blacklisted are passed on to QEMU."""
     user: str = ""
     """The user that the process of each domain runs as. Empty: the uid of `xen-qemuuser-range-base` plus the domid
     where this user exists, else `unplugd-attach`, else `nobody`."""

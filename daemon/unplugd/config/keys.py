@@ -222,6 +222,7 @@ KEYS: Mapping[str, Check] = {  # in the order of contract section 5
     "http.listen": _listen,
     "attach.when_unreachable": _one_of("absent", "wait"),
     "attach.unreachable_after": _number(0.1, 86400, "seconds"),
+    "attach.forward": _boolean,
     "attach.user": _user,
     "attach.monitor": _socket_path,
 }
