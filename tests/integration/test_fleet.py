@@ -57,6 +57,9 @@ def test_every_question_of_the_page_has_its_answer(fleet: Fleet) -> None:
         ),
         "which builds would be hit if the blacklist were enforced": (("product", "build"), {(("1", "86460"), 1)}),
         "which guests were refused and unplugged devices all the same": (("instance", "domid"), {((b, "10"), 1)}),
+        "which builds ignore a refusal, so that only `withhold` stops them": (
+            ("product", "build"), {(("1", "86451"), 1)},
+        ),
         "which guests run without PV devices": (("instance", "domid"), {((a, "7"), 0), ((a, "9"), 0)}),
         "which versions of unplugd run": ((), {((), 2)}),
     }

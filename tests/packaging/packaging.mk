@@ -1,5 +1,5 @@
 # What people install. Included by the Makefile.
-.PHONY: deb image test-packaging
+.PHONY: deb image test-packaging test-fleet
 
 deb: ## a Debian package for Debian 12, in dist/
 	@scripts/deb.sh
@@ -9,3 +9,6 @@ image: deb ## a container image, localhost/unplugd, with buildah or docker
 
 test-packaging: ## package, wheel, image and compose.yaml, tried in clean surroundings (as root, 6 minutes)
 	@tests/packaging/run.sh
+
+test-fleet: ## the Ansible role, on two clean hosts (as root, 4 minutes)
+	@tests/packaging/run.sh tests/packaging/manyhosts.py

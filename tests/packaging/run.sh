@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# run.sh : the Debian package in a clean Debian 12, sdist and wheel in clean environments, the image and compose.yaml run.
+# run.sh [FILE...] : the Debian package in a clean Debian 12, sdist and wheel in clean environments, the image and compose.yaml
+# run. With files of tests, only these.
 #
 # Needs root, Debian's mirror and PyPI, and fetches what it needs of the machine by apt. Ends with one line that counts,
 # which it also leaves in .cache/packaging-tests.
@@ -30,7 +31,7 @@ rm -f "$report"
 status=0
 # Two at a time, each file by one of them: most of the time is waiting for apt and pip. The limits only end what hangs.
 timeout --kill-after=30 1800 .venv/bin/python -m pytest -q -n 2 --dist loadfile --durations=8 --timeout=1500 \
-    --junit-xml="$report" tests/packaging "$@" || status=$?
+    --junit-xml="$report" "${@:-tests/packaging}" || status=$?
 .venv/bin/python - "$report" >.cache/packaging-tests <<'PY'
 import sys
 import xml.etree.ElementTree as ET

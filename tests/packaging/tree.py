@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -97,15 +97,20 @@ def _hierarchy() -> Path:
 
 
 class Debian:
-    """A clean tree; as a context manager it is unpacked, and removed at the end."""
+    """A clean tree; as a context manager it is unpacked, and removed at the end. With `like`, a copy of another tree,
+    which is not booted yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, like: Debian | None = None) -> None:
+        self._like = like
         self.directory = CACHE / f"tree-{os.getpid()}-{next(_numbers)}"
         self.pid = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._cgroup = _hierarchy() / f"unplugd-packaging-{os.getpid()}-{next(_numbers)}"
 
     def __enter__(self) -> Self:
+        if self._like is not None:
+            run("cp", "-a", self._like.directory, self.directory)
+            return self
         make_base()
         self.directory.mkdir(parents=True)
         run("tar", "-x", "-C", self.directory, "-f", BASE)
@@ -119,14 +124,16 @@ class Debian:
         self.stop()
         shutil.rmtree(self.directory)
 
-    def fetch(self, *packages: Path) -> None:
-        """Have an init in it, what the first package depends on where its apt looks, and all of them at /root."""
+    def fetch(self, *packages: Path, also: Sequence[str] = ()) -> None:
+        """Have an init in it, what the first package depends on where its apt looks, and all of them at /root. `also`
+        are more of Debian's packages to install."""
         for package in packages:
             shutil.copy(package, self.directory / "root")
         script = 'mount -t proc proc "$1/proc" && exec chroot "$@"'
         install = "apt-get -qy --no-install-recommends"
+        wanted = " ".join((*INIT, *also))
         run("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", self.directory, "sh", "-c",
-            f"export DEBIAN_FRONTEND=noninteractive && apt-get -q update && {install} install {' '.join(INIT)}"
+            f"export DEBIAN_FRONTEND=noninteractive && apt-get -q update && {install} install {wanted}"
             f" && {install} --download-only install /root/{packages[0].name}", timeout=900)  # fmt: skip
 
     def boot(self) -> None:
@@ -153,10 +160,15 @@ class Debian:
                 self.pid = int(child)
         return bool(self.pid)
 
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """What runs a command inside the booted tree."""
+        return ("nsenter", f"--target={self.pid}", "--mount", "--pid", "--cgroup", "--ipc", "--uts", "--net", "--root",
+                "--wd")
+
     def execute(self, *command: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a command inside the booted tree."""
-        return run("nsenter", f"--target={self.pid}", "--mount", "--pid", "--cgroup", "--ipc", "--uts", "--net",
-                   "--root", "--wd", "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+        return run(*self.enter, "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
                    "DEBIAN_FRONTEND=noninteractive",
                    "LC_ALL=C.UTF-8", "HOME=/root", *command, check=check, timeout=timeout)  # fmt: skip
 

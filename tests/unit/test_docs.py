@@ -36,7 +36,7 @@ DOCS = ROOT / "docs"
 SCRIPTS = sorted((ROOT / "scripts").glob("*-docs.py"))
 SHELL = [block for block in ALL_BLOCKS if block.language in ("sh", "console", "bash")]
 
-HOSTS = {"keepachangelog.com", "semver.org", "xenbits.xen.org", "127.0.0.1", "localhost"}
+HOSTS = {"keepachangelog.com", "semver.org", "xenbits.xen.org", "logs.example.org", "127.0.0.1", "localhost"}
 """Where links and commands may lead."""
 
 PLACES = {
@@ -112,6 +112,8 @@ def test_every_kind_of_record_is_documented_once() -> None:
 def test_every_metric_that_pages_name_exists() -> None:
     known = {metric.name for metric in CATALOGUE}
     known |= set(re.findall(r"\bunplugd_\w+", (ROOT / "clients" / "unplugd-client.h").read_text()))  # its functions
+    role = ROOT / "config" / "ansible" / "roles" / "unplugd" / "meta" / "argument_specs.yml"
+    known |= set(re.findall(r"^ +(unplugd_\w+):$", role.read_text(), re.MULTILINE))
     for page in PAGES:
         named = set(re.findall(r"\bunplugd_[a-z_]*[a-z]\b", page.read_text()))
         assert named <= known, page.name
@@ -137,7 +139,7 @@ def test_no_page_names_a_strange_place(page: Path) -> None:
     text = page.read_text()
     assert set(re.findall(r"https?://([^/\s:)\"]+)", text)) <= HOSTS
     without_urls = re.sub(r"https?://\S+", "", text)
-    assert set(re.findall(r"(?<![\w.)>*\]/-])/([A-Za-z-][\w-]*)(?=/|\b)", without_urls)) <= PLACES
+    assert set(re.findall(r"(?<![\w.)>}*\]/-])/([A-Za-z-][\w-]*)(?=/|\b)", without_urls)) <= PLACES
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
