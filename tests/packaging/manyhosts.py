@@ -1,4 +1,5 @@
-"""Two hosts with the Ansible role of config/ansible: installed, and a list rolled out from "observe" to "enforce".
+"""Two hosts with the Ansible role of config/ansible: installed, and a list rolled out from "observe" to "enforce". Then
+one sends its guests' lines to a central journal on the other.
 
 Each host is a clean Debian 12 with its own systemd. Ansible comes from PyPI and reaches the hosts by ssh. `make
 test-fleet` runs this; it takes too long for `make test-packaging`.
@@ -6,6 +7,7 @@ test-fleet` runs this; it takes too long for `make test-packaging`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -18,8 +20,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.documents import DOM0, blocks
 from tests.lab.daemon import Wire, uuid
-from tests.packaging.tree import CACHE, ROOT, Debian, locked, run
+from tests.packaging.tree import CACHE, ROOT, Debian, locked, run, wait_for
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -132,7 +135,7 @@ def state(host: Debian) -> str:
 def fleet(package: Path) -> Iterator[Fleet]:
     # a short path, for the socket of ssh's master connection
     with tempfile.TemporaryDirectory(prefix="fleet") as directory, Debian() as a:
-        a.fetch(package, also=("python3", "python3-apt", "openssh-server"))
+        a.fetch(package, also=("python3", "python3-apt", "openssh-server", "iproute2", "systemd-journal-remote"))
         (a.directory / "root" / package.name).unlink()
         for name in ("unplugd.service.d", "unplugd-http.socket.d"):
             drop_in = a.directory / "etc/systemd/system" / name
@@ -188,3 +191,71 @@ def test_from_observing_to_enforcing(fleet: Fleet) -> None:
     mode.write_text(mode.read_text().replace("enforce", "observe"))
     assert fleet.rolled_out(canary="observe", everywhere="enforce") == {"dom0-a": 1, "dom0-b": 0}
     assert announced(a) == 0x49D2
+
+
+def certificates(directory: Path) -> None:
+    """A certificate authority, and a key and certificate that it signed for each host."""
+    def openssl(*arguments: str | Path) -> None:
+        run("openssl", *arguments)
+
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=lab",
+            "-keyout", directory / "ca.key", "-out", directory / "ca.pem")
+    for name in ("dom0-a", "dom0-b"):
+        openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}",
+                "-keyout", directory / f"{name}.key", "-out", directory / f"{name}.csr")
+        openssl("x509", "-req", "-days", "2", "-copy_extensions", "copy", "-in", directory / f"{name}.csr",
+                "-CA", directory / "ca.pem", "-CAkey", directory / "ca.key", "-CAcreateserial",
+                "-out", directory / f"{name}.pem")  # fmt: skip
+
+
+def recipe() -> list[tuple[str, str]]:
+    """The commands of docs/fleet.md, and where they run."""
+    found = [(block.note, block.text) for block in blocks(ROOT / "docs/fleet.md")]
+    marked = [(note.split(";")[0].removeprefix(DOM0), text) for note, text in found if note.endswith("runs it")]
+    assert [where for where, _ in marked] == ["on the central host", "on each host"]
+    return marked
+
+
+def test_guest_lines_at_a_central_journal(fleet: Fleet, tmp_path: Path) -> None:
+    """With the commands of the documentation, TLS on both sides, and the central host away for a while."""
+    central, host = fleet.b, fleet.a
+    fleet.list.write_text(LIST)
+    fleet.rolled_out(canary="observe", everywhere="observe")
+    run("ip", "link", "add", "lab0", "netns", str(host.pid), "type", "veth", "peer", "name", "lab0",
+        "netns", str(central.pid))  # fmt: skip
+    certificates(tmp_path)
+    for number, (name, tree) in enumerate((("dom0-a", host), ("dom0-b", central)), 1):
+        tree.execute("ip", "addr", "add", f"10.97.0.{number}/24", "dev", "lab0")
+        tree.execute("ip", "link", "set", "lab0", "up")
+        tree.execute("hostname", name)
+        hosts = tree.path("/etc/hosts")
+        hosts.write_text(hosts.read_text() + "10.97.0.1 dom0-a\n10.97.0.2 dom0-b logs.example.org\n")
+        folder = tree.path("/root/tls")
+        folder.mkdir()
+        for source, target in ((f"{name}.key", "key.pem"), (f"{name}.pem", "cert.pem"), ("ca.pem", "ca.pem")):
+            shutil.copy(tmp_path / source, folder / target)
+    for where, commands in recipe():
+        tree = central if where == "on the central host" else host
+        tree.execute("sh", "-ec", "cd /root/tls\n" + commands.replace("logs.example.org", "dom0-b"))
+
+    def received(text: str) -> bool:
+        done = central.execute("journalctl", "-D", "/var/log/journal/remote", "-o", "json", "--all", "--quiet",
+                               "SYSLOG_IDENTIFIER=unplugd-guest", "XEN_DOMAIN_NAME=web-01", check=False)
+        entries = [json.loads(line) for line in done.stdout.splitlines()]
+        assert {(one["_HOSTNAME"], one["XEN_DOMAIN_UUID"]) for one in entries} <= {("dom0-a", uuid(7))}
+        return any(one["MESSAGE"] == text for one in entries)
+
+    with Wire(host.path("/run/unplugd/dom7.sock")) as guest:
+        guest.log(b"seen from afar\n")
+    wait_for(lambda: received("seen from afar"), "the guest's line at the central host")
+    others = central.execute("journalctl", "-D", "/var/log/journal/remote", "-o", "json", "--quiet").stdout
+    units = {json.loads(line).get("_SYSTEMD_UNIT") for line in others.splitlines()}
+    assert units == {"unplugd.service", "systemd-journald@unplugd.service"}
+
+    central.execute("systemctl", "stop", "systemd-journal-remote.socket", "systemd-journal-remote.service")
+    with Wire(host.path("/run/unplugd/dom7.sock")) as guest:
+        guest.log(b"while it was away\n")
+    wait_for(lambda: host.execute("systemctl", "show", "-P", "NRestarts", "systemd-journal-upload").stdout != "0\n",
+             "the upload to fail")
+    central.execute("systemctl", "start", "systemd-journal-remote.socket")
+    wait_for(lambda: received("while it was away"), "the line from before")
