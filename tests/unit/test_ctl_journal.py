@@ -17,7 +17,7 @@ import pytest
 from tests.lab.control import UUID, domain, serving
 from unplugd.ctl import journal
 from unplugd.ctl.cli import main
-from unplugd.sinks.files import format_line
+from unplugd.sinks.files import file_name, format_line
 from unplugd.sinks.records import Event
 
 HOSTILE = b"\x1b]0;pwned\x07 \x1b[2J"
@@ -54,11 +54,13 @@ def test_every_kind_has_a_name() -> None:
 
 
 def test_what_is_looked_for() -> None:
-    assert journal._match("web-01", domain()) == f"XEN_DOMAIN_UUID={UUID.format(7)}"
-    assert journal._match("web-01", domain(uuid="")) == "XEN_DOMID=7"
-    assert journal._match("7", None) == "XEN_DOMID=7"
-    assert journal._match(UUID.format(7).upper(), None) == f"XEN_DOMAIN_UUID={UUID.format(7)}"
-    assert journal._match("gone", None) == "XEN_DOMAIN_NAME=gone"
+    assert journal._matches("web-01", domain()) == [f"XEN_DOMAIN_UUID={UUID.format(7)}"]
+    assert journal._matches("web-01", domain(uuid="")) == ["XEN_DOMID=7"]
+    assert journal._matches("7", None) == ["XEN_DOMID=7"]
+    assert journal._matches(UUID.format(7).upper(), None) == [f"XEN_DOMAIN_UUID={UUID.format(7)}"]
+    names = ["gone", "gone--incoming", "gone--migratedaway"]
+    assert journal._matches("gone", None) == [f"XEN_DOMAIN_NAME={name}" for name in names]
+    assert journal._matches("gone--migratedaway", None)[0] == "XEN_DOMAIN_NAME=gone--migratedaway"
 
 
 @pytest.fixture
@@ -142,7 +144,28 @@ def test_a_file_is_followed_over_its_rotation(file: Path) -> None:
 
 def test_a_guest_without_a_log(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["log", "nobody", "--config", str(file), "--socket", "none"]) == 4
-    assert "has logged nothing" in capsys.readouterr().err
+    assert "no guest nobody runs here, and " in capsys.readouterr().err
+    with serving(domain(7, "silent")) as control:
+        assert main(["log", "7", "--config", str(file), "--socket", str(control.path)]) == 4
+        assert "silent has logged nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", ["web--migratedaway.log", "web--incoming.log", "web.log", "web.log.1"])
+@pytest.mark.parametrize("asked", ["web", "web--migratedaway", "7"])
+def test_a_guest_that_migrated_has_its_file(
+    file: Path, capsys: pytest.CaptureFixture[str], left: str, asked: str
+) -> None:
+    (file.parent / "guests" / f"guest-{left}").write_bytes(format_line(1.7e9, b"before"))
+    with serving(domain(7, "web")) as control:
+        socket = "none" if asked != "7" else str(control.path)
+        assert main(["log", asked, "--config", str(file), "--socket", socket]) == 0
+    assert "before" in capsys.readouterr().out
+
+
+def test_a_name_that_was_cut_is_found_without_its_domid(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file.parent / "guests" / file_name("x" * 300, 12)).write_bytes(format_line(1.7e9, b"before"))
+    assert main(["log", "x" * 300, "--config", str(file), "--socket", "none"]) == 0
+    assert "before" in capsys.readouterr().out
 
 
 def test_sinks_that_cannot_be_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

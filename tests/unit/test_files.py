@@ -430,6 +430,112 @@ def test_swap_of_names_mixes_nothing(directory: Path) -> None:
     run(scenario())
 
 
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_guest_that_migrates_away_and_returns_goes_on_in_its_file(directory: Path) -> None:
+    async def scenario() -> None:
+        guests = GuestFiles(directory, 1000)
+        for domid, text in ((3, b"here\n"), (4, b"here again\n")):
+            guests.open(domid, "web--incoming")
+            await guests.append(domid, [text])
+            guests.rename(domid, "web")
+            guests.rename(domid, "web--migratedaway")
+            await guests.append(domid, [b"away\n"])
+            guests.close(domid, [b"last\n"])
+        await settled()
+        assert contents(directory) == {"guest-web.log": b"here\naway\nlast\nhere again\naway\nlast\n"}
+
+    run(scenario())
+
+
+def test_a_migration_that_fails_changes_nothing(directory: Path) -> None:
+    async def scenario() -> None:
+        guests = GuestFiles(directory, 1000)
+        guests.open(3, "web")
+        await guests.append(3, [b"one\n"])
+        guests.rename(3, "web--migratedaway")
+        guests.rename(3, "web")
+        await guests.append(3, [b"two\n"])
+        guests.close(3)
+        await settled()
+        assert contents(directory) == {"guest-web.log": b"one\ntwo\n"}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("renamed_first", [True, False])
+def test_a_guest_that_migrates_to_its_own_host_keeps_its_log(directory: Path, renamed_first: bool) -> None:
+    """Several times, and while both domains write."""
+
+    async def scenario() -> None:
+        guests = GuestFiles(directory, 30)
+        guests.open(1, "web")
+        await guests.append(1, [b"1 before\n"])
+        for domid in (1, 2, 3):
+            guests.open(domid + 1, "web--incoming")
+            await guests.append(domid + 1, [b"%d in\n" % (domid + 1)])
+            guests.rename(domid, "web--migratedaway")
+            late = asyncio.create_task(guests.append(domid, [b"%d out\n" % domid]))
+            await asyncio.sleep(0)
+            if renamed_first:
+                guests.rename(domid + 1, "web")
+            guests.close(domid)
+            guests.rename(domid + 1, "web")
+            await asyncio.gather(late, guests.append(domid + 1, [b"%d here\n" % (domid + 1)]))
+            await settled()
+            if domid == 1:
+                here, there = b"1 before\n1 out\n", b"2 in\n2 here\n"
+                assert contents(directory) == (
+                    {"guest-web.log": there, "guest-web.log.1": here} if renamed_first
+                    else {"guest-web.log": here + there})  # fmt: skip
+        found = contents(directory)
+        assert sorted(found) == ["guest-web.log", "guest-web.log.1"]
+        # in their order, the newest complete, and never more than two full files
+        text = found["guest-web.log.1"] + found["guest-web.log"]
+        every = b"1 before\n1 out\n2 in\n2 here\n2 out\n3 in\n3 here\n3 out\n4 in\n4 here\n"
+        assert every.endswith(text)
+        assert text.endswith(b"3 in\n3 here\n3 out\n4 in\n4 here\n")
+        assert max(map(len, found.values())) <= 30
+
+    run(scenario())
+
+
+def test_a_full_file_stays_where_it_is_rather_than_be_lost(directory: Path) -> None:
+    """The guest has written more at its new place than a file takes, before its old domain was gone."""
+
+    async def scenario() -> None:
+        guests = GuestFiles(directory, 10)
+        guests.open(3, "web")
+        await guests.append(3, [b"3 one\n"])
+        guests.rename(3, "web--migratedaway")
+        guests.open(4, "web")
+        for text in (b"4 one\n", b"4 two\n"):
+            await guests.append(4, [text])
+        guests.close(3)
+        await settled()
+        assert contents(directory) == {
+            "guest-web--migratedaway.log": b"3 one\n", "guest-web.log.1": b"4 one\n", "guest-web.log": b"4 two\n",
+        }
+
+    run(scenario())
+
+
+def test_a_silent_guest_that_migrates_away_leaves_nothing(directory: Path) -> None:
+    async def scenario() -> None:
+        guests = GuestFiles(directory, 100, lambda domid, error: pytest.fail(f"{domid}: {error}"))
+        for other in (False, True):
+            guests.open(3, "web--migratedaway")
+            if other:
+                guests.open(4, "web")
+            guests.close(3)
+            await settled()
+        assert contents(directory) == {}
+
+    run(scenario())
+
+
 def test_new_domain_waits_for_the_name_it_takes(directory: Path) -> None:
     async def scenario() -> None:
         guests = GuestFiles(directory, 1000)

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from fnmatch import translate
 from typing import NamedTuple
 
-MIGRATING = ("--incoming", "--migratedaway")
+INCOMING, MIGRATED_AWAY = "--incoming", "--migratedaway"
+MIGRATING = (INCOMING, MIGRATED_AWAY)
 """What libxl appends to a guest's name while it migrates."""
 
 

@@ -13,9 +13,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from unplugd.core.guestrules import MIGRATING, bare_name
 from unplugd.ctl import show
 from unplugd.ctl.control import Control
 from unplugd.ctl.failure import FAILED, NOT_FOUND, NOT_RUNNING, OK, USAGE, Failure
@@ -52,7 +53,8 @@ def log(options: Namespace) -> int:
         raise Failure(FAILED, 'log.sinks has neither "journal" nor "file": guest lines go to standard error only',
                       "under systemd that is  journalctl -u unplugd")
     # not by SYSLOG_IDENTIFIER, which is configurable (log.identifier)
-    matches = [*(f"MESSAGE_ID={kind.message_id}" for kind in _GUEST_LOG), f"_UID={uid}", _match(options.domain, domain)]
+    matches = [*(f"MESSAGE_ID={kind.message_id}" for kind in _GUEST_LOG), f"_UID={uid}",
+               *_matches(options.domain, domain)]
     for entry in entries(options, matches):
         if options.json:
             show.print_json_line(entry)
@@ -74,7 +76,7 @@ def events(options: Namespace) -> int:
                       "under systemd that is  journalctl -u unplugd")
     matches = ["SYSLOG_IDENTIFIER=unplugd", f"_UID={uid}"]
     if options.domain:
-        matches.append(_match(options.domain, domain))
+        matches += _matches(options.domain, domain)
     matches += [f"MESSAGE_ID={message_id}" for message_id, kind in KINDS.items() if kind in (options.kind or ())]
     for entry in entries(options, matches):
         if options.json:
@@ -124,14 +126,23 @@ def _config(options: Namespace) -> Config | None:
         return None     # the journal is the default
 
 
-def _match(wanted: str, domain: dict[str, Any] | None) -> str:
+def _matches(wanted: str, domain: dict[str, Any] | None) -> list[str]:
+    """What journalctl looks for: entries that match one of these."""
     if domain is not None and domain["uuid"]:
-        return f"XEN_DOMAIN_UUID={domain['uuid']}"
+        return [f"XEN_DOMAIN_UUID={domain['uuid']}"]
     if domain is not None:
-        return f"XEN_DOMID={domain['domid']}"
+        return [f"XEN_DOMID={domain['domid']}"]
     if wanted.isascii() and wanted.isdigit():
-        return f"XEN_DOMID={wanted}"
-    return f"XEN_DOMAIN_UUID={wanted.lower()}" if is_uuid(wanted) else f"XEN_DOMAIN_NAME={wanted}"
+        return [f"XEN_DOMID={wanted}"]
+    if is_uuid(wanted):
+        return [f"XEN_DOMAIN_UUID={wanted.lower()}"]
+    return [f"XEN_DOMAIN_NAME={name}" for name in _names(wanted)]
+
+
+def _names(name: str) -> list[str]:
+    """The names that a guest has while it migrates, `name` first."""
+    bare = bare_name(name)
+    return list(dict.fromkeys((name, bare, *(bare + suffix for suffix in MIGRATING))))
 
 
 def entries(options: Namespace, matches: list[str]) -> Iterator[dict[str, Any]]:
@@ -219,16 +230,35 @@ def _log_file(options: Namespace, config: Config, domain: dict[str, Any] | None)
 
 
 def _file(config: Config, wanted: str, domain: dict[str, Any] | None) -> Path:
-    from unplugd.sinks.files import file_name
-
+    """The guest's file, also if only its older generation is there. Raises Failure."""
     name, domid = (domain["name"], domain["domid"]) if domain else (wanted, 0)
-    path = config.log.directory / file_name(name, domid)
-    # two domains of one name: the later has its domid in the file's name
-    other = path.with_name(path.name.removesuffix(".log") + f"-{domid}.log")
-    found = next((each for each in (other, path) if each.exists()), None)
-    if found is None:
-        raise Failure(NOT_FOUND, f"{path}: no such file: this guest has logged nothing", f"ls {config.log.directory}")
-    return found
+    directory = config.log.directory
+    try:
+        there = set(os.listdir(directory))
+    except FileNotFoundError:
+        there = set()
+    except OSError as error:
+        raise Failure(FAILED, f"{directory}: {error.strerror}", "only root may read guest logs: use sudo") from None
+    for each in _candidates(name, domid if domain else None, there):
+        if each in there or f"{each}.1" in there:
+            return directory / each
+    what = f"{show.safe(name)} has logged nothing" if domain else f"no guest {show.safe(wanted)} runs here"
+    raise Failure(NOT_FOUND, f"{what}, and {directory} has no file of this name", f"ls {directory}")
+
+
+def _candidates(name: str, domid: int | None, there: Iterable[str]) -> Iterator[str]:
+    """The files that a guest may have, the likeliest first."""
+    from unplugd.sinks.files import LONGEST_NAME, file_name
+
+    for each in _names(name):
+        file = file_name(each, domid or 0)
+        stem = file.removesuffix(".log")
+        if domid is not None:
+            yield f"{stem}-{domid}.log"  # two domains of one name: the later has its domid in the file's name
+        elif len(stem) > len("guest-") + LONGEST_NAME:
+            # cut, and with the domid that it had
+            yield from (one for one in there if one.startswith(stem.removesuffix("0")) and one.endswith(".log"))
+        yield file
 
 
 def _last_lines(path: Path, count: int | None) -> list[bytes]:
@@ -269,6 +299,8 @@ def _moment(stamp: bytes) -> str:
 
 def _follow(options: Namespace, path: Path) -> None:
     """Lines as they are written. If the file is rotated or renamed, reading continues with the new file at the path."""
+    while not path.exists():  # only its older generation is there
+        time.sleep(FOLLOW_INTERVAL)
     stream = path.open("rb")
     stream.seek(0, os.SEEK_END)
     rest = b""

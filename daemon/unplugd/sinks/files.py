@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unplugd.core.escape import escape_text, utf8
+from unplugd.core.guestrules import MIGRATED_AWAY
 from unplugd.errors import HostError
 from unplugd.host.ownfiles import make_directory, open_file
 
@@ -170,15 +171,33 @@ class GuestFiles:
     ) -> asyncio.Task[None] | None:
         """Remove a domain. Its file stays; pending lines are still written, and then those of `last`.
 
+        A guest that has migrated away is known by its own name when it returns, so its file gets this name back.
+
         Its name is free at once. Returns the task that writes `last`; its result is that of `append`. Raises KeyError
         if the domain is not open.
         """
         guest = self._guests.pop(domid)
         self._claimed.discard(guest.claimed)
         writing = self._start(guest, partial(self._append, guest, list(last), ledger)) if last else None
+        if guest.name.endswith(MIGRATED_AWAY):
+            self._give_back(domid, guest)
         if before := [task for task in guest.before if not task.done()]:
             self._left[guest.claimed] = before
         return writing
+
+    def _give_back(self, domid: int, guest: _Guest) -> None:
+        """Rename the file after the guest's own name; if a domain has this file now, it becomes its older generation.
+        """
+        file = file_name(guest.name.removesuffix(MIGRATED_AWAY), domid)
+        now = next((other for other in self._guests.values() if other.claimed == file), None)
+        guest.before += self._renames + self._left.get(file, []) + (now.before if now else [])
+        work = _rename if now is None else _become_older
+        task = self._start(guest, partial(self._rename, domid, guest, file, work))
+        self._renames = [task]
+        if now is None:
+            self._left[file] = [task]
+        else:
+            now.before = [task]
 
     def append(
         self,
@@ -241,10 +260,12 @@ class GuestFiles:
     async def _append(self, guest: _Guest, lines: list[bytes], ledger: Ledger | None) -> None:
         await self._in_thread(_append, self.directory / guest.file, lines, self.max_bytes, ledger)
 
-    async def _rename(self, domid: int, guest: _Guest, target: str) -> None:
+    async def _rename(
+        self, domid: int, guest: _Guest, target: str, work: Callable[[Path, Path, int], None] | None = None
+    ) -> None:
         source, guest.file = guest.file, target
         try:
-            await self._in_thread(_rename, self.directory / source, self.directory / target, self.max_bytes)
+            await self._in_thread(work or _rename, self.directory / source, self.directory / target, self.max_bytes)
         except OSError as error:
             self._rename_failed(domid, error)
 
@@ -369,10 +390,30 @@ def _rename(source: Path, target: Path, max_bytes: int) -> None:
             raise  # otherwise the domain has not written a line yet, or its file was removed
 
 
+def _become_older(source: Path, target: Path, max_bytes: int) -> None:
+    """Make the file the older generation of `target`, which is being written, unless that has one."""
+    older = _older(source)
+    try:
+        if os.path.lexists(_older(target)) or not stat.S_ISREG(os.lstat(source).st_mode):
+            return
+        if os.path.lexists(older) and _join(source, older, max_bytes):
+            source = older
+        os.replace(source, _older(target))
+        if source != older:
+            os.unlink(older)
+    except FileNotFoundError:
+        pass  # it has not written a line, or has no older generation
+
+
 def _continue(source: Path, target: Path, max_bytes: int) -> bool:
     """Append `source` to `target` and remove it, if both exist and fit into one file."""
     if os.path.lexists(_older(source)) or not os.path.lexists(target):
         return False
+    return _join(source, target, max_bytes)
+
+
+def _join(source: Path, target: Path, max_bytes: int) -> bool:
+    """Append `source` to `target` and remove it, if they fit into one file."""
     text = _read_whole(source, max_bytes)
     if len(text) + os.lstat(target).st_size > max_bytes:
         return False
