@@ -339,7 +339,7 @@ import asyncio, os, signal, sys
 from pathlib import Path
 from tests.lab.host import UUID
 from tests.unit.test_delivery import World, line, numbers
-from unplugd.sinks import files
+from unplugd.sinks import guestfile
 
 path, size, last = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "released"
 
@@ -353,7 +353,7 @@ async def main():
     it.delivery.put(outbox, line("before"))
     while it.text() != ["before"]:
         await asyncio.sleep(0.01)
-    files._write_whole = write
+    guestfile._write_whole = write
     for text in ["same", "same", *numbers(8)]:
         it.delivery.put(outbox, line(text))
     if last:
