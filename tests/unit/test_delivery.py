@@ -20,7 +20,7 @@ from unplugd.errors import HostError
 from unplugd.sinks.delivery import Delivery
 from unplugd.sinks.outbox import OVERHEAD, Outbox
 from unplugd.sinks.records import Entry, Event
-from unplugd.sinks.spool import load
+from unplugd.sinks.spool import Spool, load
 
 
 def line(text: str, domid: int = 7) -> Entry:
@@ -422,6 +422,19 @@ def test_what_a_domain_left_that_is_gone_is_adopted(tmp_path: Path) -> None:
             it.delivery.adopt_orphans()
             await until(lambda: it.journald.lines == numbers(40))
             await until(lambda: it.text()[-40:] == numbers(40))
+            await until(lambda: it.spools == [])
+
+    asyncio.run(main())
+
+
+def test_a_spool_whose_fields_are_not_ours_does_not_stop_a_start(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path, "journal", "file") as it:
+            fields = (("MESSAGE_ID", Event.GUEST_LINE.message_id), ("XEN_DOMID", "none"))
+            Spool(it.state / "dom9.spool").append(Entry(1.0, b"kept", fields), ["journal"])
+            it.delivery = it.start()
+            it.delivery.adopt_orphans()
+            await until(lambda: it.journald.lines == ["kept"])
             await until(lambda: it.spools == [])
 
     asyncio.run(main())

@@ -106,7 +106,7 @@ class Delivery:
                 head = head if left else orphan
                 left += found
             else:
-                self._adopt(orphan)
+                self._adopt(domid, orphan)
         outbox = Outbox(domid, name, Spool(path), lost, self._count)
         self._outboxes[domid] = outbox
         if self._files is not None:
@@ -172,16 +172,15 @@ class Delivery:
 
     def adopt_orphans(self) -> None:
         """Deliver the records that a previous process left for released domains. Call it when the domains are known."""
-        for paths in self._orphans.values():
+        for domid, paths in self._orphans.items():
             for path in paths:
-                self._adopt(path)
+                self._adopt(domid, path)
         self._orphans.clear()
 
-    def _adopt(self, path: Path) -> None:
+    def _adopt(self, domid: int, path: Path) -> None:
         """Deliver the records left in the spool of a released domain."""
         left = self._load(path)
         fields = dict(left[0][0].fields) if left else {}
-        domid = int(fields.get("XEN_DOMID", "0"))
         orphan = Outbox(domid, fields.get("XEN_DOMAIN_NAME", f"dom{domid}"), Spool(path), _ignore, self._count)
         self._take_over(orphan, left, path)
         if not left:
