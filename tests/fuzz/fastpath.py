@@ -34,6 +34,7 @@ from tests.fuzz.stream import Speaker, verdict
 from tests.lab.frames import RESET, frame, outs
 from tests.lab.host import Host, delivery, host, until
 from unplugd.config.load import Config, LogConfig, PolicyConfig
+from unplugd.core import guestlog
 from unplugd.core.counters import Counters
 from unplugd.core.escape import escape_journal
 from unplugd.core.events import Line, LinesDropped
@@ -165,7 +166,6 @@ class Session:
         self.before = one.counters.frames[:]
         self.now = 1.0
         self.on_its_way = 0
-        self.began = time.monotonic()
         self.generation = 0
         self.introduce()
 
@@ -467,7 +467,7 @@ class Session:
             assert ours.log.charged == theirs.log.charged
         if self.kind in {"pays", "drops"}:
             mine, other = ours.snapshot(), theirs.snapshot()
-            assert abs(mine.balance - other.balance) < 1 or self.kind == "pays"
+            assert abs(mine.balance - other.balance) < 1 or self.kind == "pays", (mine, other)
             assert mine._replace(balance=0, balance_at=0) == other._replace(balance=0, balance_at=0)
             assert _dropped(ours) - self.again == _dropped(theirs), (_dropped(ours), self.again, _dropped(theirs))
 
@@ -540,11 +540,15 @@ def _difference(got: bytes | list[tuple[str, bytes]], expected: bytes | list[tup
 
 
 @contextlib.contextmanager
-def _turns_of(seconds: float) -> Iterator[None]:
-    """Every domain has so long in its turn. With next to none most lines are recorded later, as on a slow machine."""
+def _pace(turn: float) -> Iterator[None]:
+    """Every domain has so many seconds in its turn. With next to none most lines are recorded later, as on a slow host.
+
+    Nothing is recorded because time passes: core/ alone has another clock.
+    """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(patch.object(guestlog, "REPORT_INTERVAL", EVER))
         for module in (turns, domains, poller):
-            stack.enter_context(patch.object(module, "BUDGET", seconds))
+            stack.enter_context(patch.object(module, "BUDGET", turn))
         yield
 
 
@@ -558,7 +562,7 @@ async def _fuzz(seconds: float, seed: int, first: int) -> tuple[int, int]:
     while time.monotonic() < end:
         kind, turn = next(kinds)
         config = Config(policy=PolicyConfig(legacy_unplug=True), log=CONFIGURATIONS[kind])
-        with tempfile.TemporaryDirectory() as directory, _turns_of(turn):
+        with tempfile.TemporaryDirectory() as directory, _pace(turn):
             async with host(Path(directory), config) as one:
                 for _ in range(8):
                     number = first + sessions
@@ -568,8 +572,6 @@ async def _fuzz(seconds: float, seed: int, first: int) -> tuple[int, int]:
                         for _ in range(chance.choice((3, 10, 25))):
                             await session.step()
                             assert not failed, failed
-                            if time.monotonic() - session.began > 6:
-                                break  # records that time brings are due after 10 s
                         await session.end()
                         assert not failed, failed
                     except BaseException:
