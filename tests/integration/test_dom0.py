@@ -12,7 +12,7 @@ import pytest
 from tests.documents import ALL_BLOCKS, IN_DOM0, Block
 from tests.lab.dom0 import GUESTS, ROOT, Dom0
 from tests.lab.journald import missing
-from tests.lab.xenstored import LabError, prepared
+from tests.lab.xenstored import needed
 from unplugd.sinks.records import Event
 
 CATALOG = (ROOT / "systemd" / "unplugd.catalog").read_text()
@@ -22,10 +22,7 @@ CATALOG = (ROOT / "systemd" / "unplugd.catalog").read_text()
 def dom0() -> Iterator[Dom0]:
     if reason := missing():
         pytest.skip(reason)
-    try:
-        prepared()
-    except LabError as error:
-        pytest.skip(f"no xenstored here: {error}")
+    needed()
     with tempfile.TemporaryDirectory(prefix="dom0-") as directory, Dom0(Path(directory)) as host:
         for domid, (_, guest) in GUESTS.items():
             host.play(domid, guest)

@@ -19,8 +19,7 @@ from tests.integration.test_units import FETCH, UNIT, Host
 from tests.lab.daemon import eventually
 from tests.lab.systemd import why_not
 from tests.lab.xenspeak import XenstoreError
-from tests.lab.xenstored import KINDS, Kind, Xenstored, prepared
-from tests.lab.xenstored import LabError as NoXenstored
+from tests.lab.xenstored import KINDS, Kind, Xenstored, needed
 from tests.soak.kills import machine
 
 ROOT = Path(__file__).parents[2]
@@ -34,10 +33,7 @@ Machine = tuple[Host, Xenstored]
 def running(request: pytest.FixtureRequest) -> Iterator[Machine]:
     if reason := why_not():
         pytest.skip(reason)
-    try:
-        prepared()
-    except NoXenstored as error:
-        pytest.skip(f"no xenstored here: {error}")
+    needed()
     kind: Kind = request.param
     with machine(2, kind) as (host, xenstored):
         yield host, xenstored

@@ -1,6 +1,6 @@
 /*
- * xenshim.c - a stand-in for the hypervisor, so that Debian's unmodified xenstored and oxenstored (Xen 4.17) run on a
- * machine without Xen. Preloaded with LD_PRELOAD, it takes the place of the functions of libxenctrl, libxengnttab and
+ * xenshim.c - a stand-in for the hypervisor, so that Debian's unmodified xenstored and oxenstored (Xen 4.17 to 4.20)
+ * run on a machine without Xen. Preloaded with LD_PRELOAD, it takes the place of the functions of libxenctrl, libxengnttab and
  * libxenevtchn that a xenstored needs to know which domains there are, to reach their rings, and to be told of events.
  *
  * What there would be in a hypervisor is in files below the directory $XENSHIM_DIR:
@@ -112,7 +112,8 @@ int xc_interface_close(xc_interface *xch)
     return 0;
 }
 
-/* How xenstored asks. */
+#if XEN_DOMCTL_INTERFACE_VERSION < 0x16
+/* How the xenstored of Xen 4.17 asks. */
 int xc_domain_getinfo(xc_interface *xch, uint32_t first_domid, unsigned int max_doms, xc_dominfo_t *info)
 {
     uint32_t domid = next_domain(first_domid);
@@ -135,6 +136,40 @@ int xc_domain_getinfo(xc_interface *xch, uint32_t first_domid, unsigned int max_
     }
     return n;
 }
+#endif
+
+static void describe(uint32_t domid, xc_domaininfo_t *info)
+{
+    memset(info, 0, sizeof(*info));
+    info->domain = domid;
+    switch (states()[domid]) {
+    case 'r':
+        info->flags = XEN_DOMINF_running;
+        break;
+    case 'd':
+        info->flags = XEN_DOMINF_dying;
+        break;
+    case 'c':
+        info->flags = XEN_DOMINF_shutdown | (SHUTDOWN_crash << XEN_DOMINF_shutdownshift);
+        break;
+    default:
+        info->flags = XEN_DOMINF_shutdown;
+        break;
+    }
+}
+
+/* How later ones ask. */
+int xc_domain_getinfo_single(xc_interface *xch, uint32_t domid, xc_domaininfo_t *info)
+{
+    if (domid >= DOMIDS || !states()[domid]) {
+        errno = ESRCH;
+        return -1;
+    }
+    /* whoever only asks whether there is such a domain gives no place for an answer */
+    if (info)
+        describe(domid, info);
+    return 0;
+}
 
 /* How oxenstored asks. */
 int xc_domain_getinfolist(xc_interface *xch, uint32_t first_domain, unsigned int max_domains, xc_domaininfo_t *info)
@@ -143,22 +178,7 @@ int xc_domain_getinfolist(xc_interface *xch, uint32_t first_domain, unsigned int
     unsigned int n;
 
     for (n = 0; n < max_domains && domid < DOMIDS; n++) {
-        memset(&info[n], 0, sizeof(info[n]));
-        info[n].domain = domid;
-        switch (states()[domid]) {
-        case 'r':
-            info[n].flags = XEN_DOMINF_running;
-            break;
-        case 'd':
-            info[n].flags = XEN_DOMINF_dying;
-            break;
-        case 'c':
-            info[n].flags = XEN_DOMINF_shutdown | (SHUTDOWN_crash << XEN_DOMINF_shutdownshift);
-            break;
-        default:
-            info[n].flags = XEN_DOMINF_shutdown;
-            break;
-        }
+        describe(domid, &info[n]);
         domid = next_domain(domid + 1);
     }
     return n;

@@ -1,4 +1,4 @@
-"""The real xenstored (C) and oxenstored (OCaml) from Debian's Xen 4.17, on a machine without Xen.
+"""The real xenstored (C) and oxenstored (OCaml) from the Xen of this machine's Debian, without Xen.
 
     with running("c") as xenstored:                 # or "ocaml"; a new and empty store
         xenstored.create(7, "web-01", UUID)         # as a toolstack does: nodes, introduction
@@ -29,6 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+import pytest
+
 from tests.lab.xenspeak import DEADLINE, INTRODUCE, RELEASE, SET_PERMS, WRITE, Dom0, Guest
 
 Kind = Literal["c", "ocaml"]
@@ -45,13 +47,33 @@ class LabError(Exception):
 
 
 @cache
-def prepared() -> Path:
-    """The directory with the unpacked packages ("root") and xenshim.so. LabError if it can't be had."""
+def _prepare() -> Path | str:
+    """What `prepared` gives, or in one line why there is nothing: one try, also where it fails."""
     script = Path(__file__).with_name("get-xen.sh")
     done = subprocess.run([script], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LabError(f"{script.name} failed: {done.stderr.strip() or done.returncode}")
+        return (done.stderr.strip().splitlines() or [f"{script.name}: status {done.returncode}"])[-1]
     return Path(done.stdout.strip())
+
+
+def prepared() -> Path:
+    """The directory with the unpacked packages ("root") and xenshim.so. LabError if it can't be had."""
+    result = _prepare()
+    if isinstance(result, str):
+        raise LabError(result)
+    return result
+
+
+def needed() -> None:
+    """For fixtures: skip the test where there can be no xenstored; on CI, where one must be, that is a failure."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: oxenstored's socket has a fixed path, which a mount namespace of its own gives it")
+    try:
+        prepared()
+    except LabError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(f"no xenstored here: {error}")
 
 
 class Xenstored:
