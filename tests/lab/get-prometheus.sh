@@ -13,8 +13,14 @@ cd "$work"
 # apt drops to its own user for a download where it may: let that user write here.
 chmod 755 "$work"
 [ "$(id -u)" != 0 ] || ! id _apt >/dev/null 2>&1 || chown _apt "$work"
-apt-get -q download prometheus || { apt-get -q update && apt-get -q download prometheus; }
-dpkg-deb -x prometheus_*.deb unpacked
+# promtool has a package of its own since Debian 13
+fetch() {
+    local names=(prometheus)
+    ! apt-cache show promtool >/dev/null 2>&1 || names+=(promtool)
+    apt-get -q -o Acquire::Retries=3 download "${names[@]}"
+}
+fetch || { apt-get -q update && fetch; }
+for deb in *.deb; do dpkg-deb -x "$deb" unpacked; done
 "unpacked/usr/bin/promtool" --version
 mkdir -p tree/usr/bin
 mv unpacked/usr/bin/prometheus unpacked/usr/bin/promtool tree/usr/bin/

@@ -13,6 +13,8 @@
  * tests/lab/xenstored.py is the other side of it.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -366,6 +368,42 @@ int open64(const char *path, int flags, ...)
     mode = mode_argument(flags, args);
     va_end(args);
     return shim_open(path, flags, mode);
+}
+
+/* oxenstored 4.18 and later looks for a plugin of its own in the place where its package would have installed it;
+ * $XENSHIM_ROOT is where that package was unpacked. */
+static const char *unpacked(const char *path, struct path *place)
+{
+    static const char installed[] = "/usr/lib/xen-";
+    const char *root = getenv("XENSHIM_ROOT");
+
+    if (!root || !path || strncmp(path, installed, sizeof(installed) - 1) != 0)
+        return path;
+    snprintf(place->text, sizeof(place->text), "%s%s", root, path);
+    return place->text;
+}
+
+DIR *opendir(const char *name)
+{
+    DIR *(*real)(const char *) = dlsym(RTLD_NEXT, "opendir");
+    struct path place;
+
+    return real(unpacked(name, &place));
+}
+
+int stat64(const char *path, struct stat64 *buf)
+{
+    struct path place;
+
+    return fstatat64(AT_FDCWD, unpacked(path, &place), buf, 0);
+}
+
+void *dlopen(const char *file, int mode)
+{
+    void *(*real)(const char *, int) = dlsym(RTLD_NEXT, "dlopen");
+    struct path place;
+
+    return real(unpacked(file, &place), mode);
 }
 
 /* oxenstored insists on a higher limit of open files, which a container may not grant; it does not need it here. */

@@ -148,6 +148,7 @@ class Xenstored:
         return os.environ | {
             "LD_LIBRARY_PATH": str(library.parent),
             "XENSHIM_DIR": str(self.shim),
+            "XENSHIM_ROOT": str(self._root),
             "XENSTORED_PATH": str(self.socket),
             "XENSTORED_RUNDIR": str(self._run),
         }
