@@ -127,6 +127,7 @@ def head(name: str, section: int, about: str) -> list[str]:
         f'.TH {name.upper()} {section} "" "unplugd {__version__}" "unplugd"',
         ".nh",
         ".ad l",
+        ".ds AD l",  # groff 1.23 (Debian 13) adjusts again at every paragraph without it
         ".SH NAME",
         f"{text(name)} \\- {text(about)}",
     ]
