@@ -24,8 +24,9 @@ from unplugd.host.status import ServiceStatus
 from unplugd.host.systemd import notify
 from unplugd.sinks.records import Event
 
-PATIENCE = 10.0
-"""Seconds for reading the files, in case their file system hangs. config/files.py limits what parsing may take."""
+PATIENCE = 30.0
+"""Seconds for reading the files, in case their file system hangs; a busy dom0 may need ten. config/files.py limits what
+parsing may take."""
 
 _PROGRAM = "from unplugd.config.load import answer; answer()"
 _PACKAGE = Path(__file__).parents[1]
