@@ -12,7 +12,11 @@
  * guest log may so come twice, nothing is lost. While unplugd cannot be reached a call waits for `wait_ms`
  * milliseconds (-1: without bound), then does what a port without a device does: reads bring all ones, writes nothing,
  * and no unplug is ordered, so that the guest's driver stays with the emulated devices. Further calls then try once
- * each, without waiting, until unplugd is back.
+ * each, without waiting, until unplugd is back. `given_up` says after each call whether unplugd answered it (0) or not.
+ *
+ * A connection without an answer for `answer_ms` milliseconds is closed, and a new one made. Once unplugd was given up,
+ * a call waits one second at most for an answer. After a call that waited and got none, further calls do not try for as
+ * long, one second at most: a stopped unplugd must not take all of the caller's time, whatever the guest does.
  *
  * Not thread-safe: one client a thread, or one lock. Two clients of one domain share the domain's state in unplugd.
  * Needs POSIX; C99 or C++.
@@ -22,6 +26,7 @@
 #define UNPLUGD_CLIENT_H
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -34,18 +39,19 @@
 
 #define UNPLUGD_FRAME 32
 #define UNPLUGD_PAYLOAD_LIMIT 4096
-#ifndef UNPLUGD_STALLED_SECONDS
-/* A connection without an answer for so long is given up and made again. A guest that is held back because it logs too
- * much (log.on_limit = "delay") waits for less: 4096 bytes at 256 bytes/s are 16 s. */
-#define UNPLUGD_STALLED_SECONDS 60
-#endif
+/* `answer_ms` after unplugd_client_init(). A guest that is held back because it logs too much (log.on_limit = "delay")
+ * waits for less: 4096 bytes at 256 bytes/s are 16 s. */
+#define UNPLUGD_ANSWER_MS 60000
+#define UNPLUGD_RETRY_MS 1000          /* the same, once unplugd was given up */
 #define UNPLUGD_BAR 0x10000u           /* addr of the platform device's I/O BAR: this plus the offset */
 
 struct unplugd_client {
     struct sockaddr_un address;        /* sun_path empty: no path to connect to, see unplugd_client_adopt() */
     int fd;                            /* -1: not connected */
     int wait_ms;
-    int given_up;                      /* unplugd was away for wait_ms */
+    int answer_ms;                     /* at least 1 */
+    int given_up;                      /* the last call found no unplugd */
+    int64_t next_try;                  /* once given up: none before */
 };
 
 /* Nothing is opened before the first access. Returns 0, or -1 with errno ENAMETOOLONG. */
@@ -56,6 +62,7 @@ static inline int unplugd_client_init(struct unplugd_client *client, const char 
     memset(client, 0, sizeof *client);
     client->fd = -1;
     client->wait_ms = wait_ms;
+    client->answer_ms = UNPLUGD_ANSWER_MS;
     client->address.sun_family = AF_UNIX;
     if (length >= sizeof client->address.sun_path) {
         errno = ENAMETOOLONG;
@@ -67,6 +74,18 @@ static inline int unplugd_client_init(struct unplugd_client *client, const char 
     return 0;
 }
 
+/* No call on the socket may wait for ever: unplugd itself might be stopped. */
+static inline void unplugd__limit(const struct unplugd_client *client)
+{
+    int ms = client->given_up && client->answer_ms > UNPLUGD_RETRY_MS ? UNPLUGD_RETRY_MS : client->answer_ms;
+    struct timeval limit;
+
+    limit.tv_sec = ms / 1000;
+    limit.tv_usec = ms % 1000 * 1000;
+    setsockopt(client->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    setsockopt(client->fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+}
+
 /* Use a connected socket, for a device model that cannot open a path any more. With an empty path it is the last one:
  * the device model gets another one from outside (a monitor command that passes a descriptor) and adopts it. */
 static inline void unplugd_client_adopt(struct unplugd_client *client, int fd)
@@ -76,6 +95,8 @@ static inline void unplugd_client_adopt(struct unplugd_client *client, int fd)
     }
     client->fd = fd;
     client->given_up = 0;
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);  /* whoever opened it may have set it */
+    unplugd__limit(client);
 }
 
 static inline void unplugd_client_close(struct unplugd_client *client)
@@ -119,11 +140,9 @@ static inline uint64_t unplugd__ones(unsigned size)
     return size >= 8 ? ~(uint64_t)0 : ((uint64_t)1 << 8 * size) - 1;
 }
 
-/* 0 or -1. No call on the socket may wait for ever: unplugd itself might be stopped. */
+/* 0 or -1. */
 static inline int unplugd__connect(struct unplugd_client *client)
 {
-    struct timeval limit = {UNPLUGD_STALLED_SECONDS, 0};
-
     if (!client->address.sun_path[0]) {
         return -1;
     }
@@ -131,8 +150,7 @@ static inline int unplugd__connect(struct unplugd_client *client)
     if (client->fd < 0) {
         return -1;
     }
-    setsockopt(client->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    setsockopt(client->fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    unplugd__limit(client);
     if (connect(client->fd, (struct sockaddr *)&client->address, sizeof client->address) < 0) {
         unplugd_client_close(client);
         return -1;
@@ -182,22 +200,30 @@ static inline int unplugd__exchange(struct unplugd_client *client, uint8_t *fram
                                     void *in, size_t in_size)
 {
     uint8_t answer[UNPLUGD_FRAME];
-    int64_t since = unplugd__now();
+    int64_t since = unplugd__now(), spent;
     uint8_t expected = frame[30] & 0xf ? 3 : 0;
 
+    if (client->given_up && since < client->next_try) {
+        return 0;
+    }
     for (;;) {
         if (client->fd >= 0 || unplugd__connect(client) == 0) {
             if (unplugd__send(client->fd, frame, UNPLUGD_FRAME) == 0 && unplugd__send(client->fd, out, out_size) == 0 &&
                 unplugd__receive(client->fd, answer, UNPLUGD_FRAME) == 0 && (answer[30] & 0xf) == expected &&
                 unplugd__receive(client->fd, in, in_size) == 0) {
                 memcpy(frame, answer, UNPLUGD_FRAME);
-                client->given_up = 0;
+                if (client->given_up) {
+                    client->given_up = 0;
+                    unplugd__limit(client);
+                }
                 return 1;
             }
             unplugd_client_close(client);
         }
-        if (client->given_up || (client->wait_ms >= 0 && unplugd__now() - since >= client->wait_ms)) {
+        spent = unplugd__now() - since;
+        if (client->given_up || (client->wait_ms >= 0 && spent >= client->wait_ms)) {
             client->given_up = 1;
+            client->next_try = since + spent + (spent < UNPLUGD_RETRY_MS ? spent : UNPLUGD_RETRY_MS);
             return 0;
         }
         poll(NULL, 0, 20);
