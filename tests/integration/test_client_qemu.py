@@ -1,4 +1,4 @@
-"""clients/qemu/unplugd.c, the device for QEMU, against the daemon: the file itself, in a fake of QEMU (tests/lab/fakeqemu.c).
+"""clients/qemu/unplugd.c, the device for QEMU, against the daemon: the file itself, in a fake of QEMU (lab/fakeqemu.c).
 
 A fake platform device says which writes would make the real one unplug, or lock the ROM. Real QEMU, on real Xen, is in
 tests/xen (`builtin`).
@@ -39,8 +39,9 @@ def fakeqemu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for header in HEADERS:
         (directory / header).parent.mkdir(parents=True, exist_ok=True)
         (directory / header).touch()
-    command = ["gcc", *FLAGS.split(), f"-I{directory}", f"-I{PROJECT / 'clients'}", f'-DFAKEQEMU_DEVICE="{DEVICE}"',
-               PROJECT / "tests/lab/fakeqemu.c", "-o", directory / "fakeqemu"]
+    command: list[str | Path] = ["gcc", *FLAGS.split(), f"-I{directory}", f"-I{PROJECT / 'clients'}",
+                                 f'-DFAKEQEMU_DEVICE="{DEVICE}"', PROJECT / "tests/lab/fakeqemu.c", "-o",
+                                 directory / "fakeqemu"]
     subprocess.run(command, check=True)
     return directory / "fakeqemu"
 

@@ -4,6 +4,8 @@
     machine.py    starts the emulated machine, runs commands in its dom0
     guests.py     the guests: a boot sector that plays port accesses, and a real Linux kernel
     scenarios.py  what must hold, one function each
+    qemu.py       builds a QEMU that is unplugd's client itself; by hand
+    builtin.py    what must hold with that QEMU
     dom0/         what runs in dom0 beside unplugd itself
     guests/       sources of what runs in guests
 

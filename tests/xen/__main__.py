@@ -1,4 +1,8 @@
-"""`python -m tests.xen [--store STORE] [SCENARIO...]`: builds, boots, checks, and prints a table of what it saw."""
+"""`python -m tests.xen [--store STORE] [SCENARIO...]`: builds, boots, checks, and prints a table of what it saw.
+
+`python -m tests.xen builtin [--qemu SUITE]`: only the scenarios with a QEMU that is unplugd's client itself, which is
+built first. They are not part of a run without names.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.xen import images
+from tests.xen import builtin, images, qemu
 from tests.xen.images import PROJECT
 from tests.xen.lab import Lab
 from tests.xen.machine import Dead, Machine
@@ -53,9 +57,9 @@ def play(lab: Lab, store: str, scenario: Callable[[Lab], str]) -> Row:
             if lost:
                 text = f"{EMULATOR_FAULT} {ATTEMPTS} times in a row, which is a fault of ours; {text}"
             journal = lab.machine.run("journalctl -q --no-pager -o cat -n 15 -t unplugd-attach -t unplugd").out
-            journal += lab.machine.run("tail -n 5 $(ls -t /var/log/xen/qemu-dm-*.log | head -n 2)").out
-            put_right(lab)
+            journal += lab.machine.run("ls -t /var/log/xen/qemu-dm-*.log | head -n 2 | xargs -r tail -n 5").out
             print(f"--- {scenario.__name__}: {text}\n{journal}", flush=True)
+            put_right(lab)
             return Row(store, scenario.__name__, "FAILED", time.monotonic() - begin, " ".join(text.split())[:100])
         faults += 1
         dump = lab.machine.run(f"xl dmesg | grep -A 15 '{EMULATOR_FAULT}' | tail -n 16").out
@@ -63,7 +67,7 @@ def play(lab: Lab, store: str, scenario: Callable[[Lab], str]) -> Row:
         put_right(lab)
 
 
-def boot(store: str, scenarios: Sequence[Callable[[Lab], str]]) -> list[Row]:
+def boot(store: str, scenarios: Sequence[Callable[[Lab], str]], *, with_builtin: bool = False) -> list[Row]:
     """One machine from start to end."""
     rows: list[Row] = []
     begin = time.monotonic()
@@ -72,7 +76,7 @@ def boot(store: str, scenarios: Sequence[Callable[[Lab], str]]) -> list[Row]:
             machine.wait(600)
             rows.append(Row(store, "dom0 boots", "ok", time.monotonic() - begin, ""))
             show(rows[-1])
-            lab = Lab(machine)
+            lab = Lab(machine, builtin=with_builtin)
             for scenario in scenarios:
                 rows.append(play(lab, store, scenario))
                 show(rows[-1])
@@ -92,7 +96,8 @@ def main() -> int:
     """0 when all held, 1 when something did not, 77 when it cannot run here."""
     parser = argparse.ArgumentParser(prog="python -m tests.xen")
     parser.add_argument("--store", choices=("ocaml", "C"), help="only with this xenstored")
-    parser.add_argument("scenario", nargs="*", help="only these")
+    parser.add_argument("--qemu", default=images.SUITE, help="the Debian suite whose QEMU `builtin` builds")
+    parser.add_argument("scenario", nargs="*", help="only these; `builtin`: those with a QEMU of its own")
     options = parser.parse_args()
     SUM.parent.mkdir(exist_ok=True)
     SUM.unlink(missing_ok=True)
@@ -106,13 +111,23 @@ def main() -> int:
     # The emulated machine must not outlive the test.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begin = time.monotonic()
-    images.build()
-    rows = [Row("", "images", "ok", time.monotonic() - begin, "")]
-    show(rows[0])
-    for store, scenarios in (("ocaml", SCENARIOS), ("C", SCENARIOS_C)):
-        chosen = [one for one in scenarios if not options.scenario or one.__name__ in ("services", *options.scenario)]
+    rows = []
+    own_qemu = "builtin" in options.scenario
+    if own_qemu:
+        program, saw = qemu.build(options.qemu)
+        rows.append(Row("", "qemu", "ok", time.monotonic() - begin, saw))
+        show(rows[-1])
+        images.build(program, qemu.CLIENTS / "qemu/pass-socket.py")
+    else:
+        images.build()
+    rows.append(Row("", "images", "ok", time.monotonic() - begin, ""))
+    show(rows[-1])
+    names = [name for name in options.scenario if name != "builtin"]
+    groups = [("ocaml", builtin.SCENARIOS)] if own_qemu else [("ocaml", SCENARIOS), ("C", SCENARIOS_C)]
+    for store, scenarios in groups:
+        chosen = [one for one in scenarios if not names or one.__name__ in ("services", *names)]
         if options.store in (None, store):
-            rows += boot(store, chosen)
+            rows += boot(store, chosen, with_builtin=own_qemu)
     failed = [row for row in rows if row.verdict != "ok"]
     print(f"\n=== real Xen: {len(rows) - len(failed)} held, {len(failed)} failed, {time.monotonic() - begin:.0f} s ===")
     for row in rows:

@@ -371,20 +371,20 @@ def boot_params(header: bytes, initrd_size: int, command_line: str) -> bytes:
     return bytes(page) + command_line.encode() + b"\0"
 
 
-def payload() -> None:
-    """What dom0 needs beside its own tree, as a raw tar on a second disk: the guests and the scripts of dom0/."""
+def payload(*more: Path) -> None:
+    """What dom0 needs beside its own tree, as a raw tar on a second disk: guests, dom0/, and `more`."""
     with tarfile.open(CACHE / "payload.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         for path in [*sorted(CACHE.glob("linux-*.img")), CACHE / "monitor.img"]:
             tar.add(path, path.name)
-        for path in sorted((HERE / "dom0").iterdir()):
+        for path in [*sorted((HERE / "dom0").iterdir()), *more]:
             if path.is_file():
                 tar.add(path, path.name)
     size = (CACHE / "payload.tar").stat().st_size
     os.truncate(CACHE / "payload.tar", (size + 4095) // 4096 * 4096)
 
 
-def build() -> None:
-    """Everything, whatever is there already."""
+def build(*more: Path) -> None:
+    """Everything, whatever is there already; `more` are files for dom0's /root."""
     CACHE.mkdir(parents=True, exist_ok=True)
     dom0, guest = fetch_packages()
     tree = dom0_tree(dom0)
@@ -393,4 +393,4 @@ def build() -> None:
     dom0_image(tree)
     monitor_image()
     linux_images(guest)
-    payload()
+    payload(*more)

@@ -6,6 +6,7 @@ Two kinds: the boot-sector guest (`monitor`), which plays any port access that i
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,9 +37,12 @@ tsc_mode = "native"
 # processor does not say that its TSC can be relied on; a guest that reads it by itself has no such exit. The
 # fault is seen all the same, with one guest in some 20.
 _LOADER = (
-    'device_model_args_hvm = ["-device", "loader,file=/root/linux-kernel.img,addr=0x1000000,force-raw=on", '
-    '"-device", "loader,file=/root/linux-initrd.img,addr=0x8000000,force-raw=on"]'
-)
+    "-device", "loader,file=/root/linux-kernel.img,addr=0x1000000,force-raw=on",
+    "-device", "loader,file=/root/linux-initrd.img,addr=0x8000000,force-raw=on",
+)  # fmt: skip
+BUILTIN = "/root/qemu-builtin"
+"""QEMU with the device `unplugd`, where the scenarios have it (tests/xen/builtin.py)."""
+_BUILTIN_DEVICE = ("-device", "unplugd,id=unplugd,wait=60000")
 
 
 @dataclass(slots=True)
@@ -82,8 +86,10 @@ class Guest:
 class Lab:
     """Makes guests on a machine."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, *, builtin: bool = False) -> None:
         self.machine = machine
+        self.builtin = builtin
+        """Guests have the QEMU that is unplugd's client itself; unplugd-attach does not run."""
         self._number = 0
         self._guests: dict[str, Guest] = {}
         self._made: dict[str, Callable[[], Guest]] = {}
@@ -109,9 +115,17 @@ class Lab:
         """
         self._number += 1
         image = "monitor" if kind == "monitor" else f"linux-{boot}"
+        settings = more
+        arguments: tuple[str, ...] = _BUILTIN_DEVICE if self.builtin else ()
+        if kind != "monitor":
+            arguments += _LOADER
+        if self.builtin:
+            settings += f'\ndevice_model_override = "{BUILTIN}"'
+        if arguments:
+            settings += "\ndevice_model_args_hvm = " + json.dumps(arguments)
         config = _CONFIG.format(
             name=name, number=self._number, vcpus=vcpus, memory=32 if kind == "monitor" else 256, on_crash="destroy",
-            on_reboot=on_reboot, more=more if kind == "monitor" else f"{_LOADER}\n{more}",
+            on_reboot=on_reboot, more=settings,
             backend="phy" if phy else "qdisk",
             serial=f"unix:/run/{name}.serial,server=on,wait=off" if kind == "monitor" else "none",
         )  # fmt: skip
