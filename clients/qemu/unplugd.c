@@ -43,6 +43,7 @@ struct UnplugdState {
     MemoryRegion ports, bar;       /* in front of ... */
     MemoryRegion *platform_ports;  /* ... these, and of the platform device's BAR */
     struct unplugd_client client;
+    bool used;                     /* the guest wrote something since the last reset */
     bool reset_due;                /* unplugd has not heard of a reset yet */
     bool away;                     /* it was logged that unplugd is away */
 };
@@ -83,6 +84,7 @@ static void forward_write(UnplugdState *s, uint64_t addr, unsigned size, uint64_
 {
     uint64_t order = reset_told(s) ? unplugd_write(&s->client, addr, size, value) : 0;
 
+    s->used = true;
     log_change(s);
     if (order) {
         memory_region_dispatch_write(s->platform_ports, 0, order & 0xffff, MO_LE | MO_16, MEMTXATTRS_UNSPECIFIED);
@@ -134,12 +136,16 @@ static MemoryRegion *cover(UnplugdState *s, Object *platform, const char *name, 
     return MEMORY_REGION(region);
 }
 
-/* The platform device came out of reset. This happens when QEMU starts, too: unplugd has no state then. */
+/* The platform device came out of reset. QEMU resets it at its own start, too: there is nothing to forget then. */
 static void reset(void *opaque)
 {
     UnplugdState *s = opaque;
     int wait = s->client.wait_ms;
 
+    if (!s->used) {
+        return;
+    }
+    s->used = false;
     s->reset_due = true;
     s->client.wait_ms = 0;         /* nobody waits for this; if it fails, the next access tells it first */
     reset_told(s);
