@@ -32,7 +32,11 @@ class Monitor:
     def __init__(self, domid: int) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(SECONDS)
-        self._socket.connect(MONITOR.format(domid))
+        try:
+            self._socket.connect(MONITOR.format(domid))
+        except OSError:
+            self._socket.close()
+            raise
         self._lines = self._socket.makefile("rb")
         self._lines.readline()  # the greeting
         self.execute("qmp_capabilities")

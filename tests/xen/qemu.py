@@ -52,7 +52,8 @@ def build(suite: str) -> tuple[Path, str]:
     if needed:
         install(needed)
     described = source(suite)
-    device = b"".join(path.read_bytes() for path in sorted([*CLIENTS.glob("qemu/*"), CLIENTS / "unplugd-client.h"]))
+    ours = ("qemu/unplugd.c", "qemu/install.sh", "unplugd-client.h")
+    device = b"".join((CLIENTS / name).read_bytes() for name in ours)
     key = hashlib.sha256(described.read_bytes() + device + OPTIONS.encode()).hexdigest()
     place = described.parent
     program, stamp = place / "qemu-builtin", place / "stamp"
