@@ -128,7 +128,7 @@ def dm_restricted(lab: Lab) -> str:
 
 
 SCENARIOS: tuple[Callable[[Lab], str], ...] = (
-    services, scenarios.linux_unplugs, scenarios.linux_blacklisted, scenarios.sequences, scenarios.strings, covered,
-    scenarios.unplugd_killed, scenarios.unplugd_away, machine_reset, order_sent_again, latency, scenarios.two_vcpus,
-    scenarios.saved_and_restored, scenarios.rebooted, dm_restricted,
+    services, scenarios.linux_unplugs, scenarios.linux_blacklisted, scenarios.sequences, scenarios.strings,
+    machine_reset, order_sent_again, dm_restricted, covered, scenarios.unplugd_killed, scenarios.unplugd_away, latency,
+    scenarios.two_vcpus, scenarios.saved_and_restored, scenarios.rebooted,
 )  # fmt: skip
