@@ -30,7 +30,8 @@ def configure(lab: Lab, text: str) -> None:
 def put_right(lab: Lab) -> None:
     """What a scenario expects, after one that stopped in the middle."""
     lab.machine.run("pkill talk.py; systemctl start unplugd" + ("" if lab.builtin else " unplugd-attach"), 600)
-    configure(lab, "")
+    lab.machine.put("/etc/unplugd/unplugd.toml", "")
+    lab.machine.until("systemctl reload unplugd", 240)  # it may have been killed just now
 
 
 def attached(lab: Lab, guest: Guest) -> None:
