@@ -19,6 +19,7 @@ from tests.xen.images import PROJECT
 from tests.xen.lab import Lab
 from tests.xen.machine import Dead, Machine
 from tests.xen.scenarios import SCENARIOS, SCENARIOS_C, put_right
+from tests.xen.verdicts import VERDICTS
 
 SUM = PROJECT / ".cache/xen-tests"
 """Where the last run leaves its count, as the tests and the soak do."""
@@ -123,7 +124,7 @@ def main() -> int:
     rows.append(Row("", "images", "ok", time.monotonic() - begin, ""))
     show(rows[-1])
     names = [name for name in options.scenario if name != "builtin"]
-    groups = [("ocaml", builtin.SCENARIOS)] if own_qemu else [("ocaml", SCENARIOS), ("C", SCENARIOS_C)]
+    groups = [("ocaml", builtin.SCENARIOS)] if own_qemu else [("ocaml", SCENARIOS + VERDICTS), ("C", SCENARIOS_C)]
     for store, scenarios in groups:
         chosen = [one for one in scenarios if not names or one.__name__ in ("services", *names)]
         if options.store in (None, store):
