@@ -243,6 +243,19 @@ def test_a_reload_changes_the_action_of_a_refused_driver(world: World) -> None:
     world.daemon.wait_for_record(rf'\(domain {domid}\): its driver stays refused; .* the action is "withhold"')
 
 
+def test_a_reload_changes_the_action_of_an_entry(world: World) -> None:
+    def listed(action: str) -> None:
+        world.set_rules(blacklist={"entry": [{"product": "linux", "build": 43, "action": action}]})
+
+    listed("withhold")
+    domid = world.create()
+    with world.daemon.connect(domid) as wire:
+        assert wire.announce(3, 43) == 0xD249
+        for action, order in (("withhold", 0), ("refuse", 3), ("withhold", 0), ("refuse", 3)):
+            listed(action)
+            assert wire.write(0x10, 2, 3) == order, action
+
+
 def test_the_deprecated_key_still_works_and_warns(world: World) -> None:
     world.set_rules(blacklist={"entry": [{"product": "linux", "build": 51}]}, policy={"blacklisted_unplug": "deny"})
     domid = world.create()

@@ -143,3 +143,14 @@ def test_entries_and_ranges_in_words() -> None:
 )  # fmt: skip
 def test_a_build_number_has_one_name(name: str, build: int | None) -> None:
     assert build_number(name) == build
+
+
+@pytest.mark.parametrize(("action", "there", "whole"), [
+    (Action.REFUSE, None, Action.REFUSE), (Action.WITHHOLD, Action.WITHHOLD, Action.WITHHOLD)])
+def test_what_is_listed_includes_what_xenstore_is_asked_for(action: Action, there: Action | None, whole: Action) -> None:
+    configured = Configured([BlacklistEntry("linux", 1, "slow", action)])
+    decided, listed = configured.decide("linux", 1), configured.listed("linux", 1)
+    assert (decided and decided.action) == there
+    assert listed is not None
+    assert (listed.action, listed.reason) == (whole, "slow")
+    assert configured.listed("linux", 2) is None

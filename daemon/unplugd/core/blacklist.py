@@ -108,6 +108,14 @@ class Configured:
         found += (one for one in self._ranges.get(product, ()) if one.first <= build <= one.last)
         return strictest(*(self._hit(one) for one in found if one.guests is None or one.guests.match(name, uuid)))
 
+    def listed(self, product: str, build: int, name: str = "", uuid: str = "") -> Hit | None:
+        """What all of the configuration says of this build, its nodes in xenstore included."""
+        hit = self.decide(product, build, name, uuid)
+        path = node(product, build)
+        if path is None or path not in self.nodes:
+            return hit
+        return strictest(hit, self.node_hit(product, build, self.nodes[path]))
+
     def node_hit(self, product: str, build: int, reason: str) -> Hit:
         """What a node of xenstore says, or what stands in for it."""
         return Hit(self.action, reason, f"xenstore's node {product}/{build}{said(self.action, None)}")

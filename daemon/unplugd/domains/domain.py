@@ -375,7 +375,7 @@ class Domain:
         product = settings.registry.name(platform.product)
         hit = None
         if product is not None and platform.build is not None:
-            hit = for_guest(settings.blacklist.decide(product, platform.build, self.name, self.uuid), self.stance)
+            hit = for_guest(settings.blacklist.listed(product, platform.build, self.name, self.uuid), self.stance)
         enforced = not (self.stance.observe or self.stance.exempt)
         if guest.follow(hit, settings.blacklist.action if enforced else Action.NONE):
             action = platform.action.name.lower()
