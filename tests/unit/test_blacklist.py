@@ -147,7 +147,7 @@ def test_a_build_number_has_one_name(name: str, build: int | None) -> None:
 
 @pytest.mark.parametrize(("action", "there", "whole"), [
     (Action.REFUSE, None, Action.REFUSE), (Action.WITHHOLD, Action.WITHHOLD, Action.WITHHOLD)])
-def test_what_is_listed_includes_what_xenstore_is_asked_for(action: Action, there: Action | None, whole: Action) -> None:
+def test_what_is_listed_includes_what_xenstore_says(action: Action, there: Action | None, whole: Action) -> None:
     configured = Configured([BlacklistEntry("linux", 1, "slow", action)])
     decided, listed = configured.decide("linux", 1), configured.listed("linux", 1)
     assert (decided and decided.action) == there
