@@ -522,11 +522,25 @@ def test_a_full_file_stays_where_it_is_rather_than_be_lost(directory: Path) -> N
     run(scenario())
 
 
+def test_a_domain_created_with_the_name_of_one_that_left_replaces_nothing(directory: Path) -> None:
+    async def scenario() -> None:
+        guests = GuestFiles(directory, 10)
+        for domid, name in ((3, "web"), (4, "web--migratedaway")):
+            guests.open(domid, name)
+            await guests.append(domid, [b"%d one\n" % domid])
+            guests.close(domid)
+        await settled()
+        assert contents(directory) == {"guest-web.log": b"3 one\n", "guest-web--migratedaway.log": b"4 one\n"}
+
+    run(scenario())
+
+
 def test_a_silent_guest_that_migrates_away_leaves_nothing(directory: Path) -> None:
     async def scenario() -> None:
         guests = GuestFiles(directory, 100, lambda domid, error: pytest.fail(f"{domid}: {error}"))
         for other in (False, True):
-            guests.open(3, "web--migratedaway")
+            guests.open(3, "web")
+            guests.rename(3, "web--migratedaway")
             if other:
                 guests.open(4, "web")
             guests.close(3)

@@ -78,12 +78,14 @@ class _Guest:
     `before` are the tasks that must end before the next one: those of this guest, or of the file's previous domain.
     """
 
-    __slots__ = ("appending", "before", "claimed", "file", "name")
+    __slots__ = ("appending", "before", "claimed", "file", "left", "name")
 
     def __init__(self, name: str, file: str, before: list[asyncio.Task[None]]) -> None:
         self.name = name
         self.file = file
         self.claimed = file
+        self.left = False
+        """It was seen to migrate away; a domain can also be created with such a name."""
         self.before = before
         self.appending: asyncio.Task[None] | None = None
 
@@ -143,6 +145,7 @@ class GuestFiles:
         guest = self._guests[domid]
         if name == guest.name:
             return
+        guest.left = name == guest.name + MIGRATED_AWAY
         guest.name = name
         before = guest.claimed
         self._claimed.discard(before)
@@ -166,7 +169,7 @@ class GuestFiles:
         guest = self._guests.pop(domid)
         self._claimed.discard(guest.claimed)
         writing = self._start(guest, partial(self._append, guest, list(last), ledger)) if last else None
-        if guest.name.endswith(MIGRATED_AWAY):
+        if guest.left:
             self._give_back(domid, guest)
         if before := [task for task in guest.before if not task.done()]:
             self._left[guest.claimed] = before
