@@ -124,7 +124,9 @@ def main() -> int:
     rows.append(Row("", "images", "ok", time.monotonic() - begin, ""))
     show(rows[-1])
     names = [name for name in options.scenario if name != "builtin"]
-    groups = [("ocaml", builtin.SCENARIOS)] if own_qemu else [("ocaml", SCENARIOS + VERDICTS), ("C", SCENARIOS_C)]
+    # the rows of actions have not run behind all others yet: by name, for now
+    ocaml = SCENARIOS + VERDICTS if names else SCENARIOS
+    groups = [("ocaml", builtin.SCENARIOS)] if own_qemu else [("ocaml", ocaml), ("C", SCENARIOS_C)]
     for store, scenarios in groups:
         chosen = [one for one in scenarios if not names or one.__name__ in ("services", *names)]
         if options.store in (None, store):
