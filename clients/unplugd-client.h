@@ -95,7 +95,7 @@ static inline void unplugd_client_adopt(struct unplugd_client *client, int fd)
     }
     client->fd = fd;
     client->given_up = 0;
-    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);  /* whoever opened it may have set it */
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);  /* the process that opened it may have set it */
     unplugd__limit(client);
 }
 

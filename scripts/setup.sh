@@ -190,7 +190,7 @@ if [ "$mode" = test ]; then
         begin=$SECONDS
         printf '=== %s\n' "$script" >>"$log"
         if ! bash "$script" >>"$log" 2>&1 9>&-; then
-            # On CI, which has all, this is the one line that there is to be; elsewhere the tests do without.
+            # CI can fetch everything, so a failure ends it here, with one line. Elsewhere the tests do without.
             [ -z "${CI:-}" ] || fail "$script: $(tail -n 1 "$log")"
             say "missing what $script fetches; its tests do without: $(tail -n 1 "$log")"
         elif [ $((SECONDS - begin)) -gt 1 ]; then

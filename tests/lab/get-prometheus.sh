@@ -19,7 +19,7 @@ fetch() {
     ! apt-cache show promtool >/dev/null 2>&1 || names+=(promtool)
     apt-get -q -o Acquire::Retries=3 download "${names[@]}"
 }
-fetch || { apt-get -q update && fetch; }
+fetch || { apt-get -q -o Acquire::Retries=3 update && fetch; }
 for deb in *.deb; do dpkg-deb -x "$deb" unpacked; done
 "unpacked/usr/bin/promtool" --version
 mkdir -p tree/usr/bin

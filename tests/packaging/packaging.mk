@@ -10,5 +10,5 @@ image: deb ## a container image, localhost/unplugd, with buildah or docker
 test-packaging: ## package, wheel, image and compose.yaml, tried in clean surroundings (as root, 6 minutes)
 	@tests/packaging/run.sh
 
-test-fleet: ## the Ansible role, and guests' lines at a central journal, on two clean hosts (as root, 4 minutes)
+test-fleet: ## the Ansible role, and guests' lines at a central journal, on two clean hosts (as root, 6 minutes)
 	@tests/packaging/run.sh tests/packaging/manyhosts.py

@@ -257,7 +257,7 @@ def _candidates(name: str, domid: int | None, there: Iterable[str]) -> Iterator[
             yield f"{stem}-{domid}.log"  # two domains of one name: the later has its domid in the file's name
         elif len(stem) > len("guest-") + LONGEST_NAME:
             # cut, and with the domid that it had
-            yield from (one for one in there if one.startswith(stem.removesuffix("0")) and one.endswith(".log"))
+            yield from (one for one in sorted(there) if one.startswith(stem.removesuffix("0")) and one.endswith(".log"))
         yield file
 
 
