@@ -242,7 +242,7 @@ def test_state_that_is_no_good_is_not_used(daemon: Daemon) -> None:
     """A file of another version, half of one, garbage, none: that domain begins anew, and the others keep theirs."""
     kinds: dict[str, Callable[[bytes], bytes]] = {
         "whole": lambda content: content,
-        "older": lambda content: content.replace(b"unplugd1", b"unplugd0"),
+        "older": lambda content: content.replace(b"unplugd2", b"unplugd1"),
         "half": lambda content: content[:len(content) // 2],
         "half of its first page": lambda content: content[:300],
         "empty": lambda content: b"",

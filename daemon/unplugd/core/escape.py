@@ -68,12 +68,17 @@ class _Shown(dict[int, int | str]):
 _SHOWN = _Shown()
 
 
+def plain(raw: bytes) -> bool:
+    """Whether `raw` stays as it is in every sink."""
+    return not raw.translate(None, _PLAIN_TEXT)
+
+
 def escape_text(raw: bytes) -> str:
     r"""Return `raw` as printable ASCII: `\t`, `\n`, `\r`, `\\`, and `\xNN` for every other byte outside it.
 
     The result is never ambiguous: two different inputs never give the same text.
     """
-    if not raw.translate(None, _PLAIN_TEXT):
+    if plain(raw):
         return raw.decode("ascii")
     return "".join(map(_TEXT.__getitem__, raw))
 

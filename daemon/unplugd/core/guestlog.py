@@ -104,39 +104,38 @@ class GuestLog:
         dropped, most of those behind it are dropped at once.
         """
         self._last_byte = now
-        if self._drop_all(data, now):
+        if self.throttled and self._drop_all(data, now):
             return len(data)
-        before, partial = (len(self._events), self.dropped_lines), self.partial
-        at = 0
-        while at < len(data) and (len(self._events), self.dropped_lines) == before:
-            if not partial and (empty := _EMPTY_LINES.match(data, at)):
+        events, dropped, partial = len(self._events), self.dropped_lines, self.partial
+        at, size = 0, len(data)
+        while at < size and len(self._events) == events and self.dropped_lines == dropped:
+            if data[at] == 10 and not partial and (empty := _EMPTY_LINES.match(data, at)):
                 self.line_number += empty.end() - at
                 self.charged = 0
                 at = empty.end()
                 continue
             begin, room = at, LINE_LIMIT - len(partial)
             newline = data.find(b"\n", at, at + room)
+            end = newline if newline >= 0 else min(at + room, size)
+            at = end + (newline >= 0)
+            partial += data[begin:end]
+            if self.limits.delay:
+                self.charged += at - begin
             if newline >= 0:
-                at = newline + 1
-                partial += data[begin:newline]
-                self._charge(at - begin)
                 self.end_line(now)
-            else:
-                at = min(at + room, len(data))
-                partial += data[begin:at]
-                self._charge(at - begin)
-                if len(partial) == LINE_LIMIT:
-                    self.cut(now)
+            elif len(partial) == LINE_LIMIT:
+                self.cut(now)
         return at
 
     def _drop_all(self, data: bytes, now: float) -> bool:
         """Drop every line that ends in `data`, where none can pass: a flood must not cost more than what it writes.
 
-        False where one might pass, or would have to be cut: then nothing was done. A line passes only if the bucket can
-        pay for it and for the record that says what was dropped before it, each of which costs RECORD_COST at least.
+        Only for a log that is throttled. False where one might pass, or would have to be cut: then nothing was done. A
+        line passes only if the bucket can pay for it and for the record that says what was dropped before it, each of
+        which costs RECORD_COST at least.
         """
         limits = self.limits
-        if (limits.delay or limits.unlimited or not self.throttled or not self.unsaid_lines
+        if (limits.delay or limits.unlimited or not self.unsaid_lines
                 or now >= self._last_report + REPORT_INTERVAL):
             return False
         *ended, rest = (bytes(self.partial) + data).split(b"\n")
@@ -155,10 +154,6 @@ class GuestLog:
             self._last_drop = now
         self.partial[:] = rest
         return True
-
-    def _charge(self, count: int) -> None:
-        if self.limits.delay:
-            self.charged += count
 
     def end_line(self, now: float) -> None:
         """A newline came."""

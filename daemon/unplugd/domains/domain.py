@@ -199,7 +199,8 @@ class Domain:
     def log(self, data: bytes, now: float) -> None:
         """Bytes for the guest's log, of a frame that no row answers."""
         self.catch_up()
-        self._make_room()
+        if self.table.text > COMPACT_OVER:
+            self._make_room()
         self.state.append(data, self.table.text)
         self.table.place(*self.state.place)
         self._record(now, forever=True)
@@ -244,7 +245,7 @@ class Domain:
                 if not forever and at < len(text) and time.monotonic() - now > BUDGET:
                     self._record_later()
                     break
-        if at == len(text):
+        if at == len(text) and self.table.text > COMPACT_OVER:
             self._make_room()
 
     def _record_later(self) -> None:
@@ -261,9 +262,8 @@ class Domain:
             self.turns.charge(time.monotonic() - now)
 
     def _make_room(self) -> None:
-        if self.table.text > COMPACT_OVER:
-            self.state.compact(self._guest)
-            self.table.place(*self.state.place)
+        self.state.compact(self._guest)
+        self.table.place(*self.state.place)
 
     def settle(self, now: float) -> None:
         """Record what happened and keep the state: to be called before the responses that depend on it are sent."""
@@ -304,18 +304,17 @@ class Domain:
 
     def _tell(self, event: CoreEvent) -> None:
         # as it was when the event came: what is behind it in the text is not recorded yet
-        platform = self._guest.platform
-        match event:
-            case Line(text, product, build):
-                self._log_lines += 1
-                self._log_bytes += len(text)
-                self.records.guest_line(self.outbox, Event.GUEST_LINE, text, product, build)
-                return
-            case LinesDropped():
-                self.records.guest_line(self.outbox, Event.LINES_DROPPED, str(event).encode(), platform.product,
-                                        platform.build)
-                return
-        self.records.happened(event, platform.product, platform.build)
+        if isinstance(event, Line):
+            text, product, build = event
+            self._log_lines += 1
+            self._log_bytes += len(text)
+            self.records.guest_line(self.outbox, Event.GUEST_LINE, text, product, build)
+            return
+        driver = self._guest.platform.product, self._guest.platform.build
+        if isinstance(event, LinesDropped):
+            self.records.guest_line(self.outbox, Event.LINES_DROPPED, str(event).encode(), *driver)
+        else:
+            self.records.happened(event, *driver)
 
     def _compare(self) -> None:
         """Labels and published nodes follow the state itself: a record of its change may have been suppressed."""

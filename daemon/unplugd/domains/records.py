@@ -82,9 +82,6 @@ class DomainRecords:
 
     def guest_line(self, outbox: Outbox, kind: Event, text: bytes, product: int | None, build: int | None) -> None:
         """What goes into the guest's log: a line, or what is said in place of dropped ones."""
-        self._delivery.put(outbox, Entry(time.time(), text, self._fields(kind, product, build)))
-
-    def _fields(self, kind: Event, product: int | None, build: int | None) -> Fields:
         key = kind, product, build
         if key != self._line_key:
             self._line_key = key
@@ -92,7 +89,7 @@ class DomainRecords:
                 ("PRIORITY", kind.priority), ("SYSLOG_IDENTIFIER", self._identifier), ("MESSAGE_ID", kind.message_id),
                 *self._identity, *self._driver(product, build),
             )
-        return self._line_fields
+        self._delivery.put(outbox, Entry(time.time(), text, self._line_fields))
 
     def own(self, kind: Event, message: str, product: int | None = None, build: int | None = None) -> None:
         """A record of unplugd's about the domain, and its driver where that is known."""

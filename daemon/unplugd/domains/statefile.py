@@ -50,14 +50,17 @@ _NOTE = 4 * _SLOT
 NOTE_LIMIT = _PAGE - _NOTE - 8
 """Bytes that a note may have."""
 
-_HEADER = struct.Struct("<8sQ16s64sqqqqqqqqddqqqq128s120sQqqq")
-"""magic, sequence, boot id, uuid; then a Snapshot: product, build, action, asked, ignored, by node, unplugged,
-flags, balance, its time, charged, unsaid lines, unsaid bytes, throttled, reason, rule; then generation, area, position,
-length of the text."""
+_DRIVER = struct.Struct("<8s16s64sqqqqqqqq128s120s")
+"""magic, boot id, uuid; then of a Snapshot: product, build, action, asked, ignored, by node, unplugged, flags, reason,
+rule. The first part of a header: it stays the same from line to line."""
+_LOG = struct.Struct("<QddqqqqQqqq")
+"""sequence; then of a Snapshot: balance, its time, charged, unsaid lines, unsaid bytes, throttled; then generation,
+area, position, length of the text. The second part of a header."""
+_HEADER_SIZE = _DRIVER.size + _LOG.size
 _CHECKSUM = struct.Struct("<I")
 _NOTE_HEADER = struct.Struct("<II")
 """length, checksum of boot id and note."""
-_MAGIC = b"unplugd1"  # as in version 0.1.0, whose files have another size
+_MAGIC = b"unplugd2"
 _GENERATIONS = (1 << 48) - 1
 
 
@@ -91,10 +94,10 @@ def read_note(directory: Path, domid: int, boot: bytes) -> bytes | None:
     return note if 0 < length == len(note) and zlib.crc32(boot + note) == checksum else None
 
 
-def _snapshot(fields: Sequence[Any]) -> Snapshot:
+def _snapshot(driver: Sequence[Any], log: Sequence[Any]) -> Snapshot:
     """The guest's part of a header. An unknown action counts as the strictest: another version may have more."""
-    product, build, action, asked, ignored, by_node, *others, reason, rule = fields
-    kept = oldstate.snapshot([product, build, 0, *others, reason])
+    product, build, action, asked, ignored, by_node, unplugged, flags, reason, rule = driver
+    kept = oldstate.snapshot([product, build, 0, unplugged, flags, *log, reason])
     known = Action(min(max(Action.NONE, action), Action.WITHHOLD))
     return kept._replace(action=known, asked=bool(asked), ignored=bool(ignored), by_node=bool(by_node),
                          rule=oldstate.text(rule))
@@ -144,6 +147,8 @@ class StateFile:
     def _begin(self, boot: bytes) -> None:
         self._boot = boot
         self._uuid = b""
+        self._driver = b""
+        """The first part of a header, as the last commit left it; empty where it must be made anew."""
         self._sequence = 0
         self.generation = 0
         self._area = 0
@@ -161,16 +166,17 @@ class StateFile:
 
     def _load(self, slot: int) -> None:
         at = slot * _SLOT
-        raw = self.memory[at:at + _HEADER.size]
-        (checksum,) = _CHECKSUM.unpack_from(self.memory, at + _HEADER.size)
+        raw = self.memory[at:at + _HEADER_SIZE]
+        (checksum,) = _CHECKSUM.unpack_from(self.memory, at + _HEADER_SIZE)
         if zlib.crc32(raw) != checksum:
             return
-        magic, sequence, boot, uuid, *fields, generation, area, position, length = _HEADER.unpack(raw)
+        magic, boot, uuid, *driver = _DRIVER.unpack_from(raw)
+        sequence, *log, generation, area, position, length = _LOG.unpack_from(raw, _DRIVER.size)
         if magic != _MAGIC or boot != self._boot or sequence <= self._sequence:
             return
         if area not in (0, 1) or not 0 <= position <= length <= AREA:
             return
-        self.kept = _snapshot(fields)
+        self.kept = _snapshot(driver, log)
         self._sequence, self.generation, self._area = sequence, generation, area
         self.recorded, self.length = position, length
         self._uuid = uuid.rstrip(b"\0")
@@ -209,23 +215,32 @@ class StateFile:
     def own(self, uuid: str) -> None:
         """Say whose state this is from the next commit on ("" until the domain's uuid is known)."""
         self._uuid = uuid.encode("ascii", "replace")[:64]
+        self._driver = b""
 
     def commit(self, guest: Guest) -> None:
         """Keep the guest as it is now. What it has said must be recorded before: this says that it is."""
+        if guest.changed or not self._driver:
+            self._driver = self._pack_driver(guest.snapshot())
         self._sequence += 1
-        product, build, *others, reason, rule = guest.snapshot()
-        raw = _HEADER.pack(
-            _MAGIC, self._sequence, self._boot, self._uuid, -1 if product is None else product,
-            -1 if build is None else build, *others, reason.encode("utf-8", "replace"),
-            rule.encode("utf-8", "replace"),
-            self.generation, self._area, self.recorded - len(guest.log.partial), self.recorded,
+        log = guest.log
+        bucket, position = log.bucket, self.recorded
+        raw = self._driver + _LOG.pack(
+            self._sequence, bucket.balance, bucket.at, log.charged, log.unsaid_lines, log.unsaid_bytes, log.throttled,
+            self.generation, self._area, position - len(log.partial), position,
         )
         at = (self._sequence & 1) * _SLOT
-        self.memory[at:at + _HEADER.size + 4] = raw + _CHECKSUM.pack(zlib.crc32(raw))
+        self.memory[at:at + _HEADER_SIZE + 4] = raw + _CHECKSUM.pack(zlib.crc32(raw))
         guest.changed = False
         if self._new is not None and self._path is not None:
             self._new.rename(self._path)
             self._new = None
+
+    def _pack_driver(self, kept: Snapshot) -> bytes:
+        return _DRIVER.pack(
+            _MAGIC, self._boot, self._uuid, -1 if kept.product is None else kept.product,
+            -1 if kept.build is None else kept.build, kept.action, kept.asked, kept.ignored, kept.by_node,
+            kept.unplugged, kept.flags, kept.reason.encode("utf-8", "replace"), kept.rule.encode("utf-8", "replace"),
+        )
 
     def compact(self, guest: Guest) -> None:
         """Go on in the other area, with only the open line. All text must be recorded; then place the table."""

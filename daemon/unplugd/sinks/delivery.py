@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unplugd.config.load import LogConfig
-from unplugd.core.escape import escape_journal, escape_text
+from unplugd.core.escape import escape_journal, escape_text, plain
 from unplugd.core.guestlog import RECORD_COST
 from unplugd.sinks.files import GuestFiles, format_line
 from unplugd.sinks.journal import Journal
@@ -82,7 +82,7 @@ class Delivery:
 
     def cost(self, text: bytes) -> int:
         """Bytes that a guest's line takes where it is stored: the longest of the sinks' forms."""
-        if text.isascii() and text.decode().isprintable() and b"\\" not in text:
+        if plain(text):
             return len(text)
         sinks = self._config.sinks
         return max(

@@ -57,7 +57,7 @@ def encode(entry: Entry, now: float) -> bytes:
     UNPLUG_TIMESTAMP with the time of its event (RFC 3339, UTC, milliseconds). `now` is CLOCK_REALTIME.
     """
     # The escaped message has no newline, so the short form is always right for it.
-    data = b"%sMESSAGE=%s\n" % (encode_fields(entry.fields), escape_journal(entry.message))
+    data = encode_fields(entry.fields) + b"MESSAGE=" + escape_journal(entry.message) + b"\n"
     if now - entry.time > LATE:
         said = datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="milliseconds")
         data += b"UNPLUG_TIMESTAMP=%sZ\n" % said.removesuffix("+00:00").encode()
