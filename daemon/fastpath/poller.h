@@ -9,7 +9,7 @@
 #include "table.h"
 
 enum {
-    READ_SIZE = 16 * 1024,  /* bytes read at a time: at most 512 accesses, then others have their turn */
+    READ_SIZE = 5 * 1024,   /* bytes read at a time: at most 160 accesses, then others have their turn */
     BUDGET = 500,           /* microseconds that one domain may take of a round */
     MAX_BOUNDS = 32,
 };

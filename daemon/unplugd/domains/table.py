@@ -25,8 +25,8 @@ _Shape = tuple[int, int, int, int]
 _SIZE_1 = 1 << 32
 """Size 1 in the second number of a shape, whose lower half is the count."""
 
-READ_SIZE = 16 * 1024
-"""Bytes read from a connection at a time: at most 512 accesses, then other guests have their turn."""
+READ_SIZE = 5 * 1024
+"""Bytes read from a connection at a time: at most 160 accesses, then other guests have their turn."""
 
 
 class Rows:
