@@ -31,8 +31,7 @@ static inline bool log_append(struct log *log, const void *data, size_t size)
     return true;
 }
 
-/* Make the text count, so that it survives SIGKILL. SIGKILL stops a process between two instructions, and the kernel keeps
- * what was stored: the order of the stores is all that matters, and the compiler must not change it. */
+/* Make the text count. The kernel keeps what was stored before a SIGKILL: the compiler must not change the order of stores. */
 static inline void log_publish(const struct log *log)
 {
     if (log->text == NULL)

@@ -107,8 +107,7 @@ static int one_round(Poller *self, int milliseconds, PyObject *events, PyObject 
         return PyErr_CheckSignals() < 0 ? -1 : 0;
     if (count < 0)
         return PyErr_SetFromErrno(PyExc_OSError), -1;
-    /* The last first: who was served in the round before, and has more, is at the head of the kernel's list. So a guest that
-     * never stops does not come before those that are ready now and then; each has one turn a round all the same. */
+    /* The last first: a guest that never stops is at the head of the kernel's list, others must not wait for its batch. */
     for (int i = count - 1; i >= 0; i--) {
         int result;
 

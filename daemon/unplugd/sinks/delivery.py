@@ -354,17 +354,9 @@ class Delivery:
             self._say(Event.RECORDS_LOST, f"{lost} records of unplugd were lost while their sink took none")
 
     def _say(self, event: Event, message: str) -> None:
-        self.record(
-            Entry(
-                time.time(),
-                message.encode("utf-8", "surrogateescape"),
-                (
-                    ("PRIORITY", event.priority),
-                    ("SYSLOG_IDENTIFIER", "unplugd"),
-                    ("MESSAGE_ID", event.message_id),
-                ),
-            )
-        )
+        self.record(Entry(time.time(), message.encode("utf-8", "surrogateescape"), (
+            ("PRIORITY", event.priority), ("SYSLOG_IDENTIFIER", "unplugd"), ("MESSAGE_ID", event.message_id),
+        )))
 
     @property
     def problem(self) -> str | None:
