@@ -223,6 +223,24 @@ def test_what_is_handed_over_wants_a_turn_of_the_loop_and_keeps_its_order() -> N
     run(test)
 
 
+def test_a_guest_that_does_not_stop_comes_after_those_that_are_ready_now_and_then() -> None:
+    async def test(it: Owner) -> None:
+        while serve_guests():
+            await asyncio.sleep(0)
+        other = Owner(it.counters, it.poller)
+        served: list[str] = []
+        it.woken = lambda: served.append("flood")
+        other.woken = lambda: served.append("other")
+        it.theirs.send(string(b"x" * 127 + b"\n") * (3 * table.READ_SIZE // 160))
+        serve_guests()
+        other.theirs.send(LINE)
+        serve_guests()
+        assert served == ["flood", "other", "flood"]
+        other.close()
+
+    run(test)
+
+
 def test_another_descriptor_wants_a_turn_of_the_loop() -> None:
     async def test(it: Owner) -> None:
         while serve_guests():
